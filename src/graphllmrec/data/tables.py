@@ -1,0 +1,197 @@
+"""The tables every part of the package shares: ids, items, interactions, histories.
+
+Outside the package an id is a string. Inside, users and items are row numbers (0 … n-1) of an IdMap. Nothing mixes the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from graphllmrec.errors import UnknownIdError
+
+Ints = NDArray[np.int64]
+
+
+class IdMap:
+    """External string ids <-> row numbers. Row i belongs to `ids[i]`."""
+
+    def __init__(self, ids: pl.Series | Sequence[str]) -> None:
+        self.ids = pl.Series("id", ids, dtype=pl.String)
+        if self.ids.null_count() or self.ids.n_unique() != len(self.ids):
+            raise ValueError("ids must be unique and not null")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, value: object) -> bool:
+        return str(value) in self._rows
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {value: row for row, value in enumerate(self.ids.to_list())}
+
+    def row(self, value: object, kind: str = "id") -> int:
+        """Row number of one external id. Raises UnknownIdError, naming `kind` ("user", "item") and close ids."""
+        try:
+            return self._rows[str(value)]
+        except KeyError:
+            import difflib
+
+            close = difflib.get_close_matches(str(value), self._rows, n=3) if len(self) <= 100_000 else []
+            hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+            raise UnknownIdError(f"unknown {kind} {str(value)!r}{hint}") from None
+
+    def rows(self, values: Iterable[object]) -> Ints:
+        """Row numbers (n,) of many external ids; -1 where unknown."""
+        return np.asarray([self._rows.get(str(value), -1) for value in values], dtype=np.int64)
+
+    def of(self, rows: Iterable[int] | Ints) -> list[str]:
+        """External ids of row numbers."""
+        index = np.asarray(rows if isinstance(rows, np.ndarray) else list(rows), dtype=np.int64)
+        out: list[str] = self.ids.gather(index).to_list()
+        return out
+
+    def extended(self, new: Sequence[str]) -> IdMap:
+        """A map with `new` ids appended; existing row numbers stay."""
+        return IdMap(pl.concat([self.ids, pl.Series("id", [str(value) for value in new], dtype=pl.String)]))
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Lists of item rows, one per user (CSR): user u's items, oldest first, are items[indptr[u]:indptr[u + 1]]."""
+
+    indptr: Ints  # (num_users + 1,)
+    items: Ints  # (nnz,)
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def __getitem__(self, user: int) -> Ints:
+        return self.items[self.indptr[user] : self.indptr[user + 1]]
+
+    @property
+    def lengths(self) -> Ints:
+        """Number of items per user (num_users,)."""
+        return np.diff(self.indptr)
+
+    @property
+    def row_of_entry(self) -> Ints:
+        """User row of every entry (nnz,)."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
+
+    @property
+    def steps_back(self) -> Ints:
+        """How far every entry lies from its user's newest one (nnz,): 0 = newest. What recency weights are made of."""
+        return np.repeat(self.indptr[1:], self.lengths) - 1 - np.arange(len(self.items), dtype=np.int64)
+
+    def take(self, users: Ints) -> Histories:
+        """The histories of these users (row numbers, repeats allowed), in this order."""
+        users = np.asarray(users, dtype=np.int64)
+        lengths = self.lengths[users]
+        indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        shift = np.repeat(self.indptr[users] - indptr[:-1], lengths)
+        return Histories(indptr, self.items[np.arange(indptr[-1], dtype=np.int64) + shift])
+
+    @staticmethod
+    def from_lists(lists: Sequence[Sequence[int] | Ints]) -> Histories:
+        """Histories from plain lists of item rows, each oldest first."""
+        indptr = np.concatenate([[0], np.cumsum([len(entry) for entry in lists])]).astype(np.int64)
+        flat = [np.asarray(entry, dtype=np.int64) for entry in lists]
+        return Histories(indptr, np.concatenate(flat) if flat else np.empty(0, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Who touched what, in row numbers, sorted by (user, order, position in the file)."""
+
+    user: Ints  # (n,)
+    item: Ints  # (n,)
+    order: Ints | None = None  # (n,) unix seconds or position; None when the data has no order
+    rating: NDArray[np.float32] | None = None  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def where(self, keep: NDArray[np.bool_]) -> Interactions:
+        """The rows where `keep` is true, order unchanged."""
+        return Interactions(
+            self.user[keep],
+            self.item[keep],
+            None if self.order is None else self.order[keep],
+            None if self.rating is None else self.rating[keep],
+        )
+
+    def histories(self, num_users: int) -> Histories:
+        """The item rows of every user, oldest first. Relies on the sort order of this class."""
+        counts = np.bincount(self.user, minlength=num_users)
+        return Histories(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), self.item)
+
+    def item_degree(self, num_items: int) -> Ints:
+        """Number of interactions per item (num_items,)."""
+        return np.bincount(self.item, minlength=num_items).astype(np.int64)
+
+    @staticmethod
+    def sort(
+        user: Ints, item: Ints, order: Ints | None = None, rating: NDArray[np.float32] | None = None
+    ) -> Interactions:
+        """Interactions from unsorted columns; the sort is stable, so equal orders keep their place in the file."""
+        index = np.lexsort((order, user)) if order is not None else np.argsort(user, kind="stable")
+        return Interactions(
+            user[index],
+            item[index],
+            None if order is None else order[index],
+            None if rating is None else rating[index],
+        )
+
+
+@dataclass(frozen=True)
+class Items:
+    """The catalogue. Row i of `table` describes item row i; an item without text has nulls in every text column."""
+
+    ids: IdMap
+    table: pl.DataFrame  # item_id, and where known title, description, brand, categories, … (String or List(String))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def titles(self) -> list[str | None]:
+        """Title per item row; None where unknown."""
+        return self.table["title"].to_list() if "title" in self.table.columns else [None] * len(self)
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Columns that hold text (everything but item_id that is a String or a list of String)."""
+        return [
+            name for name, kind in self.table.schema.items()
+            if name != "item_id" and kind in (pl.String, pl.List(pl.String))
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data folder, read and checked: users, items, and either all interactions or a ready-made split."""
+
+    name: str
+    users: IdMap
+    items: Items
+    interactions: Interactions  # all of them; of a ready-made split: train, then valid, then test, re-sorted
+    ready: dict[str, Interactions] = field(default_factory=dict)  # "train" and "test", maybe "valid"; {} if not split
+    order: str | None = None  # "timestamp", "position" or None
+    source: str = ""  # folder or file it came from
+
+    @property
+    def num_users(self) -> int:
+        """Number of users."""
+        return len(self.users)
+
+    @property
+    def num_items(self) -> int:
+        """Number of items, those without any click included."""
+        return len(self.items)

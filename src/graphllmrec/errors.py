@@ -1,0 +1,68 @@
+"""Every error a user can cause, in one place. A message says what, where, the value found, and what to do."""
+
+from __future__ import annotations
+
+
+class GraphLLMRecError(Exception):
+    """Base of all errors raised on purpose; the command line prints these without a traceback."""
+
+
+class DataError(GraphLLMRecError):
+    """A table that cannot be used. Nothing of it has been loaded.
+
+    Attributes: what (the problem), file, line (1-based, header included), column, value (as found),
+    hint (what to do), count (how many rows of the file have a problem; the first one is described).
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        column: str | None = None,
+        value: object = None,
+        hint: str | None = None,
+        count: int = 1,
+    ) -> None:
+        self.what, self.file, self.line, self.column = what, file, line, column
+        self.value, self.hint, self.count = value, hint, count
+        where = ", ".join(
+            part
+            for part in (
+                file or "",
+                f"line {line}" if line is not None else "",
+                f"column '{column}'" if column is not None else "",
+            )
+            if part
+        )
+        found = f" (found {str(value)[:80]!r})" if value is not None else ""
+        more = f" [{count:,} such problems in this file]" if count > 1 else ""
+        super().__init__((f"{where}: " if where else "") + what + found + more + (f"\n  hint: {hint}" if hint else ""))
+
+
+class RecipeError(GraphLLMRecError):
+    """A recipe with one or more invalid settings; `problems` lists all of them."""
+
+    def __init__(self, problems: list[str], source: str = "recipe") -> None:
+        self.problems = problems
+        super().__init__(f"{source} has {len(problems)} problem(s):\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+class TextError(GraphLLMRecError):
+    """Item text or text vectors that cannot be used (missing, NaN, zero, a checksum that differs)."""
+
+
+class CheckpointError(GraphLLMRecError):
+    """A run folder or checkpoint that is absent, incomplete or made by something else."""
+
+
+class UnknownIdError(GraphLLMRecError, KeyError):
+    """A user or item id that the data does not hold."""
+
+    def __str__(self) -> str:  # KeyError would quote the message
+        return str(self.args[0])
+
+
+class Interrupted(GraphLLMRecError):
+    """Training stopped on Ctrl-C or SIGTERM after leaving a resumable checkpoint."""
