@@ -10,7 +10,7 @@ They implement `item_vectors` and `query_vectors`; `scores` follows. The others 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -104,7 +104,8 @@ class Task:
 class Model(Protocol):
     """What evaluation, the front door and the server rely on."""
 
-    name: ClassVar[str]  # as in recipes: "item-knn"
+    name: ClassVar[str]  # as in models.MODELS: "item-knn"
+    config_class: ClassVar[type[Config]]
     needs_text: ClassVar[bool]  # fit() requires task.text
     ranks_cold_items: ClassVar[bool]  # can it place an item that nobody has clicked?
     config: Any
@@ -170,7 +171,7 @@ def history_matrix(histories: Histories, num_items: int, decay: float = 1.0) -> 
     return matrix
 
 
-Aggregate = Literal["sum", "mean"]
+Aggregate = Literal["sum", "mean"]  # how the item vectors of a history become one
 
 
 def aggregate(histories: Histories, vectors: Tensor, decay: float = 1.0, how: Aggregate = "mean") -> Tensor:
@@ -184,6 +185,3 @@ def aggregate(histories: Histories, vectors: Tensor, decay: float = 1.0, how: Ag
         total = torch.zeros(len(histories)).index_add_(0, rows, weights)
         out = out / total.clamp_min(1e-12)[:, None]
     return out
-
-
-Builder = Callable[[Any], Model]
