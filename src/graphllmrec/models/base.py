@@ -166,8 +166,9 @@ def recency_weights(histories: Histories, decay: float) -> NDArray[np.float32]:
 def history_matrix(histories: Histories, num_items: int, decay: float = 1.0) -> sp.csr_array:
     """Histories as a sparse (B, num_items) float32 matrix of recency weights; repeats add up."""
     weights = recency_weights(histories, decay)
-    matrix = sp.csr_array((weights, histories.items, histories.indptr), shape=(len(histories), num_items))
-    matrix.sum_duplicates()
+    shape = (len(histories), num_items)
+    matrix = sp.csr_array((weights, histories.items, histories.indptr), shape=shape, copy=True)
+    matrix.sum_duplicates()  # sorts its arrays in place: without the copy, the histories would lose their order
     return matrix
 
 
