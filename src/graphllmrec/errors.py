@@ -57,6 +57,10 @@ class CheckpointError(GraphLLMRecError):
     """A run folder or checkpoint that is absent, incomplete or made by something else."""
 
 
+class EvaluationError(GraphLLMRecError):
+    """Scores that cannot be ranked, a metric that does not exist, or evaluations that must not be compared."""
+
+
 class UnknownIdError(GraphLLMRecError, KeyError):
     """A user or item id that the data does not hold."""
 
