@@ -1,0 +1,1 @@
+"""Item text: cleaned, encoded once by a language model, cached by content, whitened."""
