@@ -1,0 +1,152 @@
+"""EASE: a linear autoencoder over items with a closed-form solution. Hard to beat from clicks alone.
+
+Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data" (WWW, arXiv:1905.03375):
+
+    P = (XᵀX + l2·I)⁻¹                  X (num_users, num_items): binary training clicks
+    B_ij = −P_ij / P_jj,  B_jj = 0      (num_items, num_items)
+    score(u, j) = Σ_{i in history of u} decay^(steps back of i) · B_ij
+
+which minimises |X − XB|² + l2·|B|² subject to diag(B) = 0. Difference from the paper: the history a score is made from
+may fade with its steps back (decay 1 is the paper); the fit is the paper's.
+
+Memory: two dense (num_items, num_items) float32 matrices while fitting, one afterwards (586 MB for 12,101 items). What
+does not fit is refused with the figure. The inverse is computed by Cholesky in float32 and its residual is checked;
+when rounding has spoilt it (small l2, very popular items), the solve is repeated in float64.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.linalg import lapack
+from torch import Tensor
+
+from graphllmrec.errors import RecipeError
+from graphllmrec.models.base import Config, Queries, Task, TextVectors, history_matrix, recency_weights
+from graphllmrec.models.item_to_item import Decay, settle_decay
+
+_RESIDUAL = 1e-3  # largest |(XᵀX + l2·I) P − I| accepted of a float32 solve
+_CHECKED = 64  # columns of the residual that are computed
+
+
+class EASEConfig(Config):
+    """Settings of EASE."""
+
+    l2: float = Field(100.0, gt=0, le=1e8, description="ridge penalty; larger for more users and noisier clicks")
+    decay: Decay = Field("tune", description='history weight per step back, 0 to 1, or "tune" on validation')
+
+
+class EASE:
+    """Embarrassingly shallow autoencoder."""
+
+    name: ClassVar[str] = "ease"
+    config_class: ClassVar[type[Config]] = EASEConfig
+    needs_text: ClassVar[bool] = False
+    ranks_cold_items: ClassVar[bool] = False
+
+    def __init__(self, config: EASEConfig) -> None:
+        self.config = config
+        self.weights = torch.empty(0, 0)  # B (num_items at fit, same)
+        self.num_items = 0
+        self.decay = 1.0
+
+    def fit(self, task: Task) -> None:
+        """Solve for B, decay from the validation part. Raises RecipeError when B does not fit into memory."""
+        split = task.split
+        _check_memory(split.num_items)
+        clicks = history_matrix(split.train.histories(split.num_users), split.num_items)
+        clicks.data[:] = 1.0
+        gram = (clicks.T @ clicks).tocsr()  # XᵀX, sparse
+        inverse = ridge_inverse(gram, self.config.l2, np.float32)
+        residual = _residual(gram, self.config.l2, inverse)
+        if not residual < _RESIDUAL:  # NaN fails as well
+            task.journal.log("ease-float64", residual=residual, reason="the float32 solve was not accurate enough")
+            _check_memory(split.num_items, bytes_per_value=8)
+            inverse = ridge_inverse(gram, self.config.l2, np.float64)
+        inverse /= -np.diagonal(inverse).copy()  # B_ij = −P_ij / P_jj, in place
+        np.fill_diagonal(inverse, 0.0)
+        self.weights = torch.from_numpy(np.ascontiguousarray(inverse, dtype=np.float32))
+        self.num_items = split.num_items
+        settle_decay(self, task)
+
+    def scores(self, queries: Queries) -> Tensor:
+        """Scores (B, num_items); items added since the fit score 0, as an item without clicks does."""
+        histories, known = queries.histories, len(self.weights)
+        weights = recency_weights(histories, self.decay) * (histories.items < known)  # (nnz,); added items say nothing
+        scores = torch.nn.functional.embedding_bag(  # sums rows of B without making a (nnz, num_items) copy of them
+            torch.from_numpy(np.minimum(histories.items, known - 1)),
+            self.weights,
+            torch.from_numpy(histories.indptr),
+            mode="sum",
+            per_sample_weights=torch.from_numpy(weights),
+            include_last_offset=True,
+        )
+        return torch.nn.functional.pad(scores, (0, self.num_items - known))  # (B, num_items)
+
+    def state(self) -> dict[str, Tensor]:
+        """B, decay, size of the catalogue."""
+        sizes = {"decay": torch.tensor(self.decay, dtype=torch.float64), "num_items": torch.tensor(self.num_items)}
+        return {"weights": self.weights, **sizes}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Undo `state`."""
+        self.weights, self.num_items = state["weights"], int(state["num_items"])
+        self.decay = float(state["decay"])
+
+    def add_items(self, text: TextVectors) -> None:
+        """Append items that no history points to: score 0."""
+        self.num_items += len(text)
+
+
+def ridge_inverse(gram: Any, l2: float, dtype: type[np.floating[Any]]) -> NDArray[Any]:
+    """(gram + l2·I)⁻¹ of a sparse symmetric (n, n) matrix by Cholesky: dense, symmetric, NaN when it breaks down."""
+    # LAPACK works in place on Fortran order; a symmetric matrix transposed is itself
+    dense = gram.astype(dtype).toarray().T
+    np.fill_diagonal(dense, dense.diagonal() + dtype(l2))
+    factorise, invert = (lapack.spotrf, lapack.spotri) if dtype is np.float32 else (lapack.dpotrf, lapack.dpotri)
+    factor, failed = factorise(dense, lower=True, overwrite_a=True, clean=False)
+    if failed:
+        return np.full_like(dense, np.nan)
+    inverse: NDArray[Any] = invert(factor, lower=True, overwrite_c=True)[0]  # lower triangle only
+    for row in range(1, len(inverse)):
+        inverse[:row, row] = inverse[row, :row]
+    return inverse
+
+
+def _residual(gram: Any, l2: float, inverse: NDArray[Any]) -> float:
+    """Largest absolute entry of (gram + l2·I)·P − I over the columns of the most popular items, in float64."""
+    hardest = np.argsort(-gram.diagonal(), kind="stable")[:_CHECKED]
+    columns = inverse[:, hardest].astype(np.float64)  # (n, checked)
+    product = gram.astype(np.float64) @ columns + l2 * columns
+    product[hardest, np.arange(len(hardest))] -= 1.0
+    return float(np.abs(product).max(initial=0.0))
+
+
+def _check_memory(num_items: int, bytes_per_value: int = 4) -> None:
+    """Raise RecipeError when two dense (num_items, num_items) matrices do not fit into the memory that is free."""
+    needed, free = 2 * num_items**2 * bytes_per_value, free_memory()
+    if needed > free:
+        raise RecipeError([
+            f"model.name: ease needs {needed / 1e9:,.1f} GB for {num_items:,} items (two dense matrices), "
+            f"{free / 1e9:,.1f} GB are free; use item-knn, which is sparse, or raise data.k_core to drop rare items"
+        ])  # fmt: skip
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process may still take: what the machine has available, within its control group."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():  # not Linux: all physical memory is the best that is known without a dependency
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (value := limit.read_text().strip()).isdigit():
+        free = min(free, int(value) - int(used.read_text()))
+    return free

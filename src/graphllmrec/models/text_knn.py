@@ -1,0 +1,90 @@
+"""Text-kNN: items whose texts resemble what was clicked last. Nothing is learned from clicks; new items are welcome.
+
+    z_j = W(x_j) / |W(x_j)|                                      x_j: frozen text vector, W: PCA whitening to `dims`
+    q_u = Σ_{i in history of u} decay^(steps back of i) · z_i
+    score(u, j) = q_u · z_j
+
+Whitening (Su et al. 2021, arXiv:2103.15316; see text/whiten.py) is what makes raw sentence vectors usable here: their
+similarities are dominated by a few directions that all items share. An item without text has the zero vector: score 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from graphllmrec.errors import TextError
+from graphllmrec.models.base import Config, Queries, Task, TextVectors, aggregate
+from graphllmrec.models.item_to_item import Decay, settle_decay
+from graphllmrec.text.whiten import Whitening
+
+
+class TextKNNConfig(Config):
+    """Settings of text-kNN."""
+
+    dims: int = Field(200, ge=1, le=8_192, description="principal axes of the text vectors kept when whitening")
+    decay: Decay = Field("tune", description='history weight per step back, 0 to 1, or "tune" on validation')
+
+
+class TextKNN:
+    """Neighbours in the space of whitened text vectors."""
+
+    name: ClassVar[str] = "text-knn"
+    config_class: ClassVar[type[Config]] = TextKNNConfig
+    needs_text: ClassVar[bool] = True
+    ranks_cold_items: ClassVar[bool] = True
+
+    def __init__(self, config: TextKNNConfig) -> None:
+        self.config = config
+        self.whitening: Whitening | None = None
+        self.vectors = torch.empty(0, 0)  # (num_items, dims), unit length
+        self.decay = 1.0
+
+    def fit(self, task: Task) -> None:
+        """Whiten the text vectors, decay from the validation part. Raises TextError when there are none."""
+        if task.text is None:
+            raise TextError("text-knn needs item text, and this data has none: add a title column to the items table")
+        if len(task.text) != task.split.num_items:
+            raise TextError(f"{len(task.text):,} text vectors for {task.split.num_items:,} items")
+        self.whitening = Whitening.fit(task.text, self.config.dims)
+        self.vectors = _unit(self.whitening.apply(task.text))
+        settle_decay(self, task)
+
+    def item_vectors(self) -> Tensor:
+        """Unit-length whitened text vectors (num_items, dims)."""
+        return self.vectors
+
+    def query_vectors(self, queries: Queries) -> Tensor:
+        """Recency-weighted sums of the history's vectors (B, dims)."""
+        return aggregate(queries.histories, self.vectors, self.decay, "sum")
+
+    def scores(self, queries: Queries) -> Tensor:
+        """Dot products (B, num_items)."""
+        return self.query_vectors(queries) @ self.vectors.T
+
+    def state(self) -> dict[str, Tensor]:
+        """Item vectors, whitening, decay."""
+        assert self.whitening is not None, "state() before fit()"
+        whitening = {f"whitening.{key}": value for key, value in self.whitening.state().items()}
+        return {"vectors": self.vectors, "decay": torch.tensor(self.decay, dtype=torch.float64), **whitening}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Undo `state`."""
+        prefix = "whitening."
+        parts = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        self.whitening = Whitening.restore(parts)
+        self.vectors, self.decay = state["vectors"], float(state["decay"])
+
+    def add_items(self, text: TextVectors) -> None:
+        """Append items by their text; the whitening stays as fitted."""
+        assert self.whitening is not None, "add_items() before fit()"
+        self.vectors = torch.cat([self.vectors, _unit(self.whitening.apply(text))])
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Rows of length 1; zero rows stay zero."""
+    return torch.nn.functional.normalize(vectors, dim=1, eps=1e-12)
