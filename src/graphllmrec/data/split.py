@@ -6,10 +6,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 
-from graphllmrec.data.tables import Histories, Interactions
+from graphllmrec.data.tables import Dataset, Histories, Interactions, Ints
+from graphllmrec.errors import DataError
+from graphllmrec.rng import rng
 
 Part = Literal["valid", "test"]
+KINDS = ("auto", "leave-last-out", "user-ratio", "global-time", "cold-item", "ready-made")
+TRAIN, VALID, TEST = 0, 1, 2  # labels of interactions while a split is made
 
 
 @dataclass(frozen=True)
@@ -46,5 +52,199 @@ def _joined(first: Interactions, second: Interactions) -> Interactions:
     user = np.concatenate([first.user, second.user])
     index = np.argsort(user, kind="stable")
     both = first.order is not None and second.order is not None
-    order = np.concatenate([first.order, second.order])[index] if both else None  # type: ignore[list-item]
+    order = np.concatenate([first.order, second.order])[index] if both else None
     return Interactions(user[index], np.concatenate([first.item, second.item])[index], order)
+
+
+def make_split(
+    dataset: Dataset,
+    kind: str = "auto",
+    *,
+    seed: int = 0,
+    valid_ratio: float = 0.1,
+    test_ratio: float = 0.2,
+    cold_ratio: float = 0.1,
+) -> Split:
+    """Divide the interactions of a dataset into train, valid and test.
+
+    - auto: ready-made if the dataset is, else leave-last-out if it has an order, else user-ratio.
+    - leave-last-out: users with three or more interactions give their last to test and their second last to valid.
+    - user-ratio: of each user, random shares `test_ratio` and `valid_ratio` (rounded; at least one stays in train).
+    - global-time: the newest `test_ratio` of all interactions is test, the newest `valid_ratio` before it valid; equal
+      times stay together. Needs timestamps, because positions of different users cannot be compared.
+    - cold-item: of the clicked items, a random share `cold_ratio` goes to test with all clicks, as many to valid.
+    - ready-made: as published; valid is empty where the dataset has none.
+
+    At test time the validation part is history under leave-last-out and global-time, and unknown under the others.
+    Raises DataError when the kind is unknown, the data cannot be split so, or a ready-made split leaks.
+    """
+    kind = _resolved(dataset, kind)
+    if not (valid_ratio >= 0 and test_ratio > 0 and valid_ratio + test_ratio < 1):
+        raise DataError(f"valid_ratio {valid_ratio:g} and test_ratio {test_ratio:g} leave no room for training")
+    settings: dict[str, object] = {}
+    if kind == "ready-made":
+        split = _ready_made(dataset)
+        check_leakage(split)
+        return split
+    if kind == "leave-last-out":
+        label = _leave_last_out(dataset)
+    elif kind == "user-ratio":
+        settings = {"seed": seed, "valid_ratio": valid_ratio, "test_ratio": test_ratio}
+        label = _user_ratio(dataset, seed, valid_ratio, test_ratio)
+    elif kind == "global-time":
+        settings = {"valid_ratio": valid_ratio, "test_ratio": test_ratio}
+        label = _global_time(dataset, valid_ratio, test_ratio)
+    else:
+        settings = {"seed": seed, "cold_ratio": cold_ratio}
+        label = _cold_item(dataset, seed, cold_ratio)
+    return _labelled(dataset, kind, label, settings)
+
+
+def _resolved(dataset: Dataset, kind: str) -> str:
+    """The kind that "auto" means here. Raises DataError for one that does not exist or that the data does not allow."""
+    if kind not in KINDS:
+        raise DataError(f"unknown split {kind!r}", hint=f"known: {', '.join(KINDS)}")
+    if kind == "auto":
+        if dataset.ready:
+            return "ready-made"
+        return "user-ratio" if dataset.order is None else "leave-last-out"
+    if kind == "ready-made" and not dataset.ready:
+        raise DataError("the data is not split", file=dataset.source, hint="give train.* and test.*, or another split")
+    if kind == "leave-last-out" and dataset.order is None:
+        hint = "add a timestamp or position column, or split by user-ratio"
+        raise DataError("leave-last-out needs an order", file=dataset.source, hint=hint)
+    if kind == "global-time" and dataset.order != "timestamp":
+        hint = "add a timestamp column, or split by leave-last-out or user-ratio"
+        raise DataError("global-time needs timestamps", file=dataset.source, hint=hint)
+    return kind
+
+
+def _labelled(dataset: Dataset, kind: str, label: NDArray[np.int8], settings: dict[str, object]) -> Split:
+    train, valid, test = (dataset.interactions.where(label == part) for part in (TRAIN, VALID, TEST))
+    if not len(train) or not len(test):
+        raise DataError(
+            f"{kind} leaves {len(train):,} interactions to train and {len(test):,} to test",
+            file=dataset.source,
+            hint="there is too little data for this split; choose another one or other ratios",
+        )
+    return Split(
+        kind=kind,
+        num_users=dataset.num_users,
+        num_items=dataset.num_items,
+        train=train,
+        valid=valid,
+        test=test,
+        valid_in_history=kind in ("leave-last-out", "global-time"),
+        ordered=dataset.order is not None,
+        settings=settings,
+    )
+
+
+def _ready_made(dataset: Dataset) -> Split:
+    train = dataset.ready["train"]
+    nothing = train.where(np.zeros(len(train), dtype=bool))
+    return Split(
+        kind="ready-made",
+        num_users=dataset.num_users,
+        num_items=dataset.num_items,
+        train=train,
+        valid=dataset.ready.get("valid", nothing),
+        test=dataset.ready["test"],
+        valid_in_history=False,
+        ordered=dataset.order is not None,
+    )
+
+
+def _user_ends(dataset: Dataset) -> tuple[Ints, Ints]:
+    """(number of interactions, index after the last one) per user (num_users,)."""
+    lengths = np.bincount(dataset.interactions.user, minlength=dataset.num_users).astype(np.int64)
+    return lengths, np.cumsum(lengths)
+
+
+def _leave_last_out(dataset: Dataset) -> NDArray[np.int8]:
+    label = np.zeros(len(dataset.interactions), dtype=np.int8)
+    lengths, ends = _user_ends(dataset)
+    ends = ends[lengths >= 3]
+    label[ends - 1], label[ends - 2] = TEST, VALID
+    return label
+
+
+def _user_ratio(dataset: Dataset, seed: int, valid_ratio: float, test_ratio: float) -> NDArray[np.int8]:
+    user = dataset.interactions.user
+    lengths, ends = _user_ends(dataset)
+    draw = rng(seed, "split/user-ratio").random(len(user))
+    shuffled = np.argsort(user + draw)  # rows are sorted by user already: this shuffles within each user
+    place = np.arange(len(user), dtype=np.int64) - (ends - lengths)[user]
+    num_test = np.minimum(np.floor(lengths * test_ratio + 0.5).astype(np.int64), lengths - 1)
+    num_valid = np.minimum(np.floor(lengths * valid_ratio + 0.5).astype(np.int64), lengths - 1 - num_test)
+    label = np.zeros(len(user), dtype=np.int8)
+    label[shuffled[place < (num_test + num_valid)[user]]] = VALID
+    label[shuffled[place < num_test[user]]] = TEST
+    return label
+
+
+def _global_time(dataset: Dataset, valid_ratio: float, test_ratio: float) -> NDArray[np.int8]:
+    when = dataset.interactions.order
+    assert when is not None  # _resolved() has checked
+    by_time = np.sort(when)
+    test_from = by_time[round(len(by_time) * (1 - test_ratio))]
+    valid_from = by_time[round(len(by_time) * (1 - test_ratio - valid_ratio))]
+    label = np.where(when >= test_from, TEST, np.where(when >= valid_from, VALID, TRAIN))
+    return label.astype(np.int8)
+
+
+def _cold_item(dataset: Dataset, seed: int, cold_ratio: float) -> NDArray[np.int8]:
+    clicked = np.flatnonzero(dataset.interactions.item_degree(dataset.num_items))
+    cold = round(len(clicked) * cold_ratio)
+    if not 1 <= cold * 2 < len(clicked):
+        hint = "choose it so that some items are cold in test, as many in valid, and others stay"
+        raise DataError(f"cold_ratio {cold_ratio:g} of {len(clicked):,} clicked items", file=dataset.source, hint=hint)
+    drawn = rng(seed, "split/cold-item").permutation(clicked)
+    label_of_item = np.zeros(dataset.num_items, dtype=np.int8)
+    label_of_item[drawn[:cold]], label_of_item[drawn[cold : 2 * cold]] = TEST, VALID
+    return label_of_item[dataset.interactions.item]
+
+
+def check_leakage(split: Split) -> None:
+    """Raise DataError when training data tells what is to be found.
+
+    Looks for a (user, item) pair that stands in two parts; under leave-last-out for a user's training interaction after
+    one to be found, under global-time for any; under cold-item for training clicks on an item of valid or test.
+    """
+    parts = {"train": split.train, "valid": split.valid, "test": split.test}
+    pairs = {name: pl.Series(part.user * np.int64(split.num_items) + part.item) for name, part in parts.items()}
+    for earlier, later in (("train", "test"), ("train", "valid"), ("valid", "test")):
+        twice = pairs[later].is_in(pairs[earlier]).to_numpy()
+        if twice.any():
+            _leak(split, later, twice, f"of the same user stand in {earlier} as well")
+    for name in ("valid", "test"):
+        if split.kind in ("leave-last-out", "global-time"):
+            late = parts[name].order < _newest_known(split)[parts[name].user]  # type: ignore[operator]
+            if late.any():
+                _leak(split, name, late, "are older than training interactions that must come before them")
+        if split.kind == "cold-item":
+            warm = split.item_degree()[parts[name].item] > 0
+            if warm.any():
+                _leak(split, name, warm, "are of items with training clicks, but these items must be cold")
+
+
+def _newest_known(split: Split) -> Ints:
+    """Per user, the newest training time that must not come after anything to be found (num_users,)."""
+    order = split.train.order
+    assert order is not None
+    lengths = np.bincount(split.train.user, minlength=split.num_users)
+    if split.kind == "global-time":
+        return np.full(split.num_users, order.max(), dtype=np.int64)
+    newest = np.full(split.num_users, np.iinfo(np.int64).min)
+    newest[lengths > 0] = order[np.cumsum(lengths)[lengths > 0] - 1]  # rows are sorted by (user, order)
+    return newest
+
+
+def _leak(split: Split, part: str, rows: NDArray[np.bool_], what: str) -> None:
+    table = split.valid if part == "valid" else split.test
+    row = int(rows.argmax())
+    raise DataError(
+        f"the {split.kind} split leaks: {int(rows.sum()):,} {part} interactions {what}",
+        value=f"user row {table.user[row]}, item row {table.item[row]}",
+        hint="remove them from one of the parts, or let make_split divide the interactions",
+    )

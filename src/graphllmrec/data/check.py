@@ -1,0 +1,216 @@
+"""From raw columns to trusted values: ids, times, ratings. All faults of a file are collected, then raised at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from graphllmrec.data.formats import RawTable
+from graphllmrec.data.tables import Ints
+from graphllmrec.errors import DataError
+
+MISSING_IDS = ("", "nan", "null", "none", "inf", "-inf")  # what an absent id looks like once it has become text
+ID_HINT = "every row needs an id; remove the row, or give the id"
+TIME_HINT = "unix seconds (or milli-, micro-, nanoseconds), or a date such as 2024-03-01 or 2024-03-01T12:30:00Z"
+DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+# A time in seconds reaches 1e11 in the year 5138; the same number of milliseconds is 1973. So the size tells the unit.
+TIME_UNITS = ((1e11, 1, "seconds"), (1e14, 10**3, "milliseconds"), (1e17, 10**6, "microseconds"))
+NANOSECONDS = (10**9, "nanoseconds")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of fault in one column."""
+
+    what: str
+    column: str
+    value: object
+    row: int  # first row that has it
+    count: int  # rows that have it
+    hint: str | None
+
+
+@dataclass
+class Problems:
+    """The faults of one file."""
+
+    table: RawTable
+    found: list[Problem] = field(default_factory=list)
+    blank: NDArray[np.bool_] = field(init=False)  # lines of a text file that hold nothing: skipped, not faults
+    bad: NDArray[np.bool_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        frame = self.table.frame
+        nothing = frame.select(pl.all_horizontal(pl.all().is_null())).to_series().to_numpy()
+        self.blank = nothing & self.table.has_blank_lines
+        self.bad = np.zeros(len(frame), dtype=bool)
+
+    def add(self, mask: NDArray[np.bool_], what: str, column: str, hint: str | None = None) -> None:
+        """Note that the rows of `mask` have a fault; blank rows never do."""
+        mask = mask & ~self.blank
+        if not mask.any():
+            return
+        row = int(mask.argmax())
+        self.bad |= mask
+        value = self.table.frame[column][row]
+        self.found.append(Problem(what, column, value, row, int(mask.sum()), hint))
+
+    def raise_any(self) -> None:
+        """Raise one DataError for all that was noted: the first row leads, the other kinds follow in its hint."""
+        if not self.found:
+            return
+        first, *others = sorted(self.found, key=lambda problem: problem.row)
+        hint = "\n  also ".join(filter(None, [first.hint, *map(self._describe, others)]))
+        raise DataError(
+            first.what,
+            file=self.table.file,
+            line=self.table.line(first.row),
+            column=first.column,
+            value=first.value,
+            hint=hint or None,
+            count=int(self.bad.sum()),
+        )
+
+    def _describe(self, problem: Problem) -> str:
+        value = "" if problem.value is None else f" (found {str(problem.value)[:80]!r})"
+        rows = f", {problem.count:,} such rows" if problem.count > 1 else ""
+        return f"line {self.table.line(problem.row)}, column '{problem.column}': {problem.what}{value}{rows}"
+
+
+@dataclass(frozen=True)
+class IdColumn:
+    """A checked column of ids: row r holds ids[code[r]]."""
+
+    ids: pl.Series  # (n_unique,) String, in order of first appearance
+    code: Ints  # (n_rows,); -1 where the id is missing
+
+
+def check_ids(problems: Problems, column: str) -> IdColumn:
+    """The ids of a column as strings: 5 and 5.0 become "5", text is stripped. Missing ids are noted as a problem.
+
+    Works on the distinct values; ten million rows cost one hash lookup each.
+    """
+    raw = problems.table.frame[column]
+    if raw.dtype.is_nested():
+        raise DataError("ids must be text or whole numbers, not lists", file=problems.table.file, column=column)
+    text = _id_text(raw)
+    distinct = text.drop_nulls().unique(maintain_order=True)
+    clean = distinct.str.strip_chars()
+    missing = clean.str.to_lowercase().is_in(list(MISSING_IDS))
+    kept = clean.filter(~missing)
+    if len(kept) and kept.str.contains(r"^-?\d+\.0$").all():  # whole numbers that once shared a column with a NaN
+        clean = clean.str.strip_suffix(".0")
+    ids = clean.filter(~missing).unique(maintain_order=True)
+    row_of_distinct = place_in(ids, clean)
+    physical = text.cast(pl.Enum(distinct)).to_physical()
+    present = physical.is_not_null().to_numpy()
+    code = np.full(len(text), -1, dtype=np.int64)
+    code[present] = row_of_distinct[physical.drop_nulls().to_numpy()]
+    problems.add(code < 0, "missing id", column, ID_HINT)
+    return IdColumn(ids, code)
+
+
+def place_in(ids: pl.Series, some: pl.Series) -> Ints:
+    """Row of `ids` (distinct) that holds each value of `some` (n,); -1 where none does."""
+    places = ids.alias("id").to_frame().with_row_index("row")
+    found = some.alias("id").to_frame().join(places, on="id", how="left", maintain_order="left")
+    return found["row"].cast(pl.Int64).fill_null(-1).to_numpy()
+
+
+def _id_text(raw: pl.Series) -> pl.Series:
+    if raw.dtype.is_float():
+        whole = (raw == raw.floor()) & raw.is_finite() & (raw.abs() < 2**53)
+        frame = pl.DataFrame({"raw": raw, "whole": whole})
+        number = pl.col("raw").cast(pl.Int64, strict=False).cast(pl.String)
+        return frame.select(pl.when("whole").then(number).otherwise(pl.col("raw").cast(pl.String))).to_series()
+    return raw.cast(pl.String)
+
+
+def check_numbers(problems: Problems, column: str) -> NDArray[np.float64]:
+    """A column of finite numbers (ratings, positions); anything else is noted as a problem."""
+    values, missing, unreadable = _numbers(problems.table.frame[column])
+    problems.add(missing, "missing value", column)
+    problems.add(unreadable, "not a number", column)
+    return values
+
+
+def _numbers(raw: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """(values with 0 where unusable, missing, unreadable)."""
+    if raw.dtype == pl.String:
+        raw = raw.str.strip_chars().replace("", None)
+    if raw.dtype.is_nested() or raw.dtype.is_temporal():
+        return np.zeros(len(raw)), np.zeros(len(raw), dtype=bool), np.ones(len(raw), dtype=bool)
+    values = raw.cast(pl.Float64, strict=False)
+    missing = (raw.is_null() | values.is_nan().fill_null(False)).to_numpy()
+    finite = values.is_finite().fill_null(False).to_numpy()
+    return np.where(finite, values.fill_null(0.0).to_numpy(), 0.0), missing, ~finite & ~missing
+
+
+@dataclass(frozen=True)
+class OrderColumn:
+    """A checked order: `ticks` sort, ticks // per_second are unix seconds (positions: per_second is 1)."""
+
+    ticks: Ints  # (n_rows,)
+    per_second: int
+    note: str | None
+
+
+def check_position(problems: Problems, column: str) -> OrderColumn:
+    """Whole, non-negative positions in the user's own order."""
+    values = check_numbers(problems, column)
+    problems.add(values < 0, "negative position", column, "count from 0")
+    problems.add(values != np.floor(values), "position is not a whole number", column)
+    return OrderColumn(values.astype(np.int64), 1, None)
+
+
+def check_timestamp(problems: Problems, column: str) -> OrderColumn:
+    """Unix times in any unit, or ISO dates (UTC unless they say otherwise), with their unit told by their size.
+
+    Ties within a second keep the finer order of the file's own unit. Negative or mixed-unit times are noted.
+    """
+    raw = problems.table.frame[column]
+    if raw.dtype.is_temporal():
+        return _from_dates(problems, column, raw.cast(pl.Datetime("us"), strict=False))
+    values, missing, unreadable = _numbers(raw)
+    if raw.dtype == pl.String and unreadable.sum() * 2 > len(raw) - missing.sum():
+        return _from_dates(problems, column, _parse_dates(raw))
+    problems.add(missing, "missing value", column, TIME_HINT)
+    problems.add(unreadable, "not a time", column, TIME_HINT)
+    problems.add(values < 0, "negative timestamp", column, TIME_HINT)
+    usable = values[~(missing | unreadable | problems.blank)]
+    limit, per_second, unit = _unit(float(np.median(usable)) if len(usable) else 0.0)
+    problems.add(values >= limit, f"timestamp in another unit than the others ({unit})", column, TIME_HINT)
+    note = f"{column}: {unit} converted to seconds" if per_second > 1 else None
+    if per_second == 1 and (values != np.floor(values)).any():
+        return OrderColumn(np.round(np.minimum(values, limit) * 1e6).astype(np.int64), 10**6, None)
+    exact = raw.cast(pl.Int64, strict=False).fill_null(0).to_numpy() if raw.dtype.is_integer() else values
+    return OrderColumn(exact.astype(np.int64), per_second, note)
+
+
+def _unit(typical: float) -> tuple[float, int, str]:
+    return next((row for row in TIME_UNITS if typical < row[0]), (1e20, *NANOSECONDS))
+
+
+def _parse_dates(raw: pl.Series) -> pl.Series:
+    text = raw.str.strip_chars().str.replace("T", " ", literal=True).str.replace(r"[zZ]$", "+00:00")
+    text = text.str.replace_all("/", "-", literal=True)
+    parsed = [
+        text.str.to_datetime(shape, time_unit="us", strict=False).dt.replace_time_zone(None) for shape in DATE_FORMATS
+    ]
+    return pl.select(pl.coalesce(*parsed)).to_series()
+
+
+def _from_dates(problems: Problems, column: str, when: pl.Series) -> OrderColumn:
+    raw = problems.table.frame[column]
+    if raw.dtype == pl.String:
+        raw = raw.str.strip_chars().replace("", None)
+    missing = raw.is_null().to_numpy()
+    micros = when.cast(pl.Int64)
+    problems.add(missing, "missing value", column, TIME_HINT)
+    problems.add(micros.is_null().to_numpy() & ~missing, "not a date", column, TIME_HINT)
+    ticks = micros.fill_null(0).to_numpy()
+    problems.add(ticks < 0, "date before 1970", column, TIME_HINT)
+    return OrderColumn(ticks, 10**6, f"{column}: dates converted to unix seconds")

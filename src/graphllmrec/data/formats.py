@@ -1,0 +1,218 @@
+"""One table of a file, whatever its format, with the line number of every row at hand for error messages.
+
+Text formats give strings (csv, tsv, RecBole) or what JSON holds; parquet gives its own types. What values mean: check.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import polars as pl
+
+from graphllmrec.data import files
+from graphllmrec.data.columns import find_column, plain, recognised
+from graphllmrec.errors import DataError
+
+SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
+QUOTE_HINT = 'a value that holds the separator, a line break or a quote must stand in "double quotes"'
+
+Pick = Callable[[Sequence[str]], Sequence[str]]  # column names of the file -> those to keep; raises DataError
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """Rows of a file as found."""
+
+    file: str  # name for messages
+    frame: pl.DataFrame
+    line: Callable[[int], int]  # row of `frame` -> line of the file, 1-based (parquet: number of the row)
+    has_blank_lines: bool = False  # may rows without any value stand for blank lines?
+
+
+def read_table(path: Path, pick: Pick, max_line_bytes: int = files.MAX_LINE_BYTES) -> RawTable:
+    """The columns of a file that `pick` chooses from the names found.
+
+    Raises DataError for what cannot be parsed: empty, truncated, not UTF-8, endless line, ragged row, broken JSON.
+    """
+    if path.stat().st_size == 0:
+        raise DataError("empty file", file=path.name, hint="the first line must name the columns")
+    named = files.parse_name(path)
+    kind = named[1] if named else path.suffix
+    if kind == "parquet":
+        return _read_parquet(path, pick)
+    source = files.checked(path, max_line_bytes)
+    if kind in ("jsonl", "ndjson"):
+        return _read_jsonl(path, source, pick)
+    return _read_csv(path, source, pick, quoted=kind in ("csv", "tsv"))
+
+
+def _read_parquet(path: Path, pick: Pick) -> RawTable:
+    try:
+        names = list(pl.read_parquet_schema(path))
+        columns = list(pick(names))
+        frame = pl.read_parquet(path, columns=columns)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"not a readable parquet file: {error}", file=path.name, hint="write it again") from error
+    return RawTable(path.name, frame, lambda row: row + 1)
+
+
+def _read_csv(path: Path, source: Path | io.BytesIO, pick: Pick, quoted: bool) -> RawTable:
+    header_line, header = next(_records(source, quoted), (1, ""))
+    separator = max(SEPARATORS.values(), key=lambda mark: _fit(header, mark, quoted))
+    names = _fields(header, separator, quoted)
+    if repeated := {name for name in names if name and names.count(name) > 1}:
+        raise DataError(f"two columns are named {min(repeated)!r}", file=path.name, line=header_line, hint="rename one")
+    columns = list(pick(names))
+    try:
+        # all columns, although few are kept: polars notices a row with too many fields only then
+        frame = pl.read_csv(
+            source, separator=separator, quote_char='"' if quoted else None, infer_schema=False, new_columns=names
+        )
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        raise _bad_csv(path.name, source, separator, quoted, len(names), error) from error
+
+    def line(row: int) -> int:
+        # polars keeps blank lines between the rows, so that records and rows count alike
+        after = (number for number, _ in _records(source, quoted) if number > header_line)
+        return next(number for count, number in enumerate(after) if count == row)
+
+    return RawTable(path.name, frame.select(columns), line, has_blank_lines=True)
+
+
+def _fit(header: str, separator: str, quoted: bool) -> tuple[int, int]:
+    names = _fields(header, separator, quoted)
+    return recognised(names), len(names)
+
+
+def _fields(header: str, separator: str, quoted: bool) -> list[str]:
+    if not quoted:
+        return header.split(separator)
+    try:
+        return next(csv.reader([header], delimiter=separator), [])
+    except csv.Error:  # a NUL, or a name of 128 KB: not a header; the missing column is reported next
+        return [header]
+
+
+def _width(record: str, separator: str, quoted: bool) -> int:
+    """Number of values in a record; what stands in quotes does not separate."""
+    return (re.sub(r'"[^"]*"', "", record) if quoted else record).count(separator) + 1
+
+
+def _stream(source: Path | io.BytesIO) -> BinaryIO:
+    # getvalue() shares its bytes with the new object: a second position, no copy
+    return io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else source.open("rb")
+
+
+def _records(source: Path | io.BytesIO, quoted: bool) -> Iterator[tuple[int, str]]:
+    """(line it starts on, text) of every record; leading blank lines are skipped, quoted line breaks are inside."""
+    with _stream(source) as stream:
+        held: list[bytes] = []
+        start, is_open, seen = 1, False, False
+        for number, raw in enumerate(stream, start=1):
+            if not seen and not raw.strip():
+                continue
+            seen, start = True, start if is_open else number
+            held.append(raw)
+            is_open ^= quoted and raw.count(b'"') % 2 == 1
+            if not is_open:
+                yield start, b"".join(held).decode("utf-8-sig" if start == 1 else "utf-8").rstrip("\r\n")
+                held.clear()
+        if held:
+            yield start, b"".join(held).decode().rstrip("\r\n")
+
+
+def _bad_csv(
+    file: str, source: Path | io.BytesIO, separator: str, quoted: bool, width: int, error: Exception
+) -> DataError:
+    bad: list[tuple[int, str, str]] = []
+    for number, record in _records(source, quoted):
+        if quoted and record.count('"') % 2:
+            bad.append((number, record, "a quote is never closed"))
+        elif (found := _width(record, separator, quoted)) > width:
+            bad.append((number, record, f"{found} values where the header names {width}"))
+    if not bad:
+        return DataError(f"not a readable table: {str(error).splitlines()[0]}", file=file, hint=QUOTE_HINT)
+    number, record, what = bad[0]
+    return DataError(what, file=file, line=number, value=record, hint=QUOTE_HINT, count=len(bad))
+
+
+def _read_jsonl(path: Path, source: Path | io.BytesIO, pick: Pick) -> RawTable:
+    first = _first_object(path.name, source)
+    # a number is a fine id, but 5 and "x5" in one column, or 20 digits, must not meet in a float
+    ids = {name for meaning in ("user_id", "item_id") if (name := find_column(list(first), meaning))}
+    try:
+        frame = pl.read_ndjson(source, schema_overrides=dict.fromkeys(ids, pl.String), infer_schema_length=None)
+    except pl.exceptions.PolarsError as error:
+        raise _bad_json(path.name, source, error) from error
+    columns = list(pick(frame.columns))
+
+    def line(row: int) -> int:
+        return next(number for count, (number, _) in enumerate(_json_lines(source)) if count == row)
+
+    return RawTable(path.name, frame.select(columns), line)
+
+
+def _json_lines(source: Path | io.BytesIO) -> Iterator[tuple[int, bytes]]:
+    with _stream(source) as stream:
+        yield from ((number, raw) for number, raw in enumerate(stream, start=1) if raw.strip())
+
+
+def _first_object(file: str, source: Path | io.BytesIO) -> dict[str, object]:
+    number, raw = next(_json_lines(source), (1, b""))
+    value = _parsed(raw)
+    if isinstance(value, dict):
+        return value
+    hint = "JSON Lines hold one object per line, not one array" if raw.lstrip()[:1] == b"[" else None
+    raise DataError("not a JSON object", file=file, line=number, value=raw.decode().strip(), hint=hint)
+
+
+def _parsed(raw: bytes) -> object:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _bad_json(file: str, source: Path | io.BytesIO, error: Exception) -> DataError:
+    bad = [(number, raw) for number, raw in _json_lines(source) if not isinstance(_parsed(raw), dict)]
+    if not bad:
+        what = f"values of one key have kinds that do not fit together: {str(error).splitlines()[0]}"
+        return DataError(what, file=file, hint="use the same kind (text, number, list) for a key in every line")
+    number, raw = bad[0]
+    return DataError(
+        "not a JSON object",
+        file=file,
+        line=number,
+        value=raw.decode().strip(),
+        hint='every line must be one object such as {"user_id": "a", "item_id": "b"}',
+        count=len(bad),
+    )
+
+
+def check_short_rows(path: Path, max_line_bytes: int = files.MAX_LINE_BYTES) -> None:
+    """Raise DataError when rows of a csv have fewer values than the header names, e.g. after an unquoted line break."""
+    records = _records(files.checked(path, max_line_bytes), quoted=True)
+    _, header = next(records)
+    separator = max(SEPARATORS.values(), key=lambda mark: _fit(header, mark, True))
+    width = len(_fields(header, separator, True))
+    bad = [
+        (number, record, found)
+        for number, record in records
+        if record.strip() and (found := _width(record, separator, True)) < width
+    ]
+    if bad:
+        number, record, found = bad[0]
+        what = f"{found} values where the header names {width}"
+        raise DataError(what, file=path.name, line=number, value=record, hint=QUOTE_HINT, count=len(bad))
+
+
+def type_of(column: str) -> str:
+    """RecBole's type of a column, "" where there is none: "genres:token_seq" -> "token_seq"."""
+    return column.strip()[len(plain(column)) + 1 :] if ":" in column else ""

@@ -1,0 +1,118 @@
+"""The items table: one row per item, every other column text (a string, or a list of strings)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from graphllmrec.data.check import Problems, check_ids
+from graphllmrec.data.columns import match_columns, plain
+from graphllmrec.data.files import parse_name
+from graphllmrec.data.formats import RawTable, check_short_rows, read_table, type_of
+from graphllmrec.errors import DataError
+
+MAX_TAGS = 10  # of a film's tags, the most frequent
+
+
+def read_items(path: Path, tags: Path | None = None) -> tuple[pl.DataFrame, list[str]]:
+    """Items in file order: item_id, title (null where there is none) and every other column as text; and notes.
+
+    Numbers become text, lists stay lists, columns of objects are left out. MovieLens' genres are split at "|" and the
+    tags of `tags` (item_id, tag) joined as a list, most frequent first. Raises DataError: missing, conflicting item_id.
+    """
+    columns: dict[str, str] = {}
+
+    def pick(names: Sequence[str]) -> Sequence[str]:
+        columns.update(match_columns(names, ("item_id",), ("title",), path.name))
+        return names
+
+    table = read_table(path, pick)
+    problems = Problems(table)
+    ids = check_ids(problems, columns["item_id"])
+    problems.raise_any()
+    keep = pl.Series(ids.code >= 0)
+    item_id = ids.ids.gather(ids.code[ids.code >= 0]).alias("item_id")
+    texts, dropped = _texts(table.frame.drop(columns["item_id"]).filter(keep), columns.get("title"))
+    frame = pl.DataFrame([item_id, *texts])
+    if frame.width > 1 and frame[:, -1].null_count() and path.suffixes[0] == ".csv":
+        check_short_rows(path)  # a row cut in two by a line break in its text would become two wrong items
+    notes = [f"{path.name}: column {name} holds objects, left out" for name in dropped]
+    if (parse_name(path) or ("",))[0] == "movies" and "genres" in frame.columns:
+        frame = frame.with_columns(_movielens_genres(frame["genres"]))
+    frame, repeated = _distinct(frame, table, keep)
+    if repeated:
+        notes.append(f"{path.name}: {repeated:,} rows repeat an item word for word, first kept")
+    return (_with_tags(frame, tags) if tags else frame), notes
+
+
+def _texts(frame: pl.DataFrame, title: str | None) -> tuple[list[pl.Series], list[str]]:
+    """Every column as text, title first; and the names of those that cannot be text."""
+    texts, dropped = [], []
+    names = sorted(frame.columns, key=lambda name: name != title)
+    for name in names:
+        column = frame[name]
+        if type_of(name) == "token_seq" and name != title:
+            column = column.str.split(" ")
+        if isinstance(column.dtype, (pl.Struct, pl.Object, pl.Array)) or (
+            isinstance(column.dtype, pl.List) and column.dtype.inner.is_nested()
+        ):
+            dropped.append(name)
+        elif plain(name):  # a trailing separator makes a column without a name
+            texts.append(_as_text(column).alias("title" if name == title else plain(name)))
+    return texts, dropped
+
+
+def _as_text(column: pl.Series) -> pl.Series:
+    """Strings, or lists of strings; the empty ones become null."""
+    if isinstance(column.dtype, pl.List):
+        entry = pl.element().str.strip_chars()
+        lists = column.cast(pl.List(pl.String)).list.eval(entry.filter(entry != ""))
+        return pl.select(pl.when(lists.list.len() > 0).then(lists)).to_series()
+    text = column.cast(pl.String)
+    return pl.select(pl.when(text.str.strip_chars() != "").then(text)).to_series()
+
+
+def _movielens_genres(genres: pl.Series) -> pl.Series:
+    real = pl.select(pl.when(genres != "(no genres listed)").then(genres)).to_series()
+    return real.str.split("|").alias("genres")
+
+
+def _distinct(frame: pl.DataFrame, table: RawTable, keep: pl.Series) -> tuple[pl.DataFrame, int]:
+    """One row per item; rows that repeat another word for word are dropped and counted, rows that differ raise."""
+    rows = frame.with_columns(line=pl.Series(keep.arg_true()))
+    whole = rows.unique(subset=frame.columns, keep="first", maintain_order=True)
+    twice = whole.filter(~whole["item_id"].is_first_distinct())
+    if len(twice):
+        raise DataError(
+            "two different rows for one item",
+            file=table.file,
+            line=table.line(int(twice["line"][0])),
+            column="item_id",
+            value=twice["item_id"][0],
+            hint="keep one row per item_id",
+            count=len(twice),
+        )
+    return whole.drop("line"), len(rows) - len(whole)
+
+
+def _with_tags(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
+    """The items with a list column `tags`: distinct, in lower case, most frequent first, at most MAX_TAGS."""
+    columns: dict[str, str] = {}
+
+    def pick(names: Sequence[str]) -> Sequence[str]:
+        columns.update(match_columns(names, ("item_id", "tag"), (), path.name))
+        return list(columns.values())
+
+    table = read_table(path, pick)
+    problems = Problems(table)
+    ids = check_ids(problems, columns["item_id"])
+    problems.raise_any()
+    used = ids.code >= 0
+    tags = _as_text(table.frame[columns["tag"]]).filter(pl.Series(used)).str.strip_chars().str.to_lowercase()
+    pairs = pl.DataFrame({"item_id": ids.ids.gather(ids.code[used]), "tags": tags}).drop_nulls()
+    counted = pairs.group_by("item_id", "tags", maintain_order=True).len()
+    counted = counted.sort("len", descending=True, maintain_order=True)  # equally frequent ones keep the file's order
+    lists = counted.group_by("item_id", maintain_order=True).agg(pl.col("tags").head(MAX_TAGS))
+    return frame.join(lists, on="item_id", how="left", maintain_order="left")

@@ -1,0 +1,206 @@
+"""A data folder becomes a Dataset: find the files, read them, check every value, number users and items.
+
+Understood (details in files.py and columns.py): `interactions.*` with user_id, item_id and maybe timestamp or position
+and rating, or a ready-made `train.*`, `test.*`, `valid.*`; `items.*` with item_id, title and any other text columns;
+MovieLens and RecBole folders as published. csv, tsv, jsonl (.gz, .zst) and parquet. Items come in the order of the items
+table, then items that only occur in interactions (without text); users in order of first appearance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from graphllmrec.data.check import (
+    IdColumn,
+    OrderColumn,
+    Problems,
+    check_ids,
+    check_numbers,
+    check_position,
+    check_timestamp,
+    place_in,
+)
+from graphllmrec.data.columns import match_columns
+from graphllmrec.data.files import find_tables
+from graphllmrec.data.filter import drop_repeats, k_core_dataset
+from graphllmrec.data.formats import read_table
+from graphllmrec.data.items import read_items
+from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
+from graphllmrec.errors import DataError
+
+PARTS = ("train", "valid", "test")
+
+
+def load_data(
+    path: str | Path, *, min_rating: float | None = None, k_core: int = 0, name: str | None = None
+) -> Dataset:
+    """Read and check a data folder (or one interactions file without item text).
+
+    Args:
+        path: the folder.
+        min_rating: keep interactions with rating >= this; users left without any disappear, the catalogue stays whole.
+        k_core: keep only users and items with at least this many distinct partners, repeated until stable; the other
+            items leave the catalogue as well. Not for a ready-made split.
+        name: name of the dataset; default: the folder's.
+
+    Repeated (user, item) pairs keep their first occurrence in time, or in the file where there is no order.
+    Raises DataError (file, line, column, value, hint, number of bad rows) and then loads nothing.
+    """
+    folder = Path(path)
+    tables = find_tables(folder)
+    ready = "interactions" not in tables
+    if ready and k_core > 0:
+        raise DataError("a ready-made split cannot be k-core filtered", file=str(folder), hint="set k_core to 0")
+    parts = {
+        part: _read_interactions(tables[part], min_rating)
+        for part in (PARTS if ready else ("interactions",))
+        if part in tables
+    }
+    order = _common_order(folder, parts)
+    catalogue, notes = read_items(tables["items"], tables.get("tags")) if "items" in tables else (None, [])
+    dataset = _numbered(parts, catalogue, ready, order)
+    notes = [note for rows in parts.values() for note in rows.notes] + notes
+    dataset = replace(
+        dataset,
+        name=name or folder.name.split(".")[0] or folder.resolve().name,
+        source=str(folder),
+        notes=(*notes, *dataset.notes),
+    )
+    return k_core_dataset(dataset, k_core) if k_core > 0 else dataset
+
+
+def demo_data() -> Dataset:
+    """MovieLens latest-small (610 users, 9,742 films, 100,836 ratings), shipped with the package under its own licence.
+
+    Text columns: title, genres (list), tags (list, most frequent first); ordered by timestamp. The licence is in
+    data/demo/README.txt: research use, no endorsement, no commercial use without permission.
+    """
+    return load_data(Path(__file__).parent / "demo", name="movielens-latest-small")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The interactions of one file: checked, still in the file's order and numbered within the file."""
+
+    users: IdColumn
+    items: IdColumn
+    order: OrderColumn | None
+    rating: NDArray[np.float32] | None
+    order_kind: str | None  # "timestamp", "position" or None
+    notes: list[str]
+
+
+def _read_interactions(path: Path, min_rating: float | None) -> _Rows:
+    columns: dict[str, str] = {}
+
+    def pick(names: Sequence[str]) -> Sequence[str]:
+        _refuse_sessions(names, path.name)
+        optional = ("timestamp", "position", "rating")
+        columns.update(match_columns(names, ("user_id", "item_id"), optional, path.name))
+        return list(columns.values())
+
+    table = read_table(path, pick)
+    problems = Problems(table)
+    users, items = check_ids(problems, columns["user_id"]), check_ids(problems, columns["item_id"])
+    kind = next((kind for kind in ("timestamp", "position") if kind in columns), None)
+    order = None
+    if kind is not None:
+        order = (check_timestamp if kind == "timestamp" else check_position)(problems, columns[kind])
+    rating = check_numbers(problems, columns["rating"]).astype(np.float32) if "rating" in columns else None
+    problems.raise_any()
+    if problems.blank.all():
+        raise DataError("no rows, only column names", file=path.name, hint="is the export complete?")
+    keep = ~problems.blank
+    if min_rating is not None:
+        if rating is None:
+            raise DataError("no rating column for min_rating", file=path.name, hint="leave min_rating out")
+        keep &= rating >= np.float32(min_rating)
+        if not keep.any():
+            raise DataError(f"no interaction has a rating >= {min_rating:g}", file=path.name, column=columns["rating"])
+    notes = [f"{path.name}: {order.note}"] if order is not None and order.note else []
+    if kind == "timestamp" and "position" in columns:
+        notes.append(f"{path.name}: ordered by {columns['timestamp']}; column {columns['position']} is not used")
+    return _kept(_Rows(users, items, order, rating, kind, notes), keep)
+
+
+def _refuse_sessions(names: Sequence[str], file: str) -> None:
+    found = match_columns(names, (), ("user_id", "item_id", "items"), file)
+    if "items" in found and "item_id" not in found:
+        raise DataError(
+            "a list of items per row: this is a session set",
+            file=file,
+            column=found["items"],
+            hint="session models are not part of this release; give one (user_id, item_id) pair per row",
+        )
+
+
+def _kept(rows: _Rows, keep: NDArray[np.bool_]) -> _Rows:
+    """The rows of `keep`; ids that no longer occur are forgotten."""
+    if keep.all():
+        return rows
+    return _Rows(
+        _compact(rows.users, keep),
+        _compact(rows.items, keep),
+        None if rows.order is None else replace(rows.order, ticks=rows.order.ticks[keep]),
+        None if rows.rating is None else rows.rating[keep],
+        rows.order_kind,
+        rows.notes,
+    )
+
+
+def _compact(column: IdColumn, keep: NDArray[np.bool_]) -> IdColumn:
+    code = column.code[keep]
+    used = np.bincount(code, minlength=len(column.ids)) > 0
+    return IdColumn(column.ids.filter(pl.Series(used)), (np.cumsum(used) - 1)[code])
+
+
+def _common_order(folder: Path, parts: dict[str, _Rows]) -> str | None:
+    kinds = {rows.order_kind for rows in parts.values()}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{part}: {rows.order_kind or 'none'}" for part, rows in parts.items())
+        raise DataError(
+            f"the parts are ordered differently ({listed})", file=str(folder), hint="give all the same column"
+        )
+    return kinds.pop()
+
+
+def _numbered(parts: dict[str, _Rows], catalogue: pl.DataFrame | None, ready: bool, order: str | None) -> Dataset:
+    """Row numbers for users and items over all parts, and the parts as Interactions."""
+    users = pl.concat([rows.users.ids for rows in parts.values()]).unique(maintain_order=True)
+    listed = [] if catalogue is None else [catalogue["item_id"]]
+    items = pl.concat([*listed, *(rows.items.ids for rows in parts.values())]).unique(maintain_order=True)
+    numbered: dict[str, Interactions] = {}
+    repeats = 0
+    for part, rows in parts.items():
+        user = place_in(users, rows.users.ids)[rows.users.code]
+        item = place_in(items, rows.items.ids)[rows.items.code]
+        ticks = None if rows.order is None else rows.order.ticks
+        numbered[part] = drop_repeats(Interactions.sort(user, item, ticks, rows.rating), len(items))
+        repeats += len(user) - len(numbered[part])
+        if rows.order is not None and rows.order.per_second > 1:
+            numbered[part] = _in_seconds(numbered[part], rows.order.per_second)
+    every = Interactions.joined(list(numbered.values())) if ready else numbered["interactions"]
+    table = items.alias("item_id").to_frame()
+    if catalogue is not None:
+        table = table.join(catalogue, on="item_id", how="left", maintain_order="left")
+    return Dataset(
+        name="",
+        users=IdMap(users),
+        items=Items(IdMap(items), table),
+        interactions=every,
+        ready=numbered if ready else {},
+        order=order,
+        repeats=repeats,
+        notes=(f"{repeats:,} repeated (user, item) pairs dropped, first kept",) if repeats else (),
+    )
+
+
+def _in_seconds(interactions: Interactions, per_second: int) -> Interactions:
+    order = None if interactions.order is None else interactions.order // per_second
+    return replace(interactions, order=order)
