@@ -1,0 +1,231 @@
+"""One validated description of a run: TOML in, TOML out, every problem reported at once.
+
+    title = "EASE on clicks alone"
+    seed = 0
+    [model]          # name, and the settings of that model's own Config
+    name = "ease"
+    l2 = 100.0
+    [data]           # how interactions are filtered and split
+    [text]           # how item text becomes vectors (text.encoder.TextConfig)
+    [evaluate]       # cut-offs and the headline metric
+
+A section or key that is left out takes its default; `to_toml` writes the defaults out, so a run folder says all it did.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import tomli_w
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from graphllmrec.data.split import KINDS
+from graphllmrec.errors import RecipeError
+from graphllmrec.models import MODELS, model_class
+from graphllmrec.models.base import Config
+from graphllmrec.text.encoder import TextConfig
+
+
+class ModelSection(Config):
+    """Which model, and its settings as validated by the model's own `config_class`."""
+
+    name: str
+    settings: SerializeAsAny[Config]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "settings" not in values:
+            return {"name": values.get("name", ""), "settings": {k: v for k, v in values.items() if k != "name"}}
+        return values
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in MODELS:
+            close = difflib.get_close_matches(name, MODELS, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"unknown model {name!r}; {hint}known: {', '.join(MODELS)}")
+        return name
+
+    @field_validator("settings", mode="wrap")
+    @classmethod
+    def _of_the_model(cls, value: Any, _handler: Any, info: Any) -> Any:
+        # Without a valid name there is nothing to check the settings against; the name is the problem reported.
+        return model_class(info.data["name"]).config_class.model_validate(value) if "name" in info.data else Config()
+
+
+class DataSection(Config):
+    """How a data folder becomes a split; arguments of data.read.load_data and data.split.make_split."""
+
+    split: str = "auto"
+    min_rating: float | None = None
+    k_core: int = Field(default=0, ge=0)
+    valid_ratio: float = Field(default=0.1, ge=0, lt=1)
+    test_ratio: float = Field(default=0.2, gt=0, lt=1)
+    cold_ratio: float = Field(default=0.1, gt=0, lt=1)
+
+    @field_validator("split")
+    @classmethod
+    def _known(cls, split: str) -> str:
+        if split not in KINDS:
+            raise ValueError(f"unknown split {split!r}; known: {', '.join(KINDS)}")
+        return split
+
+
+class EvaluateSection(Config):
+    """Cut-offs k of the ranking metrics, and the metric that is shown first."""
+
+    ks: tuple[int, ...] = Field(default=(5, 10, 20, 50), min_length=1)
+    metric: str = "ndcg@20"
+
+    @field_validator("ks")
+    @classmethod
+    def _positive(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
+        if min(ks) < 1:
+            raise ValueError("every k must be at least 1")
+        return tuple(sorted(set(ks)))
+
+    @model_validator(mode="after")
+    def _metric_has_a_k(self) -> EvaluateSection:
+        found = re.fullmatch(r"(hr|recall|ndcg|mrr|map|precision)@(\d+)", self.metric)
+        if not found or int(found[2]) not in self.ks:
+            known = ", ".join(str(k) for k in self.ks)
+            names = "hr, recall, ndcg, mrr, map or precision"
+            raise ValueError(f"metric {self.metric!r} must be {names}, then @k with k one of ks = {known}")
+        return self
+
+
+class Recipe(Config):
+    """Everything that decides the outcome of a run, besides the data."""
+
+    title: str = ""
+    notes: str = ""
+    seed: int = Field(default=0, ge=0)
+    model: ModelSection
+    data: DataSection = DataSection()
+    text: TextConfig = TextConfig()
+    evaluate: EvaluateSection = EvaluateSection()
+
+    def values(self) -> dict[str, Any]:
+        """Plain nested values as a recipe file holds them; settings that are None (TOML has no null) are left out."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        values["model"] = {"name": self.model.name, **values["model"]["settings"]}
+        return values
+
+    def to_toml(self) -> str:
+        """The recipe as TOML, defaults written out."""
+        return tomli_w.dumps(self.values())
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(Path(str(entry)).stem for entry in _packaged().iterdir() if str(entry).endswith(".toml"))
+
+
+def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A checked recipe from a TOML file, the bare name of a packaged one ("ease"), plain values, or a Recipe.
+
+    `overrides` maps dotted keys ("model.l2") or sections ({"model": {"l2": 50}}) to values that replace those of the
+    source. Raises RecipeError listing every problem: syntax, unknown models and keys, impossible values.
+    """
+    if isinstance(source, Recipe):
+        values, label = source.values(), "recipe"
+    elif isinstance(source, Mapping):
+        values, label = dict(source), "recipe"
+    else:
+        values, label = _read(source), str(source)
+    for key, value in (overrides or {}).items():
+        values = _replaced(values, key.split("."), value, label)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_problems(error, values), label) from None
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """("model.l2", 50.0) from "model.l2=50.0". The value is TOML; what is not TOML is taken as a string."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError([f"{text!r} is not of the form section.key=value, e.g. model.l2=50.0"], "--set")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _packaged() -> Any:
+    return files("graphllmrec") / "recipes"
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if not path.is_file():
+        names = recipe_names()
+        if str(source) in names:
+            path = Path(str(_packaged() / f"{source}.toml"))
+        else:
+            close = difflib.get_close_matches(path.stem, names, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            problem = f"no such file, and no packaged recipe of that name; {hint}packaged: {', '.join(names)}"
+            raise RecipeError([problem], str(source))
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError([f"not valid TOML: {error}"], str(source)) from None
+
+
+def _replaced(values: Mapping[str, Any], path: list[str], value: Any, label: str) -> dict[str, Any]:
+    head, rest = path[0], path[1:]
+    current = values.get(head, {})
+    if rest:
+        if not isinstance(current, Mapping):
+            raise RecipeError([f"{'.'.join(path)}: {head!r} is a value, not a section"], label)
+        value = _replaced(current, rest, value, label)
+    elif isinstance(value, Mapping) and isinstance(current, Mapping):
+        merged = dict(current)
+        for key, entry in value.items():
+            merged = _replaced(merged, [key], entry, label)
+        value = merged
+    return {**values, head: value}
+
+
+def _problems(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
+    """One line per problem, with its dotted key, what was found and, for an unknown key, the closest known one."""
+    lines = []
+    for entry in error.errors():
+        path = [str(part) for part in entry["loc"]]
+        key = ".".join(part for part in path if part != "settings")
+        if entry["type"] == "extra_forbidden":
+            known = _fields(path[:-1], values)
+            close = difflib.get_close_matches(path[-1], known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            lines.append(f"{key}: unknown setting; {hint}")
+        elif entry["type"] == "missing":
+            lines.append(f"{key}: missing")
+        else:
+            message = entry["msg"].removeprefix("Value error, ")
+            said = isinstance(entry["input"], Mapping) or repr(entry["input"]) in message
+            lines.append(f"{key}: {message}" + ("" if said else f" (found {entry['input']!r})"))
+    return lines
+
+
+def _fields(path: list[str], values: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that the section at `path` may hold."""
+    kind: Any = Recipe
+    for part in path:
+        if part == "settings":
+            kind = model_class(values["model"]["name"]).config_class
+            continue
+        annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
+        options = [annotation, *get_args(annotation)]
+        kind = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+        if kind is None:
+            return []
+    return [name for name in kind.model_fields if name != "settings"]

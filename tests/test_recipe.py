@@ -1,0 +1,106 @@
+"""Recipes: every problem at once, defaults written out, TOML in and out."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from graphllmrec.errors import RecipeError
+from graphllmrec.models import MODELS
+from graphllmrec.recipe import load_recipe, parse_setting, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_packaged_recipes_are_valid_and_say_how_to_reproduce_them(name):
+    from importlib.resources import files
+
+    recipe = load_recipe(name)
+    first = (files("graphllmrec") / "recipes" / f"{name}.toml").read_text().splitlines()[0]
+    assert recipe.model.name in MODELS
+    assert recipe.title
+    assert first.startswith(f"# graphllmrec fit {name} --data ")
+
+
+def test_toml_round_trip_writes_defaults_out():
+    recipe = load_recipe("ease", {"model.l2": 50, "seed": 7})
+    values = tomllib.loads(recipe.to_toml())
+    assert values["model"]["l2"] == 50.0
+    assert values["seed"] == 7
+    assert values["data"]["split"] == "auto"
+    assert load_recipe(values) == recipe
+
+
+def test_a_section_override_keeps_the_other_settings():
+    recipe = load_recipe("item-knn", {"model": {"shrink": 5.0}, "data.k_core": 3})
+    assert recipe.model.settings.shrink == 5.0
+    assert recipe.model.settings.neighbours == 200
+    assert recipe.data.k_core == 3
+
+
+def test_every_problem_is_reported_at_once():
+    bad = {
+        "titel": "x",
+        "seed": -1,
+        "model": {"name": "ease", "l2": "much", "dekay": 0.5},
+        "data": {"splt": "auto", "k_core": 1.5},
+        "evaluate": {"ks": [10], "metric": "ndcg@20"},
+    }
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(bad)
+    problems = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 7
+    assert "titel: unknown setting; did you mean 'title'?" in problems
+    assert "seed: Input should be greater than or equal to 0 (found -1)" in problems
+    assert "model.dekay: unknown setting; did you mean 'decay'?" in problems
+    assert "model.l2: " in problems
+    assert "(found 'much')" in problems
+    assert "data.splt: unknown setting; did you mean 'split'?" in problems
+    assert "data.k_core: " in problems
+    assert "evaluate: metric 'ndcg@20' must be" in problems
+
+
+def test_an_unknown_model_is_one_problem_with_the_closest_name():
+    with pytest.raises(RecipeError, match=r"1 problem.*\n.*unknown model 'eas'; did you mean 'ease'\?"):
+        load_recipe({"model": {"name": "eas", "l2": 1}})
+
+
+@pytest.mark.parametrize(("values", "message"), [({}, "model: missing"), ({"model": {}}, "model.name: ")])
+def test_the_model_is_needed(values, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(values)
+
+
+def test_a_name_that_is_neither_file_nor_recipe_lists_the_recipes():
+    with pytest.raises(RecipeError, match=r"no such file.*did you mean 'popularity'\?.*ease"):
+        load_recipe("popularty")
+
+
+def test_broken_toml_names_the_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("seed = = 3\n")
+    with pytest.raises(RecipeError, match=r"mine.toml has 1 problem.*\n.*not valid TOML: .*line 1"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model.l2=50.0", ("model.l2", 50.0)),
+        ("evaluate.ks=[5, 10]", ("evaluate.ks", [5, 10])),
+        ("data.split=cold-item", ("data.split", "cold-item")),
+        ('title="a = b"', ("title", "a = b")),
+    ],
+)
+def test_settings_of_the_command_line_are_toml(text, expected):
+    assert parse_setting(text) == expected
+
+
+def test_a_setting_without_equals_sign_is_refused():
+    with pytest.raises(RecipeError, match=r"not of the form section\.key=value"):
+        parse_setting("model.l2")
+
+
+def test_a_key_below_a_value_is_refused():
+    with pytest.raises(RecipeError, match="'seed' is a value, not a section"):
+        load_recipe("ease", {"seed": 1, "seed.deep": 2})
