@@ -1,6 +1,6 @@
 """One table of a file, whatever its format, with the line number of every row at hand for error messages.
 
-Text formats give strings (csv, tsv, RecBole) or what JSON holds; parquet gives its own types. What values mean: check.py.
+Text files give strings (csv, tsv, RecBole) or what JSON holds; parquet gives its own types. check.py makes sense of it.
 """
 
 from __future__ import annotations

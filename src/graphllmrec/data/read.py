@@ -2,8 +2,8 @@
 
 Understood (details in files.py and columns.py): `interactions.*` with user_id, item_id and maybe timestamp or position
 and rating, or a ready-made `train.*`, `test.*`, `valid.*`; `items.*` with item_id, title and any other text columns;
-MovieLens and RecBole folders as published. csv, tsv, jsonl (.gz, .zst) and parquet. Items come in the order of the items
-table, then items that only occur in interactions (without text); users in order of first appearance.
+MovieLens and RecBole folders as published. csv, tsv, jsonl (.gz, .zst) and parquet. Items come in the order of their
+table, then those that only occur in interactions (without text); users in order of first appearance.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def load_data(
         dataset,
         name=name or folder.name.split(".")[0] or folder.resolve().name,
         source=str(folder),
-        notes=(*notes, *dataset.notes),
+        notes=tuple(notes),
     )
     return k_core_dataset(dataset, k_core) if k_core > 0 else dataset
 
@@ -197,7 +197,6 @@ def _numbered(parts: dict[str, _Rows], catalogue: pl.DataFrame | None, ready: bo
         ready=numbered if ready else {},
         order=order,
         repeats=repeats,
-        notes=(f"{repeats:,} repeated (user, item) pairs dropped, first kept",) if repeats else (),
     )
 
 
