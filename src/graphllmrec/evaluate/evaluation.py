@@ -53,6 +53,12 @@ class Evaluation:
     targets: pl.DataFrame  # user, item (rows), rank (1 = first, 0 = not in the list), item_degree, item_popularity
     lists: Ints  # (U, max(ks)) recommended item rows in the order of per_user; -1 where nothing was left
 
+    @property
+    def name(self) -> str:
+        """The model's name, with the branch where only one was ranked: "hybrid (text)"."""
+        branch = self.protocol["branch"]
+        return f"{self.protocol['model']} ({branch})" if branch else str(self.protocol["model"])
+
     def within(self, kind: str, stratum: str) -> pl.DataFrame:
         """Per-user values of one stratum: `user` and a column per metric, e.g. `within("item_degree", "1-3")`.
 
