@@ -1,0 +1,212 @@
+"""What every model of the registry must do, on the block world. A model added to the registry is found by itself."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load, save
+
+from graphllmrec.data.tables import Histories
+from graphllmrec.models import MODELS, build, model_class
+from graphllmrec.models.base import BranchModel, Model, Queries, VectorModel
+from world import block_world
+
+WORLD = block_world()
+EVERYBODY = Queries.of(WORLD.split.known("test"), np.arange(WORLD.split.num_users))
+
+
+@pytest.fixture(params=list(MODELS))
+def name(request: pytest.FixtureRequest) -> str:
+    module = MODELS[request.param].split(":")[0]
+    if find_spec(f"graphllmrec.models.{module}") is None:
+        pytest.skip(f"models/{module}.py is not there")
+    return request.param
+
+
+@cache
+def fitted_state(name: str, round_: int = 0) -> bytes:
+    """The state of a model fitted with its default settings, as it goes to disk."""
+    model = build(name)
+    model.fit(WORLD.task(seed=7))
+    return save(model.state())
+
+
+def fitted(name: str) -> Model:
+    """A fitted model of its own for every test."""
+    model = build(name)
+    model.restore(load(fitted_state(name)))
+    return model
+
+
+def is_personal(scores: torch.Tensor) -> bool:
+    return not bool((scores == scores[0]).all())
+
+
+def test_the_registry_and_the_class_agree(name: str) -> None:
+    kind = model_class(name)
+    assert kind.name == name
+    assert isinstance(build(name), Model)
+
+
+def test_scores_are_finite_float32_rows_over_all_items(name: str) -> None:
+    scores = fitted(name).scores(EVERYBODY)
+    assert scores.shape == (WORLD.split.num_users, WORLD.split.num_items)
+    assert scores.dtype == torch.float32
+    assert torch.isfinite(scores).all()
+
+
+def test_restored_model_gives_identical_scores(name: str) -> None:
+    model = build(name)
+    model.fit(WORLD.task(seed=7))
+    restored = build(name)
+    restored.restore(load(save(model.state())))
+    assert torch.equal(restored.scores(EVERYBODY), model.scores(EVERYBODY))
+    assert save(restored.state()) == save(model.state())
+
+
+def test_same_seed_same_bytes(name: str) -> None:
+    assert fitted_state(name, 0) == fitted_state(name, 1)
+
+
+def test_fitting_leaves_the_data_alone(name: str) -> None:
+    world = block_world()
+    build(name).fit(world.task(seed=7))
+    for part in ("train", "valid", "test"):
+        assert np.array_equal(getattr(world.split, part).item, getattr(WORLD.split, part).item)
+    assert torch.equal(world.text.vectors, WORLD.text.vectors)
+
+
+def test_a_batch_scores_like_its_members_alone(name: str) -> None:
+    model = fitted(name)
+    together = model.scores(EVERYBODY)
+    for row in (0, 57, 119):
+        alone = model.scores(Queries(EVERYBODY.users[[row]], EVERYBODY.histories.take(np.array([row]))))
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-5)
+
+
+def test_the_best_items_are_those_of_the_users_block(name: str) -> None:
+    scores = fitted(name).scores(EVERYBODY)
+    if not is_personal(scores):
+        pytest.skip("not personal")
+    known = EVERYBODY.histories
+    scores[torch.from_numpy(known.row_of_entry), torch.from_numpy(known.items)] = -torch.inf
+    blocks = WORLD.item_block[scores.topk(3).indices.numpy()]  # (num_users, 3)
+    assert (blocks == WORLD.user_block[:, None]).mean() > 0.95
+
+
+def test_an_unknown_user_with_a_history_gets_the_block_of_that_history(name: str) -> None:
+    model = fitted(name)
+    stranger = Queries.anonymous(Histories.from_lists([[12, 13, 14], [31, 32]]))  # blocks 1 and 3
+    scores = model.scores(stranger)
+    assert torch.isfinite(scores).all()
+    if not is_personal(scores):
+        pytest.skip("not personal")
+    scores[0, [12, 13, 14]] = scores[1, [31, 32]] = -torch.inf
+    assert WORLD.item_block[scores.argmax(1).numpy()].tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("user", [-1, 5])
+def test_an_empty_history_gets_finite_scores(name: str, user: int) -> None:
+    query = Queries(np.array([user]), Histories.from_lists([[]]))
+    scores = fitted(name).scores(query)
+    assert scores.shape == (1, WORLD.split.num_items)
+    assert torch.isfinite(scores).all()
+
+
+def test_no_queries_no_rows(name: str) -> None:
+    nobody = Queries(np.empty(0, dtype=np.int64), Histories.from_lists([]))
+    assert fitted(name).scores(nobody).shape == (0, WORLD.split.num_items)
+
+
+def test_cold_items_are_placed_by_their_text(name: str) -> None:
+    model = fitted(name)
+    if not model.ranks_cold_items:
+        pytest.skip("cannot place items without clicks")
+    best = model.scores(EVERYBODY)[:, WORLD.cold].argmax(1).numpy()  # among cold items only
+    assert (WORLD.item_block[WORLD.cold[best]] == WORLD.user_block).mean() > 0.95
+
+
+def test_a_new_item_is_an_ordinary_item(name: str) -> None:
+    model = fitted(name)
+    before = model.scores(EVERYBODY)
+    model.add_items(WORLD.new_text(block=2))
+    scores = model.scores(EVERYBODY)
+    assert scores.shape == (len(before), before.shape[1] + 1)
+    assert torch.isfinite(scores).all()
+    new, own = scores[:, -1], torch.from_numpy(WORLD.user_block == 2)
+    if model.ranks_cold_items:  # liked by its block, more than the cold items of other blocks
+        others = torch.from_numpy(WORLD.cold[WORLD.item_block[WORLD.cold] != 2])
+        assert (new[own] > scores[own][:, others].max(1).values).float().mean() > 0.95
+    else:  # no better than a catalogue item that nobody has clicked
+        assert (new <= scores[:, WORLD.cold].max(1).values).all()
+    clicked = Queries.anonymous(Histories.from_lists([[20, WORLD.split.num_items], [WORLD.split.num_items]]))
+    assert torch.isfinite(model.scores(clicked)).all()
+
+
+def test_added_items_survive_saving(name: str) -> None:
+    model = fitted(name)
+    model.add_items(WORLD.new_text(block=4))
+    restored = build(name)
+    restored.restore(load(save(model.state())))
+    assert torch.equal(restored.scores(EVERYBODY), model.scores(EVERYBODY))
+
+
+def test_vector_models_score_by_dot_product(name: str) -> None:
+    model = fitted(name)
+    if not isinstance(model, VectorModel):
+        pytest.skip("not a vector model")
+    product = model.query_vectors(EVERYBODY) @ model.item_vectors().T
+    torch.testing.assert_close(model.scores(EVERYBODY), product, rtol=1e-5, atol=1e-5)
+
+
+def test_branches_can_be_scored_alone(name: str) -> None:
+    model = fitted(name)
+    if not isinstance(model, BranchModel):
+        pytest.skip("has no branches")
+    assert len(model.branches) > 1
+    for branch in model.branches:
+        scores = model.branch_scores(EVERYBODY, branch)
+        assert scores.shape == (WORLD.split.num_users, WORLD.split.num_items)
+        assert torch.isfinite(scores).all()
+
+
+def test_text_is_asked_for_by_name(name: str) -> None:
+    model = build(name)
+    if not model.needs_text:
+        model.fit(WORLD.task(with_text=False))
+        assert torch.isfinite(model.scores(EVERYBODY)).all()
+    else:
+        with pytest.raises(Exception, match=f"{name}.*text"):
+            model.fit(WORLD.task(with_text=False))
+
+
+def out_of_range(schema: dict[str, Any]) -> list[float]:
+    """A number beyond every bound of a property's JSON schema; [] where it takes no number."""
+    kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") in ("number", "integer")]
+    below = [kind["minimum"] - 1 for kind in kinds if "minimum" in kind]
+    below += [kind["exclusiveMinimum"] for kind in kinds if "exclusiveMinimum" in kind]
+    above = [kind["maximum"] + 1 for kind in kinds if "maximum" in kind]
+    above += [kind["exclusiveMaximum"] for kind in kinds if "exclusiveMaximum" in kind]
+    assert not kinds or below, f"a number without a lower bound: {schema}"
+    assert not kinds or above, f"a number without an upper bound: {schema}"
+    return below + above
+
+
+def test_settings_are_described_and_those_out_of_range_refused(name: str) -> None:
+    kind = model_class(name).config_class
+    for key, schema in kind.model_json_schema()["properties"].items():
+        assert schema.get("description"), f"{name}.{key} has no description"
+        for value in out_of_range(schema):
+            with pytest.raises(ValidationError, match=key):
+                kind(**{key: value})
+
+
+def test_unknown_settings_are_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="layer_count"):
+        build(name, {"layer_count": 3})
