@@ -60,21 +60,28 @@ class EASE:
     def fit(self, task: Task) -> None:
         """Solve for B, decay from the validation part. Raises RecipeError when B does not fit into memory."""
         split = task.split
-        _check_memory(split.num_items)
         clicks = history_matrix(split.train.histories(split.num_users), split.num_items)
         clicks.data[:] = 1.0
-        gram = (clicks.T @ clicks).tocsr()  # XᵀX, sparse
-        inverse = ridge_inverse(gram, self.config.l2, np.float32)
-        residual = _residual(gram, self.config.l2, inverse)
-        if not residual < _RESIDUAL:  # NaN fails as well
-            task.journal.log("ease-float64", residual=residual, reason="the float32 solve was not accurate enough")
-            _check_memory(split.num_items, bytes_per_value=8)
-            inverse = ridge_inverse(gram, self.config.l2, np.float64)
+        inverse = self._checked_inverse((clicks.T @ clicks).tocsr(), task)
         inverse /= -np.diagonal(inverse).copy()  # B_ij = −P_ij / P_jj, in place
         np.fill_diagonal(inverse, 0.0)
         self.weights = torch.from_numpy(np.ascontiguousarray(inverse, dtype=np.float32))
         self.num_items = split.num_items
         settle_decay(self, task)
+
+    def _checked_inverse(self, gram: Any, task: Task) -> NDArray[Any]:
+        """P from XᵀX, in float32 if that is accurate enough, else in float64."""
+        l2 = self.config.l2
+        for dtype, size in ((np.float32, 4), (np.float64, 8)):
+            _check_memory(task.split.num_items, size)
+            inverse = ridge_inverse(gram, l2, dtype)
+            residual = _residual(gram, l2, inverse)
+            if residual < _RESIDUAL:  # never true of NaN
+                return inverse
+            task.journal.log("ease-inaccurate", precision=dtype.__name__, residual=f"{residual:.1e}")
+        raise RecipeError(
+            [f"model.l2: {l2:g} is too small for this data, the solve is off by {residual:.1e}; raise it"]
+        )
 
     def scores(self, queries: Queries) -> Tensor:
         """Scores (B, num_items); items added since the fit score 0, as an item without clicks does."""
@@ -129,7 +136,7 @@ def _residual(gram: Any, l2: float, inverse: NDArray[Any]) -> float:
     return float(np.abs(product).max(initial=0.0))
 
 
-def _check_memory(num_items: int, bytes_per_value: int = 4) -> None:
+def _check_memory(num_items: int, bytes_per_value: int) -> None:
     """Raise RecipeError when two dense (num_items, num_items) matrices do not fit into the memory that is free."""
     needed, free = 2 * num_items**2 * bytes_per_value, free_memory()
     if needed > free:
