@@ -2,9 +2,9 @@
 
     python benchmarks/ranking.py --data DIR        # DIR holds gowalla/train.parquet and gowalla/test.parquet
 
-What is timed: `evaluate_model`, i.e. scores, masking, top-20, every metric at 10 and 20, strata and intervals. Beside it,
-in the same run: scores, masking and `torch.topk` alone (no metrics), as anybody would write them. The vectors are random.
-The last line is one JSON object.
+What is timed: `evaluate_model`, i.e. scores, masking, top-20, every metric at 10 and 20, strata and intervals. Beside
+it, in the same run: scores, masking and `torch.topk` alone (no metrics), as anybody would write them. The vectors are
+random. The last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -1,0 +1,63 @@
+"""Tables for a terminal: complete, within 80 columns, protocol underneath."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console, RenderableType
+
+from evaluation_toys import Oracle, random_split
+from graphllmrec.evaluate import compare, compare_many, evaluate_model
+from graphllmrec.evaluate.console import comparison_table, evaluation_table, models_table, p_text
+
+SPLIT = random_split(num_users=150)
+MODELS = {
+    name: evaluate_model(Oracle(SPLIT, noise, seed, name), SPLIT)
+    for name, noise, seed in (("hybrid-static", 0.3, 1), ("popularity", 1.0, 2))
+}
+
+
+def printed(table: RenderableType) -> str:
+    screen = io.StringIO()
+    Console(width=80, file=screen).print(table)
+    return screen.getvalue()
+
+
+def test_one_evaluation_shows_values_intervals_strata_and_protocol():
+    evaluation = MODELS["popularity"]
+    text = printed(evaluation_table(evaluation))
+    low, high = evaluation.overall_ci["ndcg@10"]
+    assert f"{evaluation.overall['ndcg@10']:.4f}  {low:.4f}-{high:.4f}" in text
+    assert "hr = recall" in text  # one target per user
+    assert "4-10" in text
+    assert f"{evaluation.strata['item_popularity']['tail']['recall@20']:.4f}" in text
+    assert "leave-last-out split, test part · 150 users" in text
+
+
+def test_metrics_with_several_targets_are_not_merged():
+    split = random_split(num_targets=3, kind="user-ratio")
+    text = printed(evaluation_table(evaluate_model(Oracle(split, 1.0), split)))
+    assert "hr = recall" not in text
+    assert "\nmap " in text
+
+
+def test_many_models_with_significance_fit_a_terminal():
+    text = printed(models_table(MODELS, compare_many(MODELS, "popularity", rounds=2_000)))
+    assert "…" not in text  # nothing cut off
+    assert "baseline" in text
+    assert "p<.001" in text
+    assert f"{MODELS['hybrid-static'].overall['ndcg@20']:.4f}".removeprefix("0") in text
+
+
+def test_a_comparison_shows_every_stratum_and_fits_a_terminal():
+    text = printed(comparison_table(compare(*MODELS.values(), rounds=500)))
+    assert "ndcg@20: hybrid-static against popularity" in text
+    assert "clicks 4-10" in text
+    assert "items tail" in text
+    assert all(line.count("…") <= 1 for line in text.splitlines())  # one … separates the ends of the interval
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.0002, "p<.001"), (0.0342, "p .034"), (1.0, "p 1.000")])
+def test_p_values_for_people(p, text):
+    assert p_text(p) == text
