@@ -18,7 +18,7 @@ TIME_HINT = "unix seconds (or milli-, micro-, nanoseconds), or a date such as 20
 DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 # A time in seconds reaches 1e11 in the year 5138; the same number of milliseconds is 1973. So the size tells the unit.
 TIME_UNITS = ((1e11, 1, "seconds"), (1e14, 10**3, "milliseconds"), (1e17, 10**6, "microseconds"))
-NANOSECONDS = (10**9, "nanoseconds")
+NANOSECONDS = (9.2e18, 10**9, "nanoseconds")  # as far as int64 reaches
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ def check_position(problems: Problems, column: str) -> OrderColumn:
     """Whole, non-negative positions in the user's own order."""
     values = check_numbers(problems, column)
     problems.add(values < 0, "negative position", column, "count from 0")
-    problems.add(values != np.floor(values), "position is not a whole number", column)
-    return OrderColumn(values.astype(np.int64), 1, None)
+    problems.add((values != np.floor(values)) | (values > 2**53), "position is not a whole number", column)
+    return OrderColumn(np.minimum(values, 2**53).astype(np.int64), 1, None)
 
 
 def check_timestamp(problems: Problems, column: str) -> OrderColumn:
@@ -186,12 +186,19 @@ def check_timestamp(problems: Problems, column: str) -> OrderColumn:
     note = f"{column}: {unit} converted to seconds" if per_second > 1 else None
     if per_second == 1 and (values != np.floor(values)).any():
         return OrderColumn(np.round(np.minimum(values, limit) * 1e6).astype(np.int64), 10**6, None)
-    exact = raw.cast(pl.Int64, strict=False).fill_null(0).to_numpy() if raw.dtype.is_integer() else values
-    return OrderColumn(exact.astype(np.int64), per_second, note)
+    return OrderColumn(_exact(raw, values), per_second, note)
+
+
+def _exact(raw: pl.Series, values: NDArray[np.float64]) -> Ints:
+    """Whole numbers as int64 without a detour over float64, which cannot tell neighbouring nanoseconds apart."""
+    text = raw.str.strip_chars() if raw.dtype == pl.String else raw
+    whole = text.cast(pl.Int64, strict=False)
+    usable = whole.is_not_null().to_numpy()
+    return np.where(usable, whole.fill_null(0).to_numpy(), np.minimum(values, NANOSECONDS[0]).astype(np.int64))
 
 
 def _unit(typical: float) -> tuple[float, int, str]:
-    return next((row for row in TIME_UNITS if typical < row[0]), (1e20, *NANOSECONDS))
+    return next((row for row in TIME_UNITS if typical < row[0]), NANOSECONDS)
 
 
 def _parse_dates(raw: pl.Series) -> pl.Series:

@@ -187,8 +187,9 @@ def _global_time(dataset: Dataset, valid_ratio: float, test_ratio: float) -> NDA
     when = dataset.interactions.order
     assert when is not None  # _resolved() has checked
     by_time = np.sort(when)
-    test_from = by_time[round(len(by_time) * (1 - test_ratio))]
-    valid_from = by_time[round(len(by_time) * (1 - test_ratio - valid_ratio))]
+    newest = len(by_time) - 1  # always in test
+    test_from = by_time[min(round(len(by_time) * (1 - test_ratio)), newest)]
+    valid_from = by_time[min(round(len(by_time) * (1 - test_ratio - valid_ratio)), newest)]
     label = np.where(when >= test_from, TEST, np.where(when >= valid_from, VALID, TRAIN))
     return label.astype(np.int8)
 
@@ -214,7 +215,7 @@ def check_leakage(split: Split) -> None:
     parts = {"train": split.train, "valid": split.valid, "test": split.test}
     pairs = {name: pl.Series(part.user * np.int64(split.num_items) + part.item) for name, part in parts.items()}
     for earlier, later in (("train", "test"), ("train", "valid"), ("valid", "test")):
-        twice = pairs[later].is_in(pairs[earlier]).to_numpy()
+        twice = pairs[later].is_in(pairs[earlier].implode()).to_numpy()
         if twice.any():
             _leak(split, later, twice, f"of the same user stand in {earlier} as well")
     for name in ("valid", "test"):

@@ -1,0 +1,295 @@
+"""Each way in which a data folder can be wrong, and what the message says about it."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import polars as pl
+import pytest
+import zstandard
+
+from graphllmrec.data import load_data
+from graphllmrec.data.formats import read_table
+from graphllmrec.errors import DataError
+
+GOOD = "user_id,item_id\na,x\n"
+
+
+def put(path: Path, name: str, content: str | bytes) -> Path:
+    (path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def error_of(path: Path, **options: float) -> DataError:
+    with pytest.raises(DataError) as caught:
+        load_data(path, **options)  # type: ignore[arg-type]
+    return caught.value
+
+
+def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    text = "user_id,item_id,timestamp,rating\na,x,5,1\n,x,5,1\nb,y,soon,\nc,NaN,-3,1\nd,z,later,1\n\n"
+    error = error_of(put(tmp_path, "interactions.csv", text))
+    assert (error.file, error.line, error.column, error.what) == ("interactions.csv", 3, "user_id", "missing id")
+    assert error.count == 4
+    for part in (
+        r"interactions.csv, line 3, column 'user_id': missing id [4 such problems in this file]",
+        "also line 4, column 'timestamp': not a time (found 'soon'), 2 such rows",
+        "also line 4, column 'rating': missing value",
+        "also line 5, column 'item_id': missing id (found 'NaN')",
+        "also line 5, column 'timestamp': negative timestamp (found '-3')",
+    ):
+        assert part in str(error)
+
+
+def test_line_numbers_count_blank_lines_and_quoted_breaks(tmp_path: Path) -> None:
+    text = '\nuser_id,item_id,note\na,x,"one\ntwo"\n\nb,,\n'
+    assert error_of(put(tmp_path, "interactions.csv", text)).line == 6
+    text = '{"user_id": "a", "item_id": "b"}\n\n{"user_id": null, "item_id": "b"}\n'
+    (tmp_path / "interactions.csv").unlink()
+    assert error_of(put(tmp_path, "interactions.jsonl", text)).line == 3
+
+
+@pytest.mark.parametrize("value", ["", " ", "nan", "NaN", "null", "None"])
+def test_missing_ids(tmp_path: Path, value: str) -> None:
+    error = error_of(put(tmp_path, "interactions.csv", f"user_id,item_id\na,x\na,{value}\n"))
+    assert (error.line, error.column, error.what) == (3, "item_id", "missing id")
+
+
+def test_nan_and_infinite_ids_of_parquet(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user_id": [1.0, float("nan"), float("inf"), None], "item_id": [1, 2, 3, 4]})
+    frame.write_parquet(tmp_path / "interactions.parquet")
+    error = error_of(tmp_path)
+    assert (error.line, error.column, error.count) == (2, "user_id", 3)
+
+
+def test_all_null_row_of_parquet_is_not_a_blank_line(tmp_path: Path) -> None:
+    pl.DataFrame({"user_id": ["a", None], "item_id": ["x", None]}).write_parquet(tmp_path / "interactions.parquet")
+    assert error_of(tmp_path).line == 2
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "what"),
+    [
+        ("timestamp", ["5", "-1"], "negative timestamp"),
+        ("timestamp", ["5", "inf"], "not a time"),
+        ("timestamp", ["5", ""], "missing value"),
+        ("timestamp", ["2024-01-01", "2024-13-01"], "not a date"),
+        ("timestamp", ["2024-01-01", ""], "missing value"),
+        ("timestamp", ["2024-01-01", "1950-01-01"], "date before 1970"),
+        ("timestamp", ["1700000000", "1700000000000"], r"in another unit than the others \(seconds\)"),
+        ("position", ["0", "-1"], "negative position"),
+        ("position", ["0", "1.5"], "not a whole number"),
+        ("rating", ["5", "good"], "not a number"),
+        ("rating", ["5", "nan"], "missing value"),
+    ],
+)
+def test_values_that_cannot_be_used(tmp_path: Path, column: str, values: list[str], what: str) -> None:
+    good, bad = values
+    text = f"user_id,item_id,{column}\na,x,{good}\na,y,{good}\na,z,{bad}\na,w,{good}\n"
+    with pytest.raises(DataError, match=what) as caught:
+        load_data(put(tmp_path, "interactions.csv", text))
+    assert (caught.value.line, caught.value.column) == (4, column)
+
+
+def test_lists_are_no_ids(tmp_path: Path) -> None:
+    pl.DataFrame({"user_id": [["a"]], "item_id": ["x"]}).write_parquet(tmp_path / "interactions.parquet")
+    with pytest.raises(DataError, match="not lists"):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "hint"),
+    [
+        ("usr_id,item_id", "did you mean 'usr_id'"),
+        ("when,item_id", "columns found: 'when', 'item_id'; understood as user_id: user_id, user,"),
+        ("user_id item_id", "only one column: is the separator a comma, tab, semicolon"),
+        ("196,242,3", "the first line looks like data"),
+    ],
+)
+def test_missing_column_or_wrong_separator(tmp_path: Path, header: str, hint: str) -> None:
+    error = error_of(put(tmp_path, "interactions.csv", f"{header}\na,b\n"))
+    assert (error.what, error.line) == ("no column 'user_id'", 1)
+    assert hint in str(error.hint)
+
+
+def test_repeated_column(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="two columns are named 'user_id'"):
+        load_data(put(tmp_path, "interactions.csv", "user_id,user_id,item_id\na,b,c\n"))
+
+
+@pytest.mark.parametrize("name", ["interactions.csv", "interactions.parquet", "interactions.jsonl"])
+def test_empty_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="empty file"):
+        load_data(put(tmp_path, name, b""))
+
+
+@pytest.mark.parametrize("name", ["interactions.csv.gz", "interactions.jsonl.gz"])
+def test_empty_file_within_gzip(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="empty file"):
+        load_data(put(tmp_path, name, gzip.compress(b"")))
+
+
+@pytest.mark.parametrize("text", ["user_id,item_id\n", "user_id,item_id", "user_id,item_id\n\n\n"])
+def test_header_only(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match="no rows, only column names"):
+        load_data(put(tmp_path, "interactions.csv", text))
+
+
+def test_only_line_breaks(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no column 'user_id'"):
+        load_data(put(tmp_path, "interactions.csv", "\n\n"))
+    with pytest.raises(DataError, match="not a JSON object"):
+        load_data(
+            put(tmp_path / "..", f"{tmp_path.name}/interactions.jsonl", "\n\n") / tmp_path.name / "interactions.jsonl"
+        )
+
+
+def test_row_with_too_many_values(tmp_path: Path) -> None:
+    error = error_of(put(tmp_path, "interactions.csv", "user_id,item_id\na,x\na,y,1\na,b,c,d\n"))
+    assert (error.what, error.line, error.value, error.count) == ("3 values where the header names 2", 3, "a,y,1", 2)
+
+
+def test_quote_that_is_never_closed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a quote is never closed") as caught:
+        load_data(put(tmp_path, "interactions.csv", 'user_id,item_id\na,x\na,"y\na,z\n'))
+    assert caught.value.line == 3
+
+
+def test_item_cut_in_two_by_a_line_break(tmp_path: Path) -> None:
+    put(tmp_path, "interactions.csv", GOOD)
+    with pytest.raises(DataError, match="1 values where the header names 2") as caught:
+        load_data(put(tmp_path, "items.csv", "item_id,title\nx,first half\nsecond half\n"))
+    assert caught.value.line == 3
+
+
+def test_not_utf8_names_the_byte_and_the_encoding(tmp_path: Path) -> None:
+    put(tmp_path, "interactions.csv", GOOD)
+    error = error_of(put(tmp_path, "items.csv", "item_id,title\nx,Ok\ny,Misérables\n".encode("cp1252")))
+    assert (error.what, error.line) == ("not UTF-8 at byte 24", 3)
+    assert "iconv -f cp1252 -t UTF-8 items.csv" in str(error.hint)
+
+
+def test_utf16_is_recognised(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="iconv -f UTF-16"):
+        load_data(put(tmp_path, "interactions.csv", GOOD.encode("utf-16")))
+
+
+def test_utf8_character_cut_at_the_end(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not UTF-8 at byte 19"):
+        load_data(put(tmp_path, "interactions.csv", (GOOD + "é").encode()[:-1].replace(b"a,x\n", b"a,x")))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "csv.zst", "jsonl"])
+def test_endless_line_stops_at_the_limit(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"interactions.{suffix}"
+    endless = b"user_id,item_id\na,x\n" + b"x" * (5 << 20)
+    pack = {"gz": gzip.compress, "zst": zstandard.compress}.get(suffix.split(".")[-1], bytes)
+    path.write_bytes(pack(endless))
+    with pytest.raises(DataError, match="a line longer than 2,097,152 bytes") as caught:
+        read_table(path, lambda names: names, max_line_bytes=2 << 20)
+    assert caught.value.line == 3
+
+
+def test_a_gigabyte_of_nothing_fails_at_once(tmp_path: Path) -> None:
+    with (tmp_path / "interactions.csv").open("wb") as sparse:
+        sparse.truncate(1 << 30)  # takes no room on disk, and only the first 16 MiB are read
+    with pytest.raises(DataError, match="a line longer than 16,777,216 bytes"):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "pack"), [("csv.gz", gzip.compress), ("csv.zst", zstandard.compress)])
+def test_truncated_compression(tmp_path: Path, name: str, pack: object) -> None:
+    rows = "user_id,item_id\n" + "".join(f"{user},{user * 7919 % 1009}\n" for user in range(5000))
+    packed = pack(rows.encode())  # type: ignore[operator]
+    with pytest.raises(DataError, match="damaged or cut short"):
+        load_data(put(tmp_path, f"interactions.{name}", packed[: len(packed) // 2]))
+
+
+@pytest.mark.parametrize("name", ["interactions.csv.gz", "interactions.csv.zst"])
+def test_not_compressed_at_all(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="damaged or cut short"):
+        load_data(put(tmp_path, name, GOOD))
+
+
+def test_not_parquet(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a readable parquet file"):
+        load_data(put(tmp_path, "interactions.parquet", b"PAR1 and then something else altogether"))
+
+
+def test_bad_json_line(tmp_path: Path) -> None:
+    good = '{"user_id": 1, "item_id": 2}\n'
+    error = error_of(put(tmp_path, "interactions.jsonl", good + '{"user_id": 1,\n' + good + "7\n"))
+    assert (error.what, error.line, error.count) == ("not a JSON object", 2, 2)
+
+
+def test_json_array_and_mixed_kinds(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="one object per line, not one array"):
+        load_data(put(tmp_path, "interactions.jsonl", '[{"user_id": 1, "item_id": 2}]'))
+    mixed = '{"user_id": 1, "item_id": 2, "x": {"a": 1}}\n{"user_id": 1, "item_id": 2, "x": [2]}\n'
+    with pytest.raises(DataError, match="kinds that do not fit together"):
+        load_data(put(tmp_path, "interactions.jsonl", mixed))
+
+
+def test_conflicting_items(tmp_path: Path) -> None:
+    put(tmp_path, "interactions.csv", GOOD)
+    error = error_of(put(tmp_path, "items.csv", "item_id,title\nx,Ex\ny,Why\nx,Other\n"))
+    assert (error.what, error.line, error.value) == ("two different rows for one item", 4, "x")
+
+
+def test_item_without_id(tmp_path: Path) -> None:
+    put(tmp_path, "interactions.csv", GOOD)
+    error = error_of(put(tmp_path, "items.csv", "item_id,title\nx,Ex\n,Lost\n"))
+    assert (error.what, error.line, error.column) == ("missing id", 3, "item_id")
+
+
+def test_session_sets_are_refused_with_a_reason(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        frame = pl.DataFrame({"session_id": [1], "items": [[1, 2]], "target": [3]})
+        frame.write_parquet(tmp_path / f"{part}.parquet")
+    with pytest.raises(DataError, match="session set") as caught:
+        load_data(tmp_path)
+    assert "session models are not part of this release" in str(caught.value.hint)
+
+
+def test_folder_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file or folder"):
+        load_data(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="found nothing; expected interactions"):
+        load_data(tmp_path)
+    with pytest.raises(DataError, match=r"found notes\.txt; expected interactions"):
+        load_data(put(tmp_path, "notes.txt", "x"))
+    with pytest.raises(DataError, match="not a kind of file"):
+        load_data(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match=r"without test\.\*"):
+        load_data(put(tmp_path, "train.csv", GOOD))
+    with pytest.raises(DataError, match=r"both interactions\.csv and train\.csv: is this split or not"):
+        load_data(put(tmp_path, "interactions.csv", GOOD))
+
+
+def test_two_files_for_one_table(tmp_path: Path) -> None:
+    put(tmp_path, "interactions.csv", GOOD)
+    with pytest.raises(DataError, match=r"two files hold the interactions: interactions\.csv and interactions\.tsv"):
+        load_data(put(tmp_path, "interactions.tsv", GOOD))
+
+
+def test_filters_that_cannot_be_applied(tmp_path: Path) -> None:
+    put(tmp_path, "interactions.csv", GOOD)
+    with pytest.raises(DataError, match="no rating column for min_rating"):
+        load_data(tmp_path, min_rating=3)
+    with pytest.raises(DataError, match="the 2-core is empty"):
+        load_data(tmp_path, k_core=2)
+    put(tmp_path, "interactions.csv", "user_id,item_id,rating\na,x,1\n")
+    with pytest.raises(DataError, match="no interaction has a rating >= 3"):
+        load_data(tmp_path, min_rating=3)
+    (tmp_path / "interactions.csv").unlink()
+    put(tmp_path, "train.csv", GOOD)
+    put(tmp_path, "test.csv", "user_id,item_id\na,y\n")
+    with pytest.raises(DataError, match="ready-made split cannot be k-core filtered"):
+        load_data(tmp_path, k_core=2)
+
+
+def test_parts_with_different_orders(tmp_path: Path) -> None:
+    put(tmp_path, "train.csv", "user_id,item_id,timestamp\na,x,1\n")
+    with pytest.raises(DataError, match=r"ordered differently \(train: timestamp, test: none\)"):
+        load_data(put(tmp_path, "test.csv", "user_id,item_id\na,y\n"))
