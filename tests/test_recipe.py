@@ -57,7 +57,7 @@ def test_every_problem_is_reported_at_once():
     assert "(found 'much')" in problems
     assert "data.splt: unknown setting; did you mean 'split'?" in problems
     assert "data.k_core: " in problems
-    assert "evaluate: metric 'ndcg@20' must be" in problems
+    assert "evaluate: metric 'ndcg@20' is not among those of ks: hr@10" in problems
 
 
 def test_an_unknown_model_is_one_problem_with_the_closest_name():

@@ -105,7 +105,9 @@ class RunJournal:
             total = self._progress.tasks[self._progress.task_ids.index(self._task)].total
             self._progress.update(self._task, total=self._done or total or 1, completed=self._done or total or 1)
             self._progress.stop_task(self._task)
-        if not self.console.is_terminal:
+        if not self.console.is_terminal and (
+            self._done or seconds > 0.05
+        ):  # a stage that only opens others says nothing
             steps = f", {self._done:,} steps" if self._done > 1 else ""
             values = f", {_shown(self._values)}" if self._values else ""
             self.say(f"{self._name}: {'stopped after ' if failed else ''}{seconds:.1f} s{steps}{values}")

@@ -15,7 +15,6 @@ A section or key that is left out takes its default; `to_toml` writes the defaul
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -27,6 +26,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_va
 
 from graphllmrec.data.split import KINDS
 from graphllmrec.errors import RecipeError
+from graphllmrec.evaluate.metrics import METRICS
 from graphllmrec.models import MODELS, model_class
 from graphllmrec.models.base import Config
 from graphllmrec.text.encoder import TextConfig
@@ -82,7 +82,7 @@ class DataSection(Config):
 class EvaluateSection(Config):
     """Cut-offs k of the ranking metrics, and the metric that is shown first."""
 
-    ks: tuple[int, ...] = Field(default=(5, 10, 20, 50), min_length=1)
+    ks: tuple[int, ...] = Field(default=(10, 20), min_length=1)
     metric: str = "ndcg@20"
 
     @field_validator("ks")
@@ -94,11 +94,9 @@ class EvaluateSection(Config):
 
     @model_validator(mode="after")
     def _metric_has_a_k(self) -> EvaluateSection:
-        found = re.fullmatch(r"(hr|recall|ndcg|mrr|map|precision)@(\d+)", self.metric)
-        if not found or int(found[2]) not in self.ks:
-            known = ", ".join(str(k) for k in self.ks)
-            names = "hr, recall, ndcg, mrr, map or precision"
-            raise ValueError(f"metric {self.metric!r} must be {names}, then @k with k one of ks = {known}")
+        known = [f"{name}@{k}" for name in METRICS for k in self.ks]
+        if self.metric not in known:
+            raise ValueError(f"metric {self.metric!r} is not among those of ks: {', '.join(known)}")
         return self
 
 

@@ -69,10 +69,11 @@ class Recommender:
         if out is not None:
             run.require_free(Path(out), overwrite)
         with _reporting(journal) as journal:
-            dataset = data if isinstance(data, Dataset) else read_data(data, self.recipe, journal)
+            dataset = _dataset(data, self.recipe, journal)
             split = _split(dataset, self.recipe)
             model = build(self.recipe.model.name, self.recipe.model.settings.model_dump())
             text = self._encode(dataset.items, model, journal)
+            journal.stage(f"fit {model.name}")
             if out is None:
                 model.fit(Task(split, text, self.recipe.seed, journal))
             else:
@@ -103,11 +104,12 @@ class Recommender:
         recommender = cls(tables.recipe)
         with _reporting(journal) as journal:
             if data is not None:
-                dataset = data if isinstance(data, Dataset) else read_data(data, tables.recipe, journal)
+                dataset = _dataset(data, tables.recipe, journal)
                 if run.fingerprint(dataset) != tables.fingerprint:
                     raise CheckpointError(f"the data changed since {path} was begun; fit again with --overwrite")
             model = build(tables.recipe.model.name, tables.recipe.model.settings.model_dump())
             text = recommender._encode(tables.dataset.items, model, journal)
+            journal.stage(f"fit {model.name}")
             _fit_in_folder(model, path, Task(tables.split, text, tables.recipe.seed, journal), keep_on_error=True)
         recommender._set(model, tables.dataset, tables.split)
         return recommender
@@ -238,11 +240,13 @@ class Recommender:
         self._everything = run.joined(split).histories(split.num_users)
 
     def _encode(self, items: Items, model: Model, journal: RunJournal) -> TextVectors | None:
-        return encode_items(items, self.recipe.text, journal=journal) if model.needs_text else None
+        """Text vectors for a model that needs them, or that uses them where there is text."""
+        wanted = model.needs_text or (getattr(model, "uses_text", False) and items.text_columns)
+        return encode_items(items, self.recipe.text, journal=journal) if wanted else None
 
     def _split_of(self, data: Dataset | str | Path, journal: RunJournal) -> Split:
         """The split of other data, in the row numbers of this recommender."""
-        dataset = data if isinstance(data, Dataset) else read_data(data, self.recipe, journal)
+        dataset = _dataset(data, self.recipe, journal)
         rows = {}
         for kind, mine, theirs in (
             ("user", self.dataset.users, dataset.users),
@@ -290,11 +294,15 @@ class Recommender:
         return [Recommendation(*entry) for entry in zip(ids, titles, scores[keep].tolist(), strict=True)]
 
 
-def read_data(path: str | Path, recipe: Recipe, journal: RunJournal | None = None) -> Dataset:
-    """The data folder as the recipe wants it filtered. Raises DataError."""
-    if journal is not None:
-        journal.stage("reading data")
-    return load_data(path, min_rating=recipe.data.min_rating, k_core=recipe.data.k_core)
+def _dataset(data: Dataset | str | Path, recipe: Recipe, journal: RunJournal) -> Dataset:
+    """A Dataset as it is, a data folder read and filtered as the recipe says. Raises DataError."""
+    if isinstance(data, Dataset):
+        return data
+    journal.stage("reading data")
+    dataset = load_data(data, min_rating=recipe.data.min_rating, k_core=recipe.data.k_core)
+    for note in dataset.notes:
+        journal.say(f"note: {note}")
+    return dataset
 
 
 def _split(dataset: Dataset, recipe: Recipe) -> Split:

@@ -1,0 +1,88 @@
+"""The command line. Results go to stdout, progress and messages to stderr; `--json` prints one object as the last line.
+
+Command functions import what they need when they run, so `graphllmrec --help` loads neither torch nor polars.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from graphllmrec.cli import ask, checkup, measure, train
+from graphllmrec.errors import GraphLLMRecError, Interrupted
+
+
+class Front(TyperGroup):
+    """The group of all commands; turns our errors into one message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. Errors made on purpose: one red message, exit code 2; an interrupted fit: 130."""
+        warnings.showwarning = _show_warning
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _message("interrupted", "yellow")
+            raise typer.Exit(130) from None
+        except (GraphLLMRecError, OSError) as error:
+            if ctx.params.get("debug"):
+                raise
+            interrupted = isinstance(error, Interrupted)
+            _message(str(error), "yellow" if interrupted else "red")
+            raise typer.Exit(130 if interrupted else 2) from None
+
+
+app = typer.Typer(
+    name="graphllmrec",
+    cls=Front,
+    help="Train, evaluate and explain recommenders that fuse what people click with what items say.",
+    epilog="Start with: graphllmrec demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"graphllmrec {installed('graphllmrec')}")
+        raise typer.Exit
+
+
+def _message(text: str, colour: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text(text, style=colour), soft_wrap=True)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _message(f"warning: {message}", "yellow")
+
+
+app.command("demo", rich_help_panel="Start")(checkup.demo)
+app.command("doctor", rich_help_panel="Start")(checkup.doctor)
+app.command("fit", rich_help_panel="Train and measure")(train.fit)
+app.command("evaluate", rich_help_panel="Train and measure")(measure.evaluate)
+app.command("compare", rich_help_panel="Train and measure")(measure.compare)
+app.command("report", rich_help_panel="Train and measure")(measure.report)
+app.command("stats", rich_help_panel="Train and measure")(measure.stats)
+app.command("recommend", rich_help_panel="Ask")(ask.recommend)
+app.command("explain", rich_help_panel="Ask")(ask.explain)
+app.command("similar", rich_help_panel="Ask")(ask.similar)
+
+
+def main() -> None:
+    """Entry point of the `graphllmrec` script."""
+    sys.exit(app())

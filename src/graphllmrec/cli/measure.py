@@ -1,0 +1,122 @@
+"""Figures: evaluate a run, compare runs, one report of many runs, statistics of a data folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from graphllmrec.cli.shared import Json, Run, print_json, say
+
+if TYPE_CHECKING:
+    from graphllmrec.evaluate import Comparison, Evaluation
+
+Runs = Annotated[list[Path], typer.Argument(help="Run folders made by `graphllmrec fit`.", show_default=False)]
+Metric = Annotated[str, typer.Option("--metric", help="A metric per user, e.g. ndcg@20 or hr@10.")]
+
+
+def evaluate(
+    run: Run,
+    split: Annotated[Literal["test", "valid"], typer.Option("--split", help="The part to be found.")] = "test",
+    branch: Annotated[
+        str | None, typer.Option("--branch", help="Rank by one branch alone: graph or text.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank all items for every user with something to be found, print the metrics and keep them in the run folder."""
+    from rich.console import Console
+
+    from graphllmrec.evaluate.console import evaluation_table
+    from graphllmrec.journal import RunJournal
+    from graphllmrec.recommender import Recommender
+
+    recommender = Recommender.load(run)
+    with RunJournal() as journal:
+        evaluation = recommender.evaluate(split, branch=branch, journal=journal)
+    evaluation.write(run)
+    if as_json:
+        print_json(evaluation.to_json())
+        return
+    Console().print(evaluation_table(evaluation))
+    metric = recommender.recipe.evaluate.metric
+    value, (low, high) = evaluation.overall[metric], evaluation.overall_ci[metric]
+    say(f"{evaluation.name} reaches {split} {metric} {value:.4f} (95 % interval {low:.4f} to {high:.4f}); "
+        f"kept in {run}. Next: graphllmrec compare OTHER_RUN {run}", "bold")  # fmt: skip
+
+
+def compare(runs: Runs, metric: Metric = "ndcg@20", as_json: Json = False) -> None:
+    """Paired tests of runs against the first one, on the same test users; p-values are Holm-corrected."""
+    if len(runs) < 2:
+        raise typer.BadParameter("give at least two runs; the first is the one that the others are compared with")
+    from rich.console import Console
+
+    from graphllmrec.evaluate import compare_many
+    from graphllmrec.evaluate.console import comparison_table, models_table
+    from graphllmrec.evaluate.metrics import parse_metric
+
+    evaluations = _evaluations(runs)
+    baseline = next(iter(evaluations))
+    found = compare_many(evaluations, baseline, metric, strata=True)
+    if as_json:
+        rows = {name: comparison.to_json() for name, comparison in found.items()}
+        print_json({"metric": metric, "baseline": baseline, "comparisons": rows})
+        return
+    tables = [comparison_table(row) for row in found.values()] if len(found) == 1 else []
+    Console().print(*tables or [models_table(evaluations, found, parse_metric(metric)[1])])
+    say(" ".join(_verdict(row) for row in found.values()), "bold")
+
+
+def report(
+    runs: Runs,
+    out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
+    as_json: Json = False,
+) -> None:
+    """One self-contained HTML page about one or more runs: metrics, strata, gates, training curves."""
+
+
+def stats(
+    data: Annotated[Path, typer.Argument(help="A data folder.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """What a data set is like: sizes, density, text, order, and the split that `fit` would make by default."""
+    from rich.console import Console
+
+    from graphllmrec.data.read import load_data
+    from graphllmrec.data.split import make_split
+    from graphllmrec.data.stats import statistics, statistics_table
+
+    dataset = load_data(data)
+    split = make_split(dataset)
+    if as_json:
+        print_json(statistics(dataset, split))
+        return
+    Console().print(statistics_table(dataset, split))
+    say(f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items, {len(dataset.interactions):,} "
+        f"interactions. Next: graphllmrec fit ease --data {data} --out runs/ease", "bold")  # fmt: skip
+
+
+def _verdict(row: Comparison) -> str:
+    from graphllmrec.evaluate.console import p_text
+
+    p = row.p if row.p_holm is None else row.p_holm
+    if p >= 0.05:
+        return f"{row.a} and {row.b} cannot be told apart by {row.metric} ({row.difference:+.4f}, {p_text(p)})."
+    word = "better" if row.difference > 0 else "worse"
+    return f"{row.a} is {word} than {row.b}: {row.metric} {row.difference:+.4f} ({p_text(p)})."
+
+
+def _evaluations(runs: list[Path]) -> dict[str, Evaluation]:
+    """The test evaluation of every run, made now where there is none; by folder name, by path where that is not unique."""
+    from graphllmrec.evaluate import Evaluation
+    from graphllmrec.journal import RunJournal
+    from graphllmrec.recommender import Recommender
+
+    names = [run.name for run in runs]
+    found: dict[str, Evaluation] = {}
+    with RunJournal() as journal:
+        for run, name in zip(runs, names, strict=True):
+            if not (run / "metrics-test.json").is_file():
+                Recommender.load(run).evaluate("test", journal=journal).write(run)
+            found[name if names.count(name) == 1 else str(run)] = Evaluation.read(run)
+    return found

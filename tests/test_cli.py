@@ -1,0 +1,204 @@
+"""The command line: one JSON object as the last line, one clear sentence otherwise, errors without a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from front_door_world import write_world
+from graphllmrec.cli import app
+from graphllmrec.errors import Interrupted
+from graphllmrec.models.ease import EASE
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_world(tmp_path_factory.mktemp("data") / "books")
+
+
+@pytest.fixture(scope="module")
+def runs(world, tmp_path_factory):
+    """Fitted runs of ease and popularity."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("ease", "popularity"):
+        call("fit", name, "--data", world, "--out", folder / name)
+    return folder
+
+
+def call(*arguments, code=0):
+    """Run a command; its exit code must be `code`."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def last_json(*arguments):
+    return json.loads(call(*arguments, "--json").stdout.splitlines()[-1])
+
+
+# fit
+
+
+def test_fit_ends_with_a_sentence_that_says_what_to_do_next(world, tmp_path):
+    result = call("fit", "ease", "--data", world, "--out", tmp_path / "run")
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("Fitted ease on books in ")
+    assert "validation ndcg@20 0." in last
+    assert last.endswith(f"Next: graphllmrec evaluate {tmp_path / 'run'}")
+    assert (tmp_path / "run" / "metrics-valid.json").is_file()
+
+
+def test_fit_json_and_settings(world, tmp_path):
+    settings = ["model.l2=2.5", "data.split=user-ratio", "evaluate.ks=[7]", "evaluate.metric=hr@7"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    found = last_json("fit", "ease", "--data", world, "--out", tmp_path / "run", "--seed", 3, *options)
+    assert found.keys() == {"run", "model", "data", "seed", "seconds", "valid"}
+    assert (found["model"], found["data"], found["seed"]) == ("ease", "books", 3)
+    assert 0 < found["valid"]["hr@7"] <= 1
+    recipe = (tmp_path / "run" / "recipe.toml").read_text()
+    assert "l2 = 2.5" in recipe
+    assert 'split = "user-ratio"' in recipe
+
+
+def test_every_problem_of_a_recipe_is_printed_without_traceback(world, tmp_path):
+    result = call("fit", "ease", "--data", world, "--out", tmp_path / "run", "--set", "model.l3=2", "--set", "sed=1",
+                  code=2)  # fmt: skip
+    assert "ease has 2 problem(s)" in result.stderr
+    assert "model.l3: unknown setting" in result.stderr
+    assert "sed: unknown setting; did you mean 'seed'?" in result.stderr
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(world, tmp_path):
+    result = CliRunner().invoke(app, ["--debug", "fit", "eas", "--data", str(world), "--out", str(tmp_path / "run")])
+    assert type(result.exception).__name__ == "RecipeError"
+
+
+def test_bad_data_leaves_no_run(tmp_path):
+    data = write_world(tmp_path / "bad")
+    (data / "interactions.csv").write_text("user_id,item_id,timestamp\nu1,i1,yesterday\n")
+    result = call("fit", "ease", "--data", data, "--out", tmp_path / "run", code=2)
+    assert "interactions.csv" in result.stderr
+    assert "yesterday" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit_needs_recipe_and_data_unless_it_resumes(tmp_path):
+    assert "RECIPE and --data are needed" in call("fit", "ease", "--out", tmp_path / "run", code=2).stderr
+    result = call("fit", "--resume", "--overwrite", "--out", tmp_path / "run", code=2)
+    assert "exclude each other" in result.stderr
+
+
+def test_a_finished_run_is_kept(runs, world):
+    result = call("fit", "popularity", "--data", world, "--out", runs / "ease", code=2)
+    assert "replace it with --overwrite" in result.stderr
+
+
+def test_an_interrupted_fit_exits_130_with_the_command_that_continues_it(world, tmp_path, monkeypatch):
+    def stop(self, task):
+        raise Interrupted("stopped in epoch 3")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EASE, "fit", stop)
+        result = call("fit", "ease", "--data", world, "--out", tmp_path / "run", code=130)
+    assert f"stopped in epoch 3; continue with: graphllmrec fit --resume --out {tmp_path / 'run'}" in result.stderr
+    result = call("recommend", tmp_path / "run", "--user", "u1", code=2)
+    assert "interrupted run" in result.stderr
+    found = last_json("fit", "--resume", "--out", tmp_path / "run")
+    assert found["model"] == "ease"
+    call("recommend", tmp_path / "run", "--user", "u1")
+
+
+# ask
+
+
+def test_recommend_prints_titles_and_how_to_ask_why(runs):
+    result = call("recommend", runs / "ease", "--user", "u1", "-k", 3)
+    assert "poems novel sonnet" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("3 items for user u1. Why the first one: graphllmrec explain ")
+
+
+def test_recommend_json(runs):
+    found = last_json("recommend", runs / "ease", "--history", "i13, nope,i15", "-k", 3)
+    assert found["ignored"] == ["nope"]
+    assert found["history"] == ["i13", "nope", "i15"]
+    assert [entry.keys() for entry in found["recommendations"]] == [{"item_id", "title", "score"}] * 3
+    assert last_json("recommend", runs / "ease", "--user", "u1")["user"] == "u1"
+
+
+def test_ignored_history_items_are_named(runs):
+    result = call("recommend", runs / "ease", "--history", "i13,nope")
+    assert "warning: unknown items of the history are ignored: nope" in result.stderr
+
+
+def test_unknown_ids_and_wrong_usage(runs):
+    assert "unknown user 'u99'" in call("recommend", runs / "ease", "--user", "u99", code=2).stderr
+    assert "(--history)" in call("recommend", runs / "ease", "--user", "u99", code=2).stderr
+    assert "no item of the history is known" in call("recommend", runs / "ease", "--history", "x,y", code=2).stderr
+    assert "either --user" in call("recommend", runs / "ease", code=2).stderr
+    assert "no run folder at" in call("recommend", runs / "absent", "--user", "u1", code=2).stderr
+    assert "unknown item 'i99'" in call("similar", runs / "ease", "--item", "i99", code=2).stderr
+
+
+def test_explain(runs):
+    result = call("explain", runs / "ease", "--user", "u1", "--item", "i13")
+    assert "100% from clicks" in result.stdout
+    assert "because of" in result.stdout
+    found = last_json("explain", runs / "ease", "--user", "u1", "--item", "i13")
+    assert {"user", "item_id", "title", "score", "shares", "gate", "context", "history"} <= found.keys()
+    assert found["history"][0].keys() == {"item_id", "title", "score"}
+    assert sum(found["shares"].values()) == pytest.approx(found["score"])
+
+
+def test_similar(runs):
+    result = call("similar", runs / "ease", "--item", "i3", "-k", 2)
+    assert result.stdout.splitlines()[-1] == "2 items similar to gears pump valve 3 (item i3)."
+    assert len(last_json("similar", runs / "ease", "--item", "i3", "-k", 2)["similar"]) == 2
+
+
+# check up
+
+
+def test_doctor_names_versions_and_extras():
+    found = last_json("doctor")
+    checks = {check["name"]: check for check in found["checks"]}
+    assert found["ok"] is True
+    assert {"python", "torch", "polars", "threads", "gpu", "write access", "extra llm"} <= checks.keys()
+    assert all(check["advice"] for check in found["checks"] if not check["ok"])
+    assert "graphllmrec demo" in call("doctor").stdout.splitlines()[-1]
+
+
+def test_help_lists_every_command_and_loads_nothing_heavy():
+    code = """
+import sys
+from graphllmrec.cli import main
+sys.argv = ["graphllmrec", "--help"]
+try:
+    main()
+except SystemExit as stopped:
+    heavy = [name for name in ("torch", "polars", "numpy", "pydantic", "matplotlib") if name in sys.modules]
+    print("heavy:", heavy, "code:", stopped.code)
+"""
+    result = python(code)
+    assert "heavy: [] code: 0" in result.stdout
+    for name in ("fit", "evaluate", "compare", "recommend", "explain", "similar", "report", "stats", "demo", "doctor"):
+        assert f" {name} " in result.stdout
+
+
+def test_a_real_process_keeps_stdout_for_the_result(runs):
+    arguments = ["recommend", str(runs / "ease"), "--user", "u1", "--json"]
+    code = f"import sys; from graphllmrec.cli import main; sys.argv = ['graphllmrec', *{arguments!r}]; main()"
+    result = python(code)
+    assert len(result.stdout.splitlines()) == 1
+    assert len(json.loads(result.stdout)["recommendations"]) == 10
+
+
+def python(code):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "100"}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
