@@ -92,6 +92,14 @@ def test_values_that_cannot_be_used(tmp_path: Path, column: str, values: list[st
     assert (caught.value.line, caught.value.column) == (4, column)
 
 
+def test_lists_are_no_times_and_ratings_fit_a_float(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a time"):
+        load_data(put(tmp_path, "interactions.jsonl", '{"user_id": 1, "item_id": 2, "timestamp": [3]}\n'))
+    (tmp_path / "interactions.jsonl").unlink()
+    with pytest.raises(DataError, match="too large for a rating"):
+        load_data(put(tmp_path, "interactions.csv", "user_id,item_id,rating\na,x,1e39\n"))
+
+
 def test_lists_are_no_ids(tmp_path: Path) -> None:
     pl.DataFrame({"user_id": [["a"]], "item_id": ["x"]}).write_parquet(tmp_path / "interactions.parquet")
     with pytest.raises(DataError, match="not lists"):
@@ -154,6 +162,11 @@ def test_quote_that_is_never_closed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a quote is never closed") as caught:
         load_data(put(tmp_path, "interactions.csv", 'user_id,item_id\na,x\na,"y\na,z\n'))
     assert caught.value.line == 3
+
+
+def test_quote_in_the_middle_of_a_value(tmp_path: Path) -> None:
+    error = error_of(put(tmp_path, "interactions.csv", 'user_id,item_id\na,x\na,"big" pipe\n'))
+    assert (error.what, error.line) == ("a quote in the middle of a value", 3)
 
 
 def test_item_cut_in_two_by_a_line_break(tmp_path: Path) -> None:
@@ -227,8 +240,10 @@ def test_json_array_and_mixed_kinds(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="one object per line, not one array"):
         load_data(put(tmp_path, "interactions.jsonl", '[{"user_id": 1, "item_id": 2}]'))
     mixed = '{"user_id": 1, "item_id": 2, "x": {"a": 1}}\n{"user_id": 1, "item_id": 2, "x": [2]}\n'
-    with pytest.raises(DataError, match="kinds that do not fit together"):
+    with pytest.raises(DataError, match="line 2, column 'x': here a list, an object or a plain value"):
         load_data(put(tmp_path, "interactions.jsonl", mixed))
+    with pytest.raises(DataError, match="NaN is not JSON: write null"):
+        load_data(put(tmp_path, "interactions.jsonl", '{"user_id": 1, "item_id": 2, "rating": NaN}\n'))
 
 
 def test_conflicting_items(tmp_path: Path) -> None:

@@ -137,6 +137,13 @@ def check_numbers(problems: Problems, column: str) -> NDArray[np.float64]:
     return values
 
 
+def check_ratings(problems: Problems, column: str) -> NDArray[np.float32]:
+    """A column of ratings as float32 (n_rows,)."""
+    values = check_numbers(problems, column)
+    problems.add(np.abs(values) > 1e30, "too large for a rating", column)
+    return np.clip(values, -1e30, 1e30).astype(np.float32)
+
+
 def _numbers(raw: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
     """(values with 0 where unusable, missing, unreadable)."""
     if raw.dtype == pl.String:
@@ -175,6 +182,9 @@ def check_timestamp(problems: Problems, column: str) -> OrderColumn:
     if raw.dtype.is_temporal():
         return _from_dates(problems, column, raw.cast(pl.Datetime("us"), strict=False))
     values, missing, unreadable = _numbers(raw)
+    if raw.dtype.is_nested():
+        problems.add(unreadable, "not a time", column, TIME_HINT)
+        return OrderColumn(np.zeros(len(raw), dtype=np.int64), 1, None)
     if raw.dtype == pl.String and unreadable.sum() * 2 > len(raw) - missing.sum():
         return _from_dates(problems, column, _parse_dates(raw))
     problems.add(missing, "missing value", column, TIME_HINT)

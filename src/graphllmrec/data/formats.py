@@ -22,6 +22,7 @@ from graphllmrec.errors import DataError
 
 SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
 QUOTE_HINT = 'a value that holds the separator, a line break or a quote must stand in "double quotes"'
+JSON_HINT = 'every line must be one object such as {"user_id": "a", "item_id": "b"}; NaN is not JSON: write null'
 
 Pick = Callable[[Sequence[str]], Sequence[str]]  # column names of the file -> those to keep; raises DataError
 
@@ -67,9 +68,9 @@ def _read_csv(path: Path, source: Path | io.BytesIO, pick: Pick, quoted: bool) -
     header_line, header = next(_records(source, quoted), (1, ""))
     separator = max(SEPARATORS.values(), key=lambda mark: _fit(header, mark, quoted))
     names = _fields(header, separator, quoted)
+    columns = list(pick(names))
     if repeated := {name for name in names if name and names.count(name) > 1}:
         raise DataError(f"two columns are named {min(repeated)!r}", file=path.name, line=header_line, hint="rename one")
-    columns = list(pick(names))
     try:
         # all columns, although few are kept: polars notices a row with too many fields only then
         frame = pl.read_csv(
@@ -137,10 +138,18 @@ def _bad_csv(
             bad.append((number, record, "a quote is never closed"))
         elif (found := _width(record, separator, quoted)) > width:
             bad.append((number, record, f"{found} values where the header names {width}"))
+        elif quoted and _stray_quote(record, separator):
+            bad.append((number, record, "a quote in the middle of a value"))
     if not bad:
         return DataError(f"not a readable table: {str(error).splitlines()[0]}", file=file, hint=QUOTE_HINT)
     number, record, what = bad[0]
     return DataError(what, file=file, line=number, value=record, hint=QUOTE_HINT, count=len(bad))
+
+
+def _stray_quote(record: str, separator: str) -> bool:
+    """Is there a quote that neither opens nor closes a value, nor is doubled within one?"""
+    mark = re.escape(separator)
+    return '"' in re.sub(rf'(?:^|(?<={mark}))"(?:[^"]|"")*"(?={mark}|$)', "", record)
 
 
 def _read_jsonl(path: Path, source: Path | io.BytesIO, pick: Pick) -> RawTable:
@@ -169,29 +178,42 @@ def _first_object(file: str, source: Path | io.BytesIO) -> dict[str, object]:
     value = _parsed(raw)
     if isinstance(value, dict):
         return value
-    hint = "JSON Lines hold one object per line, not one array" if raw.lstrip()[:1] == b"[" else None
+    hint = "JSON Lines hold one object per line, not one array" if raw.lstrip()[:1] == b"[" else JSON_HINT
     raise DataError("not a JSON object", file=file, line=number, value=raw.decode().strip(), hint=hint)
 
 
 def _parsed(raw: bytes) -> object:
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is not JSON")
+
     try:
-        return json.loads(raw)
+        return json.loads(raw, parse_constant=refuse)
     except (ValueError, RecursionError):
         return None
 
 
 def _bad_json(file: str, source: Path | io.BytesIO, error: Exception) -> DataError:
-    bad = [(number, raw) for number, raw in _json_lines(source) if not isinstance(_parsed(raw), dict)]
+    bad: list[tuple[int, bytes]] = []
+    kinds: dict[str, type] = {}
+    for number, raw in _json_lines(source):
+        row = _parsed(raw)
+        if not isinstance(row, dict):
+            bad.append((number, raw))
+            continue
+        for key, value in row.items():
+            kind = type(value) if isinstance(value, (list, dict)) else object
+            if not bad and value is not None and kinds.setdefault(key, kind) is not kind:
+                what = "here a list, an object or a plain value, in an earlier line another of these"
+                return DataError(what, file=file, line=number, column=key, value=value, hint="use one kind per key")
     if not bad:
-        what = f"values of one key have kinds that do not fit together: {str(error).splitlines()[0]}"
-        return DataError(what, file=file, hint="use the same kind (text, number, list) for a key in every line")
+        return DataError(f"not readable as JSON Lines: {str(error).splitlines()[0]}", file=file)
     number, raw = bad[0]
     return DataError(
         "not a JSON object",
         file=file,
         line=number,
         value=raw.decode().strip(),
-        hint='every line must be one object such as {"user_id": "a", "item_id": "b"}',
+        hint=JSON_HINT,
         count=len(bad),
     )
 

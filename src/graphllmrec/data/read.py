@@ -21,8 +21,8 @@ from graphllmrec.data.check import (
     OrderColumn,
     Problems,
     check_ids,
-    check_numbers,
     check_position,
+    check_ratings,
     check_timestamp,
     place_in,
 )
@@ -112,7 +112,7 @@ def _read_interactions(path: Path, min_rating: float | None) -> _Rows:
     order = None
     if kind is not None:
         order = (check_timestamp if kind == "timestamp" else check_position)(problems, columns[kind])
-    rating = check_numbers(problems, columns["rating"]).astype(np.float32) if "rating" in columns else None
+    rating = check_ratings(problems, columns["rating"]) if "rating" in columns else None
     problems.raise_any()
     if problems.blank.all():
         raise DataError("no rows, only column names", file=path.name, hint="is the export complete?")
