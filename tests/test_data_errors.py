@@ -169,11 +169,15 @@ def test_quote_in_the_middle_of_a_value(tmp_path: Path) -> None:
     assert (error.what, error.line) == ("a quote in the middle of a value", 3)
 
 
-def test_item_cut_in_two_by_a_line_break(tmp_path: Path) -> None:
+@pytest.mark.parametrize("columns", ["item_id,title", "title,item_id", "item_id,title,brand"])
+def test_item_cut_in_two_by_a_line_break(tmp_path: Path, columns: str) -> None:
     put(tmp_path, "interactions.csv", GOOD)
-    with pytest.raises(DataError, match="1 values where the header names 2") as caught:
-        load_data(put(tmp_path, "items.csv", "item_id,title\nx,first half\nsecond half\n"))
+    width = columns.count(",") + 1
+    rows = [",".join("xyz"[:width]), "first half of a row", ",".join("abc"[:width])]
+    with pytest.raises(DataError) as caught:
+        load_data(put(tmp_path, "items.csv", "\n".join([columns, *rows, ""])))
     assert caught.value.line == 3
+    assert caught.value.what in ("missing id", f"1 values where the header names {width}")
 
 
 def test_not_utf8_names_the_byte_and_the_encoding(tmp_path: Path) -> None:

@@ -36,10 +36,11 @@ def read_items(path: Path, tags: Path | None = None) -> tuple[pl.DataFrame, list
     item_id = ids.ids.gather(ids.code[ids.code >= 0]).alias("item_id")
     texts, dropped = _texts(table.frame.drop(columns["item_id"]).filter(keep), columns.get("title"))
     frame = pl.DataFrame([item_id, *texts])
-    if frame.width > 1 and frame[:, -1].null_count() and path.suffixes[0] == ".csv":
+    stem, kind = parse_name(path) or ("", "")
+    if kind in ("csv", "tsv") and table.frame[:, -1].null_count():
         check_short_rows(path)  # a row cut in two by a line break in its text would become two wrong items
     notes = [f"{path.name}: column {name} holds objects, left out" for name in dropped]
-    if (parse_name(path) or ("",))[0] == "movies" and "genres" in frame.columns:
+    if stem == "movies" and "genres" in frame.columns:
         frame = frame.with_columns(_movielens_genres(frame["genres"]))
     frame, repeated = _distinct(frame, table, keep)
     if repeated:

@@ -83,9 +83,7 @@ def make_split(
         raise DataError(f"valid_ratio {valid_ratio:g} and test_ratio {test_ratio:g} leave no room for training")
     settings: dict[str, object] = {}
     if kind == "ready-made":
-        split = _ready_made(dataset)
-        check_leakage(split)
-        return split
+        return _ready_made(dataset)
     if kind == "leave-last-out":
         label = _leave_last_out(dataset)
     elif kind == "user-ratio":
@@ -143,7 +141,7 @@ def _labelled(dataset: Dataset, kind: str, label: NDArray[np.int8], settings: di
 def _ready_made(dataset: Dataset) -> Split:
     train = dataset.ready["train"]
     nothing = train.where(np.zeros(len(train), dtype=bool))
-    return Split(
+    split = Split(
         kind="ready-made",
         num_users=dataset.num_users,
         num_items=dataset.num_items,
@@ -153,6 +151,8 @@ def _ready_made(dataset: Dataset) -> Split:
         valid_in_history=False,
         ordered=dataset.order is not None,
     )
+    check_leakage(split)
+    return split
 
 
 def _user_ends(dataset: Dataset) -> tuple[Ints, Ints]:
