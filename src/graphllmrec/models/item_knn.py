@@ -32,7 +32,7 @@ class ItemKNNConfig(Config):
     """Settings of item-kNN."""
 
     neighbours: int = Field(200, ge=1, le=100_000, description="most similar items kept per item")
-    shrink: float = Field(10.0, ge=0, le=1e6, description="added to the norms: trust pairs seen often")
+    shrink: float = Field(100.0, ge=0, le=1e6, description="added to the norms: trust pairs seen often")
     decay: Decay = Field("tune", description='history weight per step back, 0 to 1, or "tune" on validation')
 
 
@@ -107,10 +107,10 @@ def _cosines(
 
 def _largest_per_row(matrix: Sparse, keep: int) -> Sparse:
     """The `keep` largest values of every row; equal values: the lower column first."""
-    coo = matrix.tocoo()
-    i, j = coo.coords
-    order = np.lexsort((j, -coo.data, i))
-    i, j, values = i[order], j[order], coo.data[order]
+    entries = matrix.tocoo()
+    i, j = entries.coords
+    order = np.lexsort((j, -entries.data, i))
+    i, j, values = i[order], j[order], entries.data[order]
     counts = np.bincount(i, minlength=matrix.shape[0])
     rank = np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts, counts)  # place within the row
     kept = rank < keep

@@ -1,0 +1,149 @@
+"""z-sum and the search of its weights, against loops over a tiny world; what it leaves out and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from graphllmrec.data.tables import Interactions
+from graphllmrec.errors import RecipeError
+from graphllmrec.models import build
+from graphllmrec.models.base import Queries, Task
+from graphllmrec.models.blend import Variant, collect, search, zscores
+from graphllmrec.models.item_to_item import tuning_users
+from tiny import DECAY, ITEMS, QUERIES, QUERY, SPLIT, TEXT, TRAIN, Notes, assert_scores, fitted
+from world import block_world
+
+
+def z(scores: np.ndarray) -> np.ndarray:
+    out = np.zeros_like(scores)
+    for row, values in enumerate(scores):
+        if values.std() > 0:
+            out[row] = (values - values.mean()) / values.std()
+    return out
+
+
+def test_z_scores_have_mean_0_and_deviation_1_and_a_constant_row_is_0() -> None:
+    rows = torch.tensor([[1.0, 2.0, 6.0], [0.1, 0.1, 0.1], [1e6, 1e6, 1e6 + 8]])
+    np.testing.assert_allclose(zscores(rows)[:2].numpy(), z(rows[:2].double().numpy()) * [[1], [0]], atol=1e-6)
+    assert zscores(rows)[2].std(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_z_sum_is_the_weighted_sum_of_its_experts() -> None:
+    model = fitted("z-sum")
+    assert model.branches == ("ease", "text-knn", "transitions")
+    assert float(model.weights.sum()) == pytest.approx(1)
+    assert (model.weights >= 0).all()
+    expected = np.zeros((len(QUERY), ITEMS))
+    for name, weight in zip(model.branches, model.weights, strict=True):
+        alone = fitted(name, decay=model.experts[name].decay).scores(QUERIES).double().numpy()
+        expected += float(weight) * z(alone)
+        np.testing.assert_allclose(model.branch_scores(QUERIES, name).numpy(), z(alone), atol=1e-6)
+    assert_scores(model, expected)
+
+
+def test_the_board_ranks_like_a_loop_over_all_items() -> None:
+    variants = [Variant(fitted(name, decay=DECAY), decay) for name in ("ease", "text-knn") for decay in (1.0, 0.5)]
+    users = np.array([0, 2, 3, 7, 11])
+    two_targets = Interactions.sort(
+        np.concatenate([SPLIT.valid.user, SPLIT.test.user]), np.concatenate([SPLIT.valid.item, SPLIT.test.item])
+    )
+    split = replace(SPLIT, valid=two_targets)
+    weights = torch.tensor([0.3, 0.7])
+    gains = []
+    for user in users:
+        queries = Queries.of(SPLIT.known("valid"), np.array([user]))
+        scores = 0.3 * variants[1].zscores(queries)[0] + 0.7 * variants[2].zscores(queries)[0]
+        gain, targets = 0.0, split.targets("valid")[user]
+        for target in targets:
+            rank = sum(
+                1 for item in range(ITEMS)
+                if item != target and item not in TRAIN[user] and scores[item] >= scores[target]
+            )  # fmt: skip
+            gain += 1 / math.log2(rank + 2)
+        gains.append(gain / sum(1 / math.log2(place + 2) for place in range(len(targets))))
+    board = collect(variants, split, users)
+    assert board.ndcg([1, 2], weights) == pytest.approx(np.mean(gains), abs=1e-6)
+
+
+def test_the_search_never_ends_below_equal_weights_or_a_single_model() -> None:
+    variants = [Variant(fitted(name, decay=DECAY), decay) for name in ("ease", "transitions") for decay in (1.0, 0.5)]
+    board = collect(variants, SPLIT, tuning_users(SPLIT, 0))
+    found = search(board, [[0, 1], [2, 3]])
+    assert found.ndcg == pytest.approx(board.ndcg(found.chosen, found.weights))
+    assert found.ndcg >= max(found.alone)
+    assert found.ndcg >= board.ndcg(found.chosen, torch.tensor([0.5, 0.5]))
+
+
+def test_the_search_gives_a_useless_model_no_weight() -> None:
+    world = block_world()
+    good, useless = fitted("transitions", world.task()), fitted("popularity", world.task())
+    board = collect([Variant(useless, None), Variant(good, 0.5)], world.split, tuning_users(world.split, 0))
+    found = search(board, [[0], [1]])
+    assert found.ndcg == pytest.approx(1)
+    assert found.weights[1] > 0.49
+
+
+def test_z_sum_leaves_out_experts_that_the_data_cannot_feed() -> None:
+    notes = Notes()
+    model = fitted("z-sum", Task(SPLIT, journal=notes))
+    assert model.branches == ("ease", "transitions")
+    assert notes.events["expert-left-out"] == {"expert": "text-knn", "reason": "the items have no text"}
+    model = fitted("z-sum", Task(replace(SPLIT, ordered=False), TEXT, journal=notes))
+    assert model.branches == ("ease", "text-knn")
+    assert notes.events["expert-left-out"] == {"expert": "transitions", "reason": "the interactions have no order"}
+    restored = build("z-sum")
+    restored.restore(model.state())
+    assert restored.branches == ("ease", "text-knn")
+
+
+def test_z_sum_refuses_when_no_expert_is_left() -> None:
+    with pytest.raises(RecipeError, match="none of text-knn can use this data"):
+        fitted("z-sum", Task(SPLIT), experts=["text-knn"])
+
+
+def test_z_sum_without_validation_part_weighs_equally() -> None:
+    empty = SPLIT.valid.where(np.zeros(len(SPLIT.valid), dtype=bool))
+    model = fitted("z-sum", Task(replace(SPLIT, valid=empty), TEXT))
+    assert model.weights.tolist() == pytest.approx([1 / 3] * 3)
+    assert {expert.decay for expert in model.experts.values()} == {0.7}
+
+
+def test_z_sum_keeps_settings_of_an_expert_and_any_untrained_model_can_be_one() -> None:
+    model = fitted("z-sum", experts=["popularity", "item-knn", "ease"], settings={"ease": {"l2": 5.0, "decay": 0.9}})
+    assert model.experts["ease"].config.l2 == 5.0
+    assert model.experts["ease"].decay == 0.9
+    assert set(model.readable()) == {"popularity", "item-knn", "ease"}
+    assert torch.isfinite(model.scores(QUERIES)).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"experts": ["ease", "neural"]}, "unknown expert 'neural'; known: popularity, item-knn"),
+        ({"experts": ["z-sum"]}, "unknown expert 'z-sum'"),
+        ({"experts": ["ease", "ease"]}, "expert 'ease' is given twice"),
+        ({"experts": []}, "at least 1 item"),
+        ({"settings": {"item-knn": {}}}, "settings.item-knn: not one of the experts"),
+        ({"settings": {"ease": {"l2": -1}}}, "settings.ease.l2: Input should be greater than 0"),
+        ({"settings": {"ease": {"l3": 1}}}, "settings.ease.l3: Extra inputs are not permitted"),
+    ],
+)
+def test_z_sum_refuses_impossible_experts(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        build("z-sum", settings)
+
+
+def test_z_sum_explains_a_score_by_its_experts() -> None:
+    model = fitted("z-sum")
+    first = Queries(QUERIES.users[:1], QUERIES.histories.take(np.array([0])))
+    found = model.explain(first, 4)
+    assert found.score == pytest.approx(float(model.scores(first)[0, 4]), abs=1e-5)
+    assert sum(found.shares.values()) == pytest.approx(found.score)
+    assert found.gate == pytest.approx(model.readable()["text-knn"]["weight"], abs=1e-4)
