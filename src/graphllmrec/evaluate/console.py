@@ -64,11 +64,8 @@ def comparison_table(comparison: Comparison) -> RenderableType:
             label = f"{SHORT_TITLES[kind]} {name}"
             table.add_row(label, *_comparison_cells(row), end_section=place == len(rows) - 1)
     title = Text(f"{comparison.metric}: {comparison.a} against {comparison.b}", style="bold")
-    note = Text(
-        "interval: paired bootstrap over users; p: paired randomisation test, two-sided,\nnot corrected for the number of rows",
-        style="dim",
-    )
-    return Group(title, table, note)
+    note = "interval: paired bootstrap over users; p: paired randomisation test, two-sided, each row by itself"
+    return Group(title, table, Text(note, style="dim"))
 
 
 def _overall(evaluation: Evaluation) -> Table:
@@ -104,7 +101,7 @@ def _strata(evaluation: Evaluation) -> Table:
 
 
 def _comparison_cells(row: Comparison) -> list[RenderableType]:
-    difference = Text(f"{_short(row.difference, '+')} {_relative(row):>7}", style=_colour(row.difference, row.p))
+    difference = Text(f"{_short(row.difference, '+')} {relative_text(row):>7}", style=_colour(row.difference, row.p))
     interval = f"{_short(row.ci[0], '+')} … {_short(row.ci[1], '+')}"
     p = p_text(row.p).removeprefix("p").strip()
     return [f"{row.users:,}", _short(row.mean_a), _short(row.mean_b), difference, interval, p]
@@ -114,7 +111,7 @@ def _versus(row: Comparison | None) -> RenderableType:
     if row is None:
         return Text("baseline", style="dim")
     p = row.p if row.p_holm is None else row.p_holm
-    return Text(f"{_relative(row)} {p_text(p)}", style=_colour(row.difference, p))
+    return Text(f"{relative_text(row)} {p_text(p)}", style=_colour(row.difference, p))
 
 
 def p_text(p: float) -> str:
@@ -122,7 +119,7 @@ def p_text(p: float) -> str:
     return "p<.001" if p < 0.001 else "p " + f"{p:.3f}".removeprefix("0")
 
 
-def _relative(row: Comparison) -> str:
+def relative_text(row: Comparison) -> str:
     """Relative difference, as a factor where a percentage would only be large: "+9.5%", "x18.6"."""
     if row.relative is None:
         return "from 0"

@@ -1,0 +1,188 @@
+"""The HTML report: complete, self-contained, well-formed, and honest about who is better."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation_toys import Oracle, random_split
+from graphllmrec.errors import EvaluationError
+from graphllmrec.evaluate import evaluate_model, protocol_line
+from graphllmrec.evaluate.plots import GateTable, _course, _spread, looks
+from graphllmrec.evaluate.report import ReportEntry, write_report
+
+SPLIT = random_split(num_users=150)
+DEGREE = SPLIT.item_degree()
+GATE = GateTable(
+    DEGREE,
+    (1 / (1 + DEGREE)).astype(np.float32),
+    {"cold/tail": (DEGREE < 3).astype(np.float32), "warm/head": (DEGREE >= 3).astype(np.float32)},
+)
+CURVES = [{"event": "stage", "name": "clicks"}] + [
+    {"event": "epoch", "epoch": epoch, "loss": 1 / epoch, "ndcg@20": 0.1 * epoch} for epoch in range(1, 6)
+]
+
+
+def entries() -> list[ReportEntry]:
+    evaluations = [
+        evaluate_model(Oracle(SPLIT, noise, seed, name), SPLIT)
+        for name, noise, seed in (("weak <b>", 1.0, 2), ("strong", 0.3, 1), ("twin", 1.0, 3))
+    ]
+    return [
+        ReportEntry("weak <b>", evaluations[0], seconds=0.5),
+        ReportEntry("strong", evaluations[1], CURVES, GATE, 61.25),
+        ReportEntry("twin", evaluations[2]),
+    ]
+
+
+class Outline(HTMLParser):
+    """Checks that elements are closed in order, and keeps ids, references and visible text."""
+
+    EMPTY = frozenset({"meta", "br", "circle", "line", "path", "use", "rect", "clippath"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta",):
+            self.open.append(tag)
+        self.keep(attrs)
+
+    def handle_startendtag(self, tag, attrs):
+        self.keep(attrs)
+
+    def handle_endtag(self, tag):
+        while self.open[-1] != tag and self.open[-1] in self.EMPTY:
+            self.open.pop()
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def keep(self, attrs):
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("href", "xlink:href", "src"):
+                self.references.append(value)
+            self.references += [f"#{key}" for key in re.findall(r"url\(#(.+?)\)", value or "")]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("report") / "sub" / "report.html"
+    write_report(path, "Beauty & co", entries(), notes=["tuned on <validation> only"], baseline="weak <b>")
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]  # nothing temporary is left
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def outline(page) -> Outline:
+    parser = Outline()
+    parser.feed(page)
+    return parser
+
+
+def test_it_is_well_formed_and_needs_nothing_from_outside(page, outline):
+    assert outline.open == []
+    assert len(outline.ids) == len(set(outline.ids))
+    assert {reference.removeprefix("#") for reference in outline.references} <= set(outline.ids)
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=['\"]?https?:|@import|url\(['\"]?http", page)
+
+
+def test_names_and_notes_are_escaped(page):
+    assert "weak <b>" not in page
+    assert "weak &lt;b&gt;" in page
+    assert "Beauty &amp; co" in page
+    assert "tuned on &lt;validation&gt; only" in page
+
+
+def test_the_verdict_names_winner_interval_and_significance(outline):
+    strong = entries()[1].evaluation
+    low, high = strong.overall_ci["ndcg@20"]
+    value = strong.overall["ndcg@20"]
+    assert f"strong ranks best: ndcg@20 {value:.4f} (95 % interval {low:.4f} to {high:.4f})" in outline.text
+    assert "against weak <b>, a difference that chance does not explain (p<.001, Holm-corrected)" in outline.text
+    assert f"For {100 * strong.overall['hr@20']:.0f} of 100 users" in outline.text
+
+
+def test_every_model_value_and_stratum_is_there_with_its_protocol(page, outline):
+    rows = entries()
+    for row in rows:
+        assert f"{row.evaluation.overall['recall@20']:.4f}" in outline.text
+        for stratum in row.evaluation.strata["item_degree"].values():
+            if stratum["users"]:
+                assert f"{stratum['ndcg@20']:.4f}" in outline.text
+    assert "61.2" in outline.text
+    figures = re.findall(r"<figure>.*?</figure>", page, flags=re.DOTALL)
+    assert len(figures) == 6  # two of strata, gate, contexts, metric and loss by epoch
+    assert all("<svg role=" in figure and "<figcaption>" in figure for figure in figures)
+    assert sum(protocol_line(rows[0].evaluation.protocol) in figure for figure in figures) == 4
+    assert sum("On the validation part" in figure for figure in figures) == 1
+
+
+def test_same_entries_same_bytes(page, tmp_path):
+    write_report(tmp_path / "again.html", "Beauty & co", entries(), notes=["tuned on <validation> only"])
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page  # the first entry is the default baseline
+
+
+def test_one_model_alone_is_not_compared(tmp_path):
+    write_report(tmp_path / "one.html", "One", [entries()[1]])
+    text = (tmp_path / "one.html").read_text(encoding="utf-8")
+    assert "<strong>strong</strong> reaches ndcg@20" in text
+    assert "Holm" not in text
+    assert "baseline" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
+
+
+def test_a_model_that_is_not_better_is_not_praised(tmp_path):
+    weak, _, twin = entries()
+    write_report(tmp_path / "two.html", "Two", [weak, twin])
+    text = (tmp_path / "two.html").read_text(encoding="utf-8")
+    assert "a difference that may be chance" in text or "and it is the baseline" in text
+    assert "class='good'" not in text
+
+
+def test_entries_that_cannot_be_on_one_page(tmp_path):
+    path = Path(tmp_path / "no.html")
+    weak, strong, _ = entries()
+    with pytest.raises(EvaluationError, match="entries with different names; got none"):
+        write_report(path, "No", [])
+    with pytest.raises(EvaluationError, match="entries with different names; got strong, strong"):
+        write_report(path, "No", [strong, strong])
+    with pytest.raises(EvaluationError, match="no evaluation named 'ease' to compare with"):
+        write_report(path, "No", [weak, strong], baseline="ease")
+    other = ReportEntry("valid", evaluate_model(Oracle(SPLIT, 1.0), SPLIT, "valid"))
+    with pytest.raises(EvaluationError, match="cannot be compared"):
+        write_report(path, "No", [weak, other])
+    assert not path.exists()
+
+
+def test_a_model_keeps_its_look_and_the_baseline_is_apart():
+    many = looks([f"m{place}" for place in range(14)], baseline="m3", best="m5")
+    assert many["m3"].dashed
+    assert sum(look.dashed for look in many.values()) == 1
+    assert len({(look.colour, look.marker) for look in many.values()}) == 14
+    assert max(many, key=lambda name: many[name].width) == "m5"
+
+
+def test_labels_are_moved_apart_as_little_as_needed():
+    assert _spread([0.1, 0.5, 0.9], 0.05) == pytest.approx([0.1, 0.5, 0.9])
+    assert _spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+    places = _spread(np.sort(np.random.default_rng(0).random(12)), 0.06)
+    assert np.diff(places).min() >= 0.06 - 1e-9
+
+
+def test_epochs_that_start_again_in_a_later_stage_are_counted_through():
+    x, y = _course(
+        [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0}, {"epoch": 1, "loss": 1.0}, {"epoch": 2}], "loss"
+    )
+    assert (x.tolist(), y.tolist()) == ([1, 2, 3], [3.0, 2.0, 1.0])
