@@ -10,8 +10,10 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from front_door_world import write_world
+from front_door_world import encode_first_word, write_world
 from graphllmrec.cli import app
+from graphllmrec.data.read import load_data
+from graphllmrec.demo import run_demo
 from graphllmrec.errors import Interrupted
 from graphllmrec.models.ease import EASE
 
@@ -162,6 +164,58 @@ def test_similar(runs):
     assert len(last_json("similar", runs / "ease", "--item", "i3", "-k", 2)["similar"]) == 2
 
 
+# measure
+
+
+def test_evaluate_keeps_its_figures_in_the_run_folder(runs):
+    result = call("evaluate", runs / "ease")
+    assert "all 48 items ranked" in " ".join(result.stdout.split())
+    assert result.stdout.splitlines()[-1].startswith("ease reaches test ndcg@20 0.")
+    found = last_json("evaluate", runs / "ease")
+    assert found == json.loads((runs / "ease" / "metrics-test.json").read_text())
+    assert {"recall@20", "ndcg@20", "mrr@20", "hr@20"} <= found["overall"].keys()
+    assert list(found["strata"]["item_degree"]) == ["0", "1-3", "4-10", "11-50", ">50"]
+    assert last_json("evaluate", runs / "ease", "--split", "valid")["protocol"]["part"] == "valid"
+    assert "no branch 'text'" in call("evaluate", runs / "ease", "--branch", "text", code=2).stderr
+
+
+def test_compare_names_the_winner(runs):
+    result = call("compare", runs / "popularity", runs / "ease", "--metric", "ndcg@10")
+    assert "ease is better than popularity: ndcg@10 +0." in result.stdout.splitlines()[-1]
+    found = last_json("compare", runs / "popularity", runs / "ease")
+    assert found["baseline"] == "popularity"
+    assert found["comparisons"]["ease"]["difference"] > 0
+    assert found["comparisons"]["ease"]["p_holm"] < 0.05
+
+
+def test_compare_refuses_one_run_the_same_run_and_unknown_metrics(runs):
+    assert "at least two runs" in call("compare", runs / "ease", code=2).stderr
+    assert "given twice" in call("compare", runs / "ease", runs / "ease", code=2).stderr
+    result = call("compare", runs / "ease", runs / "popularity", "--metric", "ndcg@7", code=2)
+    assert "ndcg@7" in result.stderr
+
+
+def test_runs_of_different_data_are_not_compared(runs, tmp_path):
+    other = write_world(tmp_path / "other", seed=1)
+    call("fit", "ease", "--data", other, "--out", tmp_path / "run")
+    assert "cannot be compared" in call("compare", runs / "ease", tmp_path / "run", code=2).stderr
+
+
+def test_report_is_one_page(runs, tmp_path):
+    result = call("report", runs / "popularity", runs / "ease", "--out", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "2 recommenders on books" in page
+    assert "<script" not in page
+    assert result.stdout.splitlines()[-1].startswith(f"Wrote {tmp_path / 'report.html'} about 2 run(s); ease is first")
+    assert last_json("report", runs / "ease", "--out", tmp_path / "one.html")["values"].keys() == {"ease"}
+
+
+def test_stats(world):
+    assert "40 users, 48 items, 320 interactions" in call("stats", world).stdout.splitlines()[-1]
+    found = last_json("stats", world)
+    assert (found["users"], found["split"]["kind"]) == (40, "leave-last-out")
+
+
 # check up
 
 
@@ -169,9 +223,34 @@ def test_doctor_names_versions_and_extras():
     found = last_json("doctor")
     checks = {check["name"]: check for check in found["checks"]}
     assert found["ok"] is True
-    assert {"python", "torch", "polars", "threads", "gpu", "write access", "extra llm"} <= checks.keys()
+    assert {
+        "python",
+        "torch",
+        "polars",
+        "threads",
+        "gpu",
+        "weights",
+        "text cache",
+        "write access",
+        "extra llm",
+    } <= checks.keys()
     assert all(check["advice"] for check in found["checks"] if not check["ok"])
     assert "graphllmrec demo" in call("doctor").stdout.splitlines()[-1]
+
+
+def test_the_demo_walks_from_clicks_to_a_film_that_does_not_exist(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_first_word)
+    found = run_demo(tmp_path / "demo", data=load_data(world), recipes=("ease", "text-knn"))
+    printed = capsys.readouterr().out
+    assert (tmp_path / "demo" / "report.html").is_file()
+    assert set(found["runs"]) == {"ease", "text-knn"}
+    assert len(found["advice"]["recommendations"]) == 5
+    assert found["advice"]["recommendations"][0]["shares"] == {"text": 1.0}
+    assert len(found["new_film"]["similar"]) == 5
+    assert found["new_film"]["people"] == 40
+    assert "A film that does not exist: Lighthouse on Mars" in printed
+    assert "graphllmrec recommend" in printed.splitlines()[-1]
+    run_demo(tmp_path / "demo", data=load_data(world), recipes=("ease", "text-knn"))  # may be repeated
 
 
 def test_help_lists_every_command_and_loads_nothing_heavy():

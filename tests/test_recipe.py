@@ -19,6 +19,7 @@ def test_packaged_recipes_are_valid_and_say_how_to_reproduce_them(name):
     first = (files("graphllmrec") / "recipes" / f"{name}.toml").read_text().splitlines()[0]
     assert recipe.model.name in MODELS
     assert recipe.title
+    assert load_recipe(tomllib.loads(recipe.to_toml())) == recipe
     assert first.startswith(f"# graphllmrec fit {name} --data ")
 
 
@@ -33,14 +34,14 @@ def test_toml_round_trip_writes_defaults_out():
 
 def test_a_section_override_keeps_the_other_settings():
     recipe = load_recipe("item-knn", {"model": {"shrink": 5.0}, "data.k_core": 3})
-    assert recipe.model.settings.shrink == 5.0
-    assert recipe.model.settings.neighbours == 200
+    assert recipe.model.config.shrink == 5.0
+    assert recipe.model.config.neighbours == 200
     assert recipe.data.k_core == 3
 
 
 def test_every_problem_is_reported_at_once():
     bad = {
-        "titel": "x",
+        "titls": "x",
         "seed": -1,
         "model": {"name": "ease", "l2": "much", "dekay": 0.5},
         "data": {"splt": "auto", "k_core": 1.5},
@@ -50,7 +51,7 @@ def test_every_problem_is_reported_at_once():
         load_recipe(bad)
     problems = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 7
-    assert "titel: unknown setting; did you mean 'title'?" in problems
+    assert "titls: unknown setting; did you mean 'title'?" in problems
     assert "seed: Input should be greater than or equal to 0 (found -1)" in problems
     assert "model.dekay: unknown setting; did you mean 'decay'?" in problems
     assert "model.l2: " in problems

@@ -156,7 +156,7 @@ def test_a_new_item_is_found_by_its_text_at_once(text):
         ([{"title": "poems"}], "new item 1 has no item_id"),
         ([{"item_id": "a", "title": "x"}, {"item_id": "a", "title": "y"}], "new item 2: this id is already"),
         ([{"item_id": "i3", "title": "x"}], "already in the catalogue"),
-        ([{"item_id": "a", "titel": "x"}], "column .titel.: new item 1: the catalogue has no such column"),
+        ([{"item_id": "a", "titls": "x"}], "column .titls.: new item 1: the catalogue has no such column"),
         ([{"item_id": "a", "title": ""}], "new item 1 has no text"),
         ([{"item_id": "a", "title": ["x"]}], "do not fit the catalogue"),
     ],
@@ -182,6 +182,20 @@ def test_added_items_survive_saving(text, tmp_path):
 def test_evaluate_on_the_same_data_is_evaluate(ease, world):
     assert ease.evaluate(data=world).overall == ease.evaluate().overall
     assert ease.evaluate("valid").protocol["part"] == "valid"
+
+
+def test_the_public_names_work_in_any_order_of_import(ease):
+    import graphllmrec
+    from graphllmrec import Recommender, compare, evaluate, load_data
+
+    assert evaluate(ease).overall == ease.evaluate().overall
+    assert evaluate(ease, split="valid").overall == ease.evaluate("valid").overall
+    assert compare(evaluate(ease), evaluate(ease)).difference == 0
+    assert Recommender is type(ease)
+    assert callable(load_data)
+    assert all(hasattr(graphllmrec, name) for name in graphllmrec.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'recommender_of_dreams'"):
+        _ = graphllmrec.recommender_of_dreams
 
 
 def test_evaluate_refuses_data_with_unknown_users(ease, tmp_path):

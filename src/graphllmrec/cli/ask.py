@@ -51,7 +51,7 @@ def explain(
     first = reason.history[0] if reason.history else None
     nearest = f"nearest to {first.title or first.item_id}" if first else "the history plays no part"
     share, name = max((abs(value) / total, name) for name, value in reason.shares.items())
-    say(f"{reason.title or item} scores {reason.score:.4f}, {share:.0%} of it from {name}; {nearest}.")
+    say(f"{reason.title or item} scores {reason.score:.4f}, decided to {share:.0%} by {name}; {nearest}.")
 
 
 def similar(

@@ -10,7 +10,7 @@ import typer
 from graphllmrec.cli.shared import Json, Run, print_json, say
 
 if TYPE_CHECKING:
-    from graphllmrec.evaluate import Comparison, Evaluation
+    from graphllmrec.evaluate import Comparison
 
 Runs = Annotated[list[Path], typer.Argument(help="Run folders made by `graphllmrec fit`.", show_default=False)]
 Metric = Annotated[str, typer.Option("--metric", help="A metric per user, e.g. ndcg@20 or hr@10.")]
@@ -54,8 +54,11 @@ def compare(runs: Runs, metric: Metric = "ndcg@20", as_json: Json = False) -> No
     from graphllmrec.evaluate import compare_many
     from graphllmrec.evaluate.console import comparison_table, models_table
     from graphllmrec.evaluate.metrics import parse_metric
+    from graphllmrec.journal import RunJournal
+    from graphllmrec.reports import evaluations_of, names_of
 
-    evaluations = _evaluations(runs)
+    with RunJournal() as journal:
+        evaluations = evaluations_of(names_of(runs), journal)
     baseline = next(iter(evaluations))
     found = compare_many(evaluations, baseline, metric, strata=True)
     if as_json:
@@ -70,9 +73,21 @@ def compare(runs: Runs, metric: Metric = "ndcg@20", as_json: Json = False) -> No
 def report(
     runs: Runs,
     out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
+    metric: Metric = "ndcg@20",
     as_json: Json = False,
 ) -> None:
     """One self-contained HTML page about one or more runs: metrics, strata, gates, training curves."""
+    from graphllmrec.journal import RunJournal
+    from graphllmrec.reports import names_of, report_runs
+
+    with RunJournal() as journal:
+        evaluations = report_runs(names_of(runs), out, journal, metric=metric)
+    values = {name: evaluation.overall[metric] for name, evaluation in evaluations.items()}
+    if as_json:
+        print_json({"report": str(out), "metric": metric, "values": values})
+        return
+    best = max(values, key=lambda name: values[name])
+    say(f"Wrote {out} about {len(runs)} run(s); {best} is first with {metric} {values[best]:.4f}.", "bold")
 
 
 def stats(
@@ -104,19 +119,3 @@ def _verdict(row: Comparison) -> str:
         return f"{row.a} and {row.b} cannot be told apart by {row.metric} ({row.difference:+.4f}, {p_text(p)})."
     word = "better" if row.difference > 0 else "worse"
     return f"{row.a} is {word} than {row.b}: {row.metric} {row.difference:+.4f} ({p_text(p)})."
-
-
-def _evaluations(runs: list[Path]) -> dict[str, Evaluation]:
-    """The test evaluation of every run, made now where there is none; by folder name, by path where that is not unique."""
-    from graphllmrec.evaluate import Evaluation
-    from graphllmrec.journal import RunJournal
-    from graphllmrec.recommender import Recommender
-
-    names = [run.name for run in runs]
-    found: dict[str, Evaluation] = {}
-    with RunJournal() as journal:
-        for run, name in zip(runs, names, strict=True):
-            if not (run / "metrics-test.json").is_file():
-                Recommender.load(run).evaluate("test", journal=journal).write(run)
-            found[name if names.count(name) == 1 else str(run)] = Evaluation.read(run)
-    return found

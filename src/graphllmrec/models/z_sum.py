@@ -81,6 +81,11 @@ class ZSum:
         """Names of the experts in use."""
         return tuple(self.experts)
 
+    @property
+    def uses_text(self) -> bool:
+        """Is item text worth encoding for this? It is used where there is some, and not needed."""
+        return any(model_class(name).needs_text for name in self.config.experts)
+
     def fit(self, task: Task) -> None:
         """Fit the experts that apply, then tune weights and decays. Raises RecipeError when no expert applies."""
         self.experts = self._applicable(task)
