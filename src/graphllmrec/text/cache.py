@@ -87,28 +87,21 @@ class VectorCache:
             self._connection.close()
             self._connection = None
 
-    def read(self, keys: Sequence[bytes]) -> tuple[Floats, NDArray[np.bool_]]:
-        """Vectors (n, dim) and found (n,) for these keys; rows not found are zero, dim is 0 when nothing is known.
+    def read(self, keys: Sequence[bytes]) -> dict[bytes, Floats]:
+        """The vectors (dim,) of those keys that are there.
 
-        A row whose checksum or length is wrong counts as not found; a warning says how many there were.
+        A row whose checksum is wrong counts as absent; a warning says how many there were.
         Raises TextError when the file cannot be opened.
         """
         return self._guarded(lambda connection: self._read(connection, keys))
 
     def write(self, keys: Sequence[bytes], vectors: Floats) -> None:
         """Keep vectors (n, dim) in one commit: after a kill either all or none of them are there."""
-        if not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
-            raise TextError(f"{self.path}: refusing to keep a text vector that is zero or not finite")
         blobs = [row.tobytes() for row in np.ascontiguousarray(vectors, dtype="<f4")]
         rows = [(key, zlib.crc32(key + blob), blob) for key, blob in zip(keys, blobs, strict=True)]
 
         def insert(connection: sqlite3.Connection) -> None:
             with connection:
-                dim = _dim(connection)
-                if dim is None:
-                    connection.execute("INSERT OR IGNORE INTO about VALUES ('dim', ?)", (str(vectors.shape[1]),))
-                elif dim != vectors.shape[1]:
-                    raise TextError(f"{self.path} holds vectors of {dim} dimensions, not {vectors.shape[1]}")
                 connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows)
 
         self._guarded(insert)
@@ -116,22 +109,20 @@ class VectorCache:
     def __len__(self) -> int:
         return self._guarded(lambda c: int(c.execute("SELECT count(*) FROM vectors").fetchone()[0]))
 
-    def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> tuple[Floats, NDArray[np.bool_]]:
-        dim = _dim(connection) or 0
-        vectors, found = np.zeros((len(keys), dim), dtype=np.float32), np.zeros(len(keys), dtype=np.bool_)
-        rows = {key: row for row, key in enumerate(keys)}
-        bad = 0
-        for start in range(0, len(keys) if dim else 0, _KEYS_PER_QUERY):
+    def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, Floats]:
+        found: dict[bytes, Floats] = {}
+        damaged = 0
+        for start in range(0, len(keys), _KEYS_PER_QUERY):
             some = keys[start : start + _KEYS_PER_QUERY]
             marks = ",".join("?" * len(some))
             for key, crc, blob in connection.execute(f"SELECT * FROM vectors WHERE key IN ({marks})", some):
-                if not isinstance(blob, bytes) or len(blob) != 4 * dim or zlib.crc32(key + blob) != crc:
-                    bad += 1
-                    continue
-                vectors[rows[key]], found[rows[key]] = np.frombuffer(blob, dtype="<f4"), True
-        if bad:
-            warnings.warn(f"{self.path}: {bad} cached text vectors are damaged and will be encoded again", stacklevel=5)
-        return vectors, found
+                if isinstance(blob, bytes) and blob and len(blob) % 4 == 0 and zlib.crc32(key + blob) == crc:
+                    found[key] = np.frombuffer(blob, dtype="<f4")
+                else:
+                    damaged += 1
+        if damaged:
+            warnings.warn(f"{self.path}: {damaged} text vectors are damaged and encoded again", stacklevel=5)
+        return found
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -167,9 +158,3 @@ class VectorCache:
             f"cannot use the text vector cache {self.path}: {error}\n"
             "  hint: free disk space, or set GRAPHLLMREC_CACHE to a folder that can be written"
         )
-
-
-def _dim(connection: sqlite3.Connection) -> int | None:
-    """Dimension of the vectors in the file; None while there are none."""
-    row = connection.execute("SELECT value FROM about WHERE name = 'dim'").fetchone()
-    return int(row[0]) if row and str(row[0]).isdigit() else None

@@ -3,13 +3,13 @@
     "Title. Brand. Category > Subcategory. Description. Whatever else there is"
 
 Structured fields come first because encoders cut at a token limit: what is lost is the tail of a long description.
-Everything is a polars expression (compiled code, all cores); `item_text` is the same for one record.
+Columns are cleaned as a whole, in compiled code; `item_text` does the same for one record.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -19,6 +19,7 @@ from graphllmrec.errors import TextError
 FIRST = ("title", "brand", "categories", "description")
 _CHARS_PER_TOKEN = 8  # more than any real text has: what lies beyond cannot reach the model
 _TYPICAL_CHARS_PER_TOKEN = 4
+_LONGEST_CHATTER = 160  # characters of a sentence that can be dropped whole
 _LONG_SENTENCE = 20  # characters; shorter repetitions ("x 3 in.") can be facts
 
 _BLOCKS = r"(?is)<(?:script|style)\b[^>]*>.*?</(?:script|style)\s*>|<!--.*?-->"
@@ -26,6 +27,7 @@ _INLINE_TAG = r"(?i)</?(?:a|abbr|b|big|code|em|font|i|mark|small|span|strong|sub
 _TAG = r"</?[A-Za-z][^<>]*>|<![A-Za-z][^<>]*>"  # "<5 mm" and "a < b" are not tags
 _INVISIBLE = r"[\x{00AD}\x{200B}\x{200E}\x{200F}\x{202A}-\x{202E}\x{2060}\x{FEFF}]"
 _CONTROL = r"[\p{Cc}\x{2028}\x{2029}\x{FFFD}]"
+_SPACES = r"\s{2,}|[^\S ]"  # a lone space is left alone: there are many
 _URL = r"(?i)\b(?:https?://|www\.)[^\s<>\")]+"
 _PLACEHOLDER = r"(?i)^(?:value not found|no description(?: available)?|not available|unknown|n/?a|none|null|nan)\.?$"
 
@@ -38,18 +40,20 @@ _PHRASES = r"(?i)\b(?:" + "|".join((
     r"(?:please )?click (?:here|the link(?: below)?|on the (?:link|picture|image))(?: (?:to|for) [a-z]+(?: more)?)?",
     r"(?:so |just )?(?:buy|order|shop|act) (?:it |yours )?(?:now|today)\b",
     r"(?:simply |just )?(?:scroll up and )?(?:click )?(?:the )?add to (?:cart|basket|bag)(?: (?:now|today|button))*",
-    r"(?:at )?(?:the )?(?:best|lowest) prices?(?: guaranteed?| on the market| online| ever)?\b",
+    r"at (?:the )?(?:best|lowest) (?:possible )?prices?",
+    r"(?:best|lowest) prices? (?:guaranteed?|on the market|online|ever)",
     r"(?:limited[- ]time offer|while supplies last|hurry up|don'?t miss (?:out|it)|satisfaction guaranteed)",
     r"(?:100\s?% )?brand new (?:and|&|with) high quality",
     r"(?:check out|visit|see|browse) (?:our|my) (?:store|shop|other (?:items|products|listings))"
-    r"(?: for (?:more|other|new|latest|great)\b[^.!?]{0,60})?",
+    r"(?: for (?:the )?(?:more|other|new|latest|great)\b[^.!?]{0,60})?",
     r"(?:risk[- ]free purchase|buy with confidence|value not found|read more|see more product details)",
 )) + r")[!.]*"  # fmt: skip
-# A sentence about the shop, not the product; one that holds a number is kept.
+# A sentence about the shop, not the product. Kept all the same: one that holds a number, or is long enough for a fact.
 _SHOP_SENTENCE = (
-    r"(?i)(?:feel free to (?:contact|email|e-mail|message)|contact us|positive feedback|leave (?:us )?(?:a )?feedback|"
-    r"customer (?:service|support) (?:team|is|will)|full refund|we (?:will|'ll) (?:refund|reply|respond)|"
-    r"thank you for (?:shopping|your (?:purchase|visit))|(?:color|colour) may (?:vary|differ)[^.]*monitor)"
+    r"(?i)(?:feel free to (?:contact|email|e-mail|message)|contact us|full refund|"
+    r"leave (?:us )?(?:a )?(?:positive |negative )?feedback|customer (?:service|support) (?:team|is|will)|"
+    r"we (?:will|'ll) (?:refund|reply|respond)|thank you for (?:shopping|your (?:purchase|visit))|"
+    r"(?:color|colour) may (?:vary|differ)[^.]*monitor)"
 )
 
 
@@ -63,11 +67,10 @@ def item_texts(table: pl.DataFrame, columns: Sequence[str] | None = None, max_to
     names = _columns(table, columns)
     if not names:
         return pl.Series("text", [None] * len(table), dtype=pl.String)
-    fields = table.select(_field(table, name, max_tokens) for name in names)
+    fields = pl.DataFrame([_field(table, name, max_tokens) for name in names])
     fields = fields.with_columns(_shortened(names, max_tokens))
     joined = pl.concat_str(names, separator=". ", ignore_nulls=True).alias("text")
-    texts = _without_repeats(fields.select(joined).to_series())
-    return pl.select(pl.when(texts.str.contains(r"[\p{L}\p{N}]")).then(texts)).to_series().alias("text")
+    return _without_repeats(fields.select(pl.when(joined != "").then(joined).alias("text")).to_series())
 
 
 def item_text(record: Mapping[str, Any], columns: Sequence[str] | None = None, max_tokens: int = 96) -> str:
@@ -106,52 +109,60 @@ def _columns(table: pl.DataFrame, columns: Sequence[str] | None) -> list[str]:
     return list(columns)
 
 
-def _field(table: pl.DataFrame, name: str, max_tokens: int) -> pl.Expr:
-    """One column, cleaned; null where nothing remains."""
-    text = pl.col(name)
-    if table.schema[name] != pl.String:
+def _field(table: pl.DataFrame, name: str, max_tokens: int) -> pl.Series:
+    """One column (n,), cleaned; null where nothing remains."""
+    text = table[name]
+    if text.dtype != pl.String:
         text = text.list.drop_nulls().list.join(" > " if name == "categories" else ", ")
     text = _without_markup(text.str.slice(0, max_tokens * _CHARS_PER_TOKEN * 4))  # markup may be most of it
-    text = text.str.replace_all(_INVISIBLE, "").str.replace_all(_CONTROL, " ").str.normalize("NFC")
-    text = text.str.replace_all(_URL, " ")
+    text = text.str.replace_all(_INVISIBLE, "").str.replace_all(_CONTROL, " ").str.replace_all(_URL, " ")
+    text = _where(text, text.str.contains(r"[^\x00-\x7F]"), lambda some: some.str.normalize("NFC"))
+    text = text.str.replace_all(_SPACES, " ")
     if name == "title":  # a film may be called "Buy Now", or "None"
-        text = pl.coalesce(_tidy(text.str.replace_all(_PHRASES, " ")), _tidy(text))
+        short = _tidy(text.str.replace_all(_PHRASES, " "))
+        text = short.zip_with(short.is_not_null(), _tidy(text))
     else:
-        text = _tidy(_without_shop_sentences(text).str.replace_all(_PHRASES, " "))
-        text = pl.when(~text.str.contains(_PLACEHOLDER)).then(text)
+        text = _where(text, text.str.contains(_SHOP_SENTENCE), _without_shop_sentences)
+        text = _tidy(text.str.replace_all(_PHRASES, " "))
+        text = text.set(text.str.contains(_PLACEHOLDER), None)
     return text.str.slice(0, max_tokens * _CHARS_PER_TOKEN).alias(name)
 
 
-def _without_markup(text: pl.Expr) -> pl.Expr:
+def _where(text: pl.Series, mask: pl.Series, change: Callable[[pl.Series], pl.Series]) -> pl.Series:
+    """`text` with `change` applied to the rows of `mask` only: most texts need none of the costly steps."""
+    rows = mask.arg_true()
+    return text.scatter(rows, change(text.gather(rows))) if len(rows) else text
+
+
+def _without_markup(text: pl.Series) -> pl.Series:
     """Tags and entities gone. Twice, because shops escape their HTML twice (&amp;lt;br&amp;gt;)."""
     for _ in range(2):
-        entity = text.str.contains(r"&(?:#\d|#[xX]|[A-Za-z])")
-        text = pl.when(entity).then(_unescaped(pl.when(entity).then(text))).otherwise(text)
+        text = _where(text, text.str.contains(r"&(?:#\d|#[xX]|[A-Za-z])"), _unescaped)
         text = text.str.replace_all(_BLOCKS, " ").str.replace_all(_INLINE_TAG, "").str.replace_all(_TAG, " ")
     return text
 
 
-def _unescaped(text: pl.Expr) -> pl.Expr:
-    return text.map_elements(html.unescape, return_dtype=pl.String, skip_nulls=True)
+def _unescaped(text: pl.Series) -> pl.Series:
+    return pl.Series([html.unescape(value) for value in text.to_list()], dtype=pl.String)
 
 
-def _sentences(text: pl.Expr) -> pl.Expr:
+def _sentences(text: pl.Series) -> pl.Series:
     """List of sentences; joined by one space they are the text again."""
     return text.str.replace_all(r"([.!?])\s+", "${1}\n").str.split("\n")
 
 
-def _without_shop_sentences(text: pl.Expr) -> pl.Expr:
-    kept = pl.element().filter(~pl.element().str.contains(_SHOP_SENTENCE) | pl.element().str.contains(r"\d"))
-    cleaned = _sentences(text.str.replace_all(r"\s+", " ")).list.eval(kept).list.join(" ")
-    return pl.when(text.str.contains(_SHOP_SENTENCE)).then(cleaned).otherwise(text)
+def _without_shop_sentences(text: pl.Series) -> pl.Series:
+    """Sentences about the shop dropped."""
+    part = pl.element()
+    chatter = part.str.contains(_SHOP_SENTENCE) & ~part.str.contains(r"\d") & (part.str.len_chars() <= _LONGEST_CHATTER)
+    return _sentences(text).list.eval(part.filter(~chatter)).list.join(" ")
 
 
-def _tidy(text: pl.Expr) -> pl.Expr:
-    """Single spaces, no space before a full stop, no punctuation at the ends; null when no letter or digit is left."""
-    text = text.str.replace_all(r"\s+", " ").str.replace_all(r"\s+([.,;!?])", "${1}")
-    text = text.str.replace_all(r"([.,;:])(?:\s*[.,;:])+(\s|$)", "${1}${2}")
-    text = text.str.strip_chars(" .,;:|>-*!~_")
-    return pl.when(text.str.contains(r"[\p{L}\p{N}]")).then(text)
+def _tidy(text: pl.Series) -> pl.Series:
+    """No double spaces or punctuation, nothing at the ends but words; null when no letter or digit is left."""
+    text = text.str.replace_all(_SPACES, " ").str.replace_all(r" ([.,;!?])", "${1}")
+    text = text.str.replace_all(r"([.,;:])(?: ?[.,;:])+( |$)", "${1}${2}").str.strip_chars(" .,;:|>-*!~_")
+    return text.set(~text.str.contains(r"[\p{L}\p{N}]"), None)
 
 
 def _shortened(names: Sequence[str], max_tokens: int) -> list[pl.Expr]:
@@ -170,7 +181,7 @@ def _shortened(names: Sequence[str], max_tokens: int) -> list[pl.Expr]:
 
 def _without_repeats(texts: pl.Series) -> pl.Series:
     """Long sentences that a text has said before (word for word, in any case) are dropped; the first one stays."""
-    frame = texts.to_frame("text").with_row_index("row").with_columns(part=_sentences(pl.col("text")))
+    frame = pl.DataFrame({"text": texts, "part": _sentences(texts)}).with_row_index("row")
     parts = frame.select("row", "part").explode("part").with_row_index("at")
     said = pl.col("part").str.to_lowercase().str.strip_chars(" .!?")
     again = (said.str.len_chars() >= _LONG_SENTENCE) & (pl.col("at") > pl.col("at").first().over("row", said))

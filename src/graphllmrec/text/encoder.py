@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from graphllmrec.data.tables import Items
 from graphllmrec.errors import TextError
 from graphllmrec.models.base import Journal, SilentJournal, TextVectors
-from graphllmrec.text.cache import VectorCache, default_folder, text_key
+from graphllmrec.text.cache import Floats, VectorCache, default_folder, text_key
 from graphllmrec.text.clean import item_texts
 from graphllmrec.text.source import Source, find_source, load_model, load_tokenizer
 
@@ -86,35 +86,31 @@ def encode_texts(
     `names` say which texts are meant in an error message (item ids; default their positions). Raises as `encode_items`.
     """
     config, journal = config or TextConfig(), journal or SilentJournal()
-    names = names or [f"#{row}" for row in range(len(texts))]
-    if blank := [name for name, text in zip(names, texts, strict=True) if not text.strip()]:
-        raise TextError(f"{len(blank)} texts are empty: {_some(blank)}")
+    names = [f"#{row}" for row in range(len(texts))] if names is None else names
     if not texts:
         raise TextError("there are no texts to encode")
-    rows_of: dict[bytes, list[int]] = {}
-    for row, text in enumerate(texts):
-        rows_of.setdefault(text_key(text), []).append(row)
-    keys = list(rows_of)
+    if blank := [name for name, text in zip(names, texts, strict=True) if not text.strip()]:
+        raise TextError(f"{len(blank)} texts are empty: {_some(blank)}")
+    first: dict[bytes, int] = {}  # key -> first row with this text
+    keys = [text_key(text) for text in texts]
+    for row, key in enumerate(keys):
+        first.setdefault(key, row)
     source = find_source(config.encoder, config.revision, config.pooling)
     with VectorCache(cache or default_folder(), _identity(source, config)) as store:
-        vectors, found = store.read(keys)  # (unique, dim)
-        missing = np.flatnonzero(~found)
-        journal.log("text", texts=len(texts), different=len(keys), cached=int(found.sum()), encoder=source.identity)
-        if len(missing):
-            todo = [rows_of[keys[at]][0] for at in missing]
-            journal.stage("encode item text", total=len(missing))
-            encoder = Encoder(source, config)
-            if vectors.shape[1] != encoder.dim:
-                vectors = np.zeros((len(keys), encoder.dim), dtype=np.float32)
-            for part, encoded in encoder.encode([texts[row] for row in todo]):
-                _refuse_unusable(encoded, [names[todo[at]] for at in part])
-                store.write([keys[missing[at]] for at in part], encoded.numpy())
-                vectors[missing[part]] = encoded.numpy()
+        known = store.read(list(first))
+        todo = {key: row for key, row in first.items() if key not in known}
+        journal.log("text", texts=len(texts), different=len(first), cached=len(known), encoder=source.identity)
+        if todo:
+            journal.stage("encode item text", total=len(todo))
+            new, of = list(todo), [names[row] for row in todo.values()]
+            for part, vectors in Encoder(source, config).encode([texts[row] for row in todo.values()]):
+                encoded = _sound(list(vectors.numpy()), [of[at] for at in part])
+                store.write([new[at] for at in part], encoded)
+                known.update(zip([new[at] for at in part], encoded, strict=True))
                 journal.advance(len(part))
-    index = torch.zeros(len(texts), dtype=torch.long)
-    for at, rows in enumerate(rows_of.values()):
-        index[rows] = at
-    return torch.from_numpy(vectors).index_select(0, index)
+    unique = _sound([known[key] for key in first], [names[row] for row in first.values()])  # (different, dim)
+    place = {key: at for at, key in enumerate(first)}
+    return torch.from_numpy(unique).index_select(0, torch.tensor([place[key] for key in keys]))
 
 
 class Encoder:
@@ -130,7 +126,6 @@ class Encoder:
         if kind == "mixed":
             _use_bfloat16_linear(model)
         self.model = model.to(self.device)
-        self.dim = int(model.config.hidden_size)
         self.max_tokens = min(config.max_tokens, int(self.tokenizer.model_max_length))
         budget = _DEFAULT_BATCH_TOKENS.get(self.device.type, _DEFAULT_BATCH_TOKENS_GPU)
         self.batch_tokens = config.batch_tokens or budget
@@ -246,16 +241,22 @@ def _identity(source: Source, config: TextConfig) -> dict[str, Any]:
     }
 
 
-def _refuse_unusable(vectors: Tensor, names: Sequence[str]) -> None:
-    """TextError naming the items whose vector (n, dim) is not finite or all zero."""
-    finite = torch.isfinite(vectors).all(1)
-    bad = torch.nonzero(~finite | ~vectors.any(1)).flatten().tolist()
+def _sound(vectors: Sequence[Floats], names: Sequence[str]) -> Floats:
+    """The vectors as one matrix (n, dim). TextError naming the items whose vector is unusable."""
+    dims = [len(vector) for vector in vectors]
+    usual = max(set(dims), key=dims.count)
+    if odd := [name for name, dim in zip(names, dims, strict=True) if dim != usual]:
+        raise TextError(f"text vectors of another dimension than {usual} for {len(odd)} items: {_some(odd)}")
+    matrix = np.stack(vectors)
+    finite = np.isfinite(matrix).all(1)
+    bad: list[int] = np.flatnonzero(~finite | ~matrix.any(1)).tolist()
     if bad:
-        what = "zero" if bool(finite.all()) else "not finite (NaN or infinity)"
+        what = "zero" if finite.all() else "not finite (NaN or infinity)"
         raise TextError(
-            f"the encoder returned vectors that are {what} for {len(bad)} items: {_some([names[at] for at in bad])}\n"
+            f"text vectors are {what} for {len(bad)} items: {_some([names[at] for at in bad])}\n"
             "  hint: try dtype='float32'; if that does not help, the weights or the tokenizer do not fit these texts"
         )
+    return matrix
 
 
 def _some(names: Sequence[str]) -> str:
