@@ -94,7 +94,7 @@ class RunJournal:
 
     def say(self, message: str, style: str = "") -> None:
         """One line for the person, above the bars."""
-        self.console.print(Text(message, style=style))
+        self.console.print(Text(message, style=style), soft_wrap=True)
 
     def _end_stage(self, failed: bool = False) -> None:
         if not self._name:
