@@ -186,3 +186,13 @@ def aggregate(histories: Histories, vectors: Tensor, decay: float = 1.0, how: Ag
         total = torch.zeros(len(histories)).index_add_(0, rows, weights)
         out = out / total.clamp_min(1e-12)[:, None]
     return out
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under names that begin with `prefix`, to nest one model's state in another's."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `prefixed`: the tensors whose names begin with `prefix`, without it."""
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}

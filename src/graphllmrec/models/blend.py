@@ -29,10 +29,11 @@ _STEPS = (0.2, 0.1, 0.05, 0.02)  # weight moved between two models, from coarse 
 
 def zscores(scores: Tensor) -> Tensor:
     """Each row (B, num_items) shifted to mean 0 and scaled to standard deviation 1; a constant row becomes 0."""
-    centred = scores - scores.mean(1, keepdim=True)
-    std = centred.square().mean(1, keepdim=True).sqrt()  # (B, 1)
-    varies = std > 1e-6 * scores.abs().amax(1, keepdim=True)  # more than the rounding of a constant row
-    return torch.where(varies, centred / std, 0.0)
+    if not len(scores):
+        return scores
+    std, mean = torch.std_mean(scores, dim=1, correction=0, keepdim=True)  # (B, 1) each
+    varies = std > 1e-6 * mean.abs()  # more than the rounding of a constant row
+    return (scores - mean).mul_(torch.where(varies, 1 / std, 0.0))
 
 
 @dataclass(frozen=True)

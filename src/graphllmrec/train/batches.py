@@ -1,0 +1,102 @@
+"""Batches as functions of (seed, purpose, epoch, step): no state, so a run can stop and go on anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from torch import Tensor
+
+from graphllmrec.data.tables import Histories, Ints
+from graphllmrec.graph.bipartite import sparse_tensor
+from graphllmrec.models.base import history_matrix
+from graphllmrec.rng import rng
+
+
+def epoch_order(num_examples: int, seed: int, purpose: str, epoch: int) -> Ints:
+    """The order (num_examples,) in which an epoch visits its examples."""
+    return rng(seed, f"{purpose}/order", epoch).permutation(num_examples).astype(np.int64)
+
+
+def uniform_items(size: int, num_items: int, seed: int, purpose: str, epoch: int, step: int) -> Ints:
+    """`size` item rows drawn uniformly with repeats (size,)."""
+    return rng(seed, f"{purpose}/uniform-items", epoch, step).integers(0, num_items, size).astype(np.int64)
+
+
+class UnclickedItems:
+    """Draws, for each user of a batch, an item that this user has not clicked (BPR's negatives)."""
+
+    def __init__(self, known: Histories, num_items: int) -> None:
+        self.num_items = num_items
+        self.full = known.lengths >= num_items  # (num_users,) nothing left to draw
+        self.clicked = np.unique(known.row_of_entry * num_items + known.items)  # sorted (user, item) keys
+
+    def draw(self, users: Ints, seed: int, purpose: str, epoch: int, step: int) -> Ints:
+        """One unclicked item per user (B,), uniform over the unclicked; any item for a user who clicked everything."""
+        random = rng(seed, f"{purpose}/unclicked", epoch, step)
+        items = random.integers(0, self.num_items, len(users)).astype(np.int64)
+        again = np.flatnonzero(self._is_clicked(users, items))
+        while len(again):
+            items[again] = random.integers(0, self.num_items, len(again))
+            again = again[self._is_clicked(users[again], items[again])]
+        return items
+
+    def _is_clicked(self, users: Ints, items: Ints) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        keys = users * self.num_items + items
+        place = np.minimum(np.searchsorted(self.clicked, keys), len(self.clicked) - 1)
+        found: np.ndarray[tuple[int], np.dtype[np.bool_]] = (self.clicked[place] == keys) & ~self.full[users]
+        return found
+
+
+@dataclass(frozen=True)
+class Averages:
+    """What turns item vectors into query vectors: weighted-mean rows of histories, and their transpose."""
+
+    matrix: Tensor  # (B, num_items) sparse CSR; each row adds up to 1, or is empty
+    transposed: Tensor  # (num_items, B) sparse CSR
+
+    @staticmethod
+    def of(histories: Histories, num_items: int, decay: float) -> Averages:
+        """Recency-weighted means of B histories."""
+        matrix = history_matrix(histories, num_items, decay)
+        total = np.asarray(matrix.sum(axis=1)).reshape(-1)
+        matrix.data /= np.repeat(np.maximum(total, 1e-12), np.diff(matrix.indptr)).astype(np.float32)
+        return Averages(sparse_tensor(matrix), sparse_tensor(sp.csr_array(matrix.T)))
+
+
+class NextClicks:
+    """Training examples "history -> clicked item", one per click whose user has another click to tell it from.
+
+    With an order the history of a click is what came before it (the newest `max_history`); without one it is all other
+    clicks of the user, so that the target never stands in its own history.
+    """
+
+    def __init__(self, known: Histories, ordered: bool, max_history: int) -> None:
+        place = np.arange(len(known.items), dtype=np.int64) - known.indptr[:-1][known.row_of_entry]
+        usable = place > 0 if ordered else known.lengths[known.row_of_entry] > 1
+        self.known, self.ordered, self.max_history = known, ordered, max_history
+        self.entry = np.flatnonzero(usable)  # (num_examples,) where the target stands in known.items
+        self.user = known.row_of_entry[self.entry]
+        self.target = known.items[self.entry]
+
+    def __len__(self) -> int:
+        return len(self.entry)
+
+    def histories(self, examples: Ints) -> Histories:
+        """The histories (B rows) of these examples."""
+        entry, user = self.entry[examples], self.user[examples]
+        if self.ordered:
+            start = np.maximum(self.known.indptr[user], entry - self.max_history)
+            return _slices(self.known.items, start, entry)
+        everything = self.known.take(user)
+        keep = everything.items != np.repeat(self.target[examples], everything.lengths)
+        kept = np.concatenate([[0], np.cumsum(keep)])[everything.indptr]
+        return Histories(kept.astype(np.int64), everything.items[keep])
+
+
+def _slices(items: Ints, start: Ints, stop: Ints) -> Histories:
+    """Histories made of items[start[b]:stop[b]]."""
+    lengths = stop - start
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Histories(indptr, items[np.arange(indptr[-1]) + np.repeat(start - indptr[:-1], lengths)])

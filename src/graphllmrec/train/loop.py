@@ -1,0 +1,187 @@
+"""The training loop: one place, for every model that learns by gradient.
+
+    for every epoch: for every batch: loss -> gradient -> AdamW;  then the validation metric: keep the best weights, or
+    stop when `patience` validations brought nothing better. The untrained weights take part, as epoch 0.
+
+Batches come from (seed, stage, epoch, step), so a run that is interrupted (Ctrl-C, SIGTERM) leaves a checkpoint at the
+next step boundary and goes on from there to the same bytes.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from graphllmrec.data.tables import Ints
+from graphllmrec.errors import Interrupted
+from graphllmrec.models.base import Config, Task
+from graphllmrec.train.batches import epoch_order
+from graphllmrec.train.checkpoint import Checkpoints, Progress, pack, unpack
+
+SAVE_EVERY = 30.0  # seconds between checkpoints at epoch ends
+
+
+class TrainedConfig(Config):
+    """Settings of everything that is trained by gradient."""
+
+    epochs: int = Field(30, ge=0, le=100_000, description="passes over the training data at most")
+    batch_size: int = Field(1024, ge=1, le=1_000_000, description="examples per step")
+    learning_rate: float = Field(3e-3, gt=0, le=10, description="AdamW step size")
+    weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW decoupled weight decay")
+    patience: int = Field(3, ge=1, le=100_000, description="stop after so many validations without a better one")
+    validate_every: int = Field(1, ge=1, le=100_000, description="epochs between validations")
+
+
+@dataclass
+class Stage:
+    """One thing to train: a module, its loss on a batch of example numbers, and how good it is on validation."""
+
+    name: str  # "graph": names its randomness, its log lines and its checkpoint
+    module: nn.Module
+    num_examples: int
+    loss: Callable[[int, int, Ints], Tensor]  # (epoch, step, example numbers) -> scalar
+    validate: Callable[[], float] | None  # higher is better; None: train to the last epoch
+    config: TrainedConfig
+    metric: str = "ndcg@20"
+
+
+def train(stage: Stage, task: Task) -> float:
+    """Train `stage.module` in place and leave it with its best weights. Returns the best validation metric.
+
+    Continues from the stage's checkpoint if `task.checkpoints` has one. Raises Interrupted on Ctrl-C or SIGTERM, after a
+    checkpoint was written; without `task.checkpoints` the signals do what they always do.
+    """
+    module, config = stage.module, stage.config
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    progress, best = Progress(), _copy(module)
+    saved = task.checkpoints.load(stage.name) if task.checkpoints is not None else None
+    if saved is not None:
+        progress, best = saved[0], unpack(saved[1], module, optimizer)
+    steps = -(-stage.num_examples // config.batch_size)
+    task.journal.stage(f"train {stage.name}", config.epochs * steps)
+    task.journal.advance(progress.epoch * steps + progress.step)
+    keeper = _Keeper(task.checkpoints, stage.name, module, optimizer)
+    if saved is None and stage.validate is not None:
+        best = _validate(stage, task, progress, best)
+    with _asked_to_stop(active=task.checkpoints is not None) as asked:
+        while not progress.done and progress.epoch < config.epochs:
+            _run_epoch(stage, task, optimizer, progress, asked, keeper, best)
+            best = _end_of_epoch(stage, task, progress, best)
+            keeper.at_epoch_end(progress, best)
+    progress.done = True
+    keeper.save(progress, best)
+    if stage.validate is not None:
+        module.load_state_dict(best)
+    module.eval()
+    return progress.best
+
+
+def _run_epoch(
+    stage: Stage,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    asked: Callable[[], bool],
+    keeper: _Keeper,
+    best: dict[str, Tensor],
+) -> None:
+    """The batches of one epoch, from `progress.step` on."""
+    size = stage.config.batch_size
+    order = epoch_order(stage.num_examples, task.seed, stage.name, progress.epoch)
+    stage.module.train()
+    for start in range(progress.step * size, stage.num_examples, size):
+        rows = order[start : start + size]
+        loss = stage.loss(progress.epoch, progress.step, rows)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        progress.step += 1
+        progress.loss_sum += float(loss.detach()) * len(rows)
+        progress.examples += len(rows)
+        task.journal.advance(1, epoch=progress.epoch + 1, loss=progress.loss_sum / progress.examples)
+        if asked():
+            keeper.save(progress, best)
+            raise Interrupted(f"stopped in stage {stage.name!r}, epoch {progress.epoch + 1}, step {progress.step}")
+
+
+def _end_of_epoch(stage: Stage, task: Task, progress: Progress, best: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Count the epoch, validate if it is time to; returns the best weights."""
+    loss = progress.loss_sum / max(progress.examples, 1)
+    progress.epoch, progress.step, progress.loss_sum, progress.examples = progress.epoch + 1, 0, 0.0, 0
+    due = progress.epoch % stage.config.validate_every == 0 or progress.epoch == stage.config.epochs
+    if stage.validate is not None and due:
+        return _validate(stage, task, progress, best, loss=loss)
+    task.journal.log("epoch", stage=stage.name, epoch=progress.epoch, loss=loss)
+    return best
+
+
+def _validate(
+    stage: Stage, task: Task, progress: Progress, best: dict[str, Tensor], **values: float
+) -> dict[str, Tensor]:
+    """Measure, log, keep the best weights (returned), and decide whether to stop."""
+    assert stage.validate is not None
+    stage.module.eval()
+    with torch.no_grad():
+        found = stage.validate()
+    task.journal.advance(0, **{stage.metric: found})
+    task.journal.log("epoch", stage=stage.name, epoch=progress.epoch, **values, **{stage.metric: found})
+    if found > progress.best:
+        progress.best, progress.best_epoch = found, progress.epoch
+        return _copy(stage.module)
+    progress.done = progress.epoch - progress.best_epoch >= stage.config.patience * stage.config.validate_every
+    return best
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+class _Keeper:
+    """Writes the checkpoints of one stage, at epoch ends not more often than every SAVE_EVERY seconds."""
+
+    def __init__(
+        self, checkpoints: Checkpoints | None, stage: str, module: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.checkpoints, self.stage, self.module, self.optimizer = checkpoints, stage, module, optimizer
+        self.last = time.monotonic()
+
+    def at_epoch_end(self, progress: Progress, best: dict[str, Tensor]) -> None:
+        if time.monotonic() - self.last > SAVE_EVERY:
+            self.save(progress, best)
+
+    def save(self, progress: Progress, best: dict[str, Tensor]) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.save(self.stage, progress, pack(self.module, best, self.optimizer))
+        self.last = time.monotonic()
+
+
+@contextmanager
+def _asked_to_stop(active: bool) -> Iterator[Callable[[], bool]]:
+    """A function that tells whether Ctrl-C or SIGTERM has arrived; a second Ctrl-C stops at once."""
+    asked = threading.Event()
+    if not active or threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
