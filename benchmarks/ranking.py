@@ -19,11 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
 
-from graphllmrec.data.split import Split
-from graphllmrec.data.tables import Interactions
+from graphllmrec.data.read import load_data
+from graphllmrec.data.split import Split, make_split
 from graphllmrec.evaluate import evaluate_model
 from graphllmrec.models.base import Queries
 
@@ -49,15 +48,7 @@ def read(folder: Path) -> Split:
     folder = folder / "gowalla" if (folder / "gowalla").is_dir() else folder
     if not (folder / "train.parquet").is_file():
         raise SystemExit(f"{folder}: no train.parquet; --data must name the folder that holds the set 'gowalla'")
-    tables = {part: pl.read_parquet(folder / f"{part}.parquet") for part in ("train", "test")}
-    whole = pl.concat([table.select("user_id", "item_id") for table in tables.values()])
-    parts = {
-        part: Interactions.sort(table["user_id"].cast(int).to_numpy(), table["item_id"].cast(int).to_numpy())
-        for part, table in tables.items()
-    }
-    none = Interactions(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
-    num_users, num_items = int(whole["user_id"].max()) + 1, int(whole["item_id"].max()) + 1  # type: ignore[arg-type]
-    return Split("ready-made", num_users, num_items, parts["train"], none, parts["test"], False, False)
+    return make_split(load_data(folder))
 
 
 def plain_topk(model: RandomVectors, split: Split, batch: int = 256) -> None:

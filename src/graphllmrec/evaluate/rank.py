@@ -24,7 +24,7 @@ from graphllmrec.errors import EvaluationError
 from graphllmrec.models.base import BranchModel, Journal, Model, Queries
 
 Floats = NDArray[np.float32]
-BLOCK = 6_000_000  # scores per block: 24 MB fit in a shared cache and in memory that the allocator hands out again
+BLOCK = 2_000_000  # scores per block: 8 MB stay in the cache between scoring and selection
 
 
 def top_k(
@@ -127,23 +127,25 @@ def _scores(model: Model, queries: Queries, branch: str | None) -> Tensor:
 def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest values of every row and their columns, both (B, k), largest first; NaN counts as the largest."""
     num_rows, num_items = scores.shape
-    num_groups = 64 * round((k * num_items) ** 0.5 / 64)
-    if num_groups == 0 or num_items < 8 * num_groups:  # few columns: nothing to gain
+    num_groups = _num_groups(num_items, k)
+    depth = num_items // max(num_groups, 1)
+    if depth < 8:  # few columns: nothing to gain
         return scores.topk(k, dim=1)
-    depth = num_items // num_groups  # group g = columns g, g + num_groups, g + 2·num_groups, …
-    whole = depth * num_groups
-    dealt = scores.as_strided((num_rows, depth, num_groups), (num_items, num_groups, 1), scores.storage_offset())
-    maxima = dealt.amax(1)  # (B, num_groups)
-    rest = num_items - whole  # the last columns fill only the first `rest` groups
-    if rest:
-        maxima[:, :rest] = torch.maximum(maxima[:, :rest], scores[:, whole:])
-    groups = maxima.topk(k, dim=1, sorted=False).indices  # (B, k)
-    steps = torch.arange(0, num_items, num_groups, device=scores.device)
-    columns = (groups[:, :, None] + steps).flatten(1)  # (B, k * (depth + 1))
-    candidates = scores.gather(1, columns.clamp(max=num_items - 1))
-    candidates.masked_fill_(columns >= num_items, -torch.inf)
-    values, places = candidates.topk(k, dim=1)
-    return values, columns.gather(1, places)
+    whole = depth * num_groups  # group g = columns g, g + num_groups, …; the few columns from `whole` on have no group
+    shape, stride = (num_rows, depth, num_groups), (num_items, num_groups, 1)
+    dealt = scores.as_strided(shape, stride, scores.storage_offset())
+    groups = dealt.amax(1).topk(k, dim=1, sorted=False).indices  # (B, k)
+    members = dealt.gather(2, groups[:, None, :].expand(-1, depth, -1)).flatten(1)  # (B, depth * k)
+    values, places = torch.cat([members, scores[:, whole:]], dim=1).topk(k, dim=1)
+    from_group = places // k * num_groups + groups.gather(1, places % k)
+    return values, torch.where(places < depth * k, from_group, places - depth * k + whole)
+
+
+@lru_cache(maxsize=16)
+def _num_groups(num_items: int, k: int) -> int:
+    """A number of groups near sqrt(k·N), where looking at groups and into groups cost the same, that leaves few columns."""
+    ideal = (k * num_items) ** 0.5
+    return min(range(int(0.9 * ideal), int(1.1 * ideal) + 1), key=lambda groups: num_items % max(groups, 1))
 
 
 def _settle_ties(scores: Tensor, values: Tensor, items: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -180,9 +180,10 @@ def _headline(page: _Page) -> str:
         f"novelty: bits, higher = rarer items; gini: 0 = all items recommended equally often, 1 = always the same."
     )
     if page.comparisons:
+        many = f"{len(page.comparisons)} comparison{'s' if len(page.comparisons) > 1 else ''}"
         note += (
             f" Bold: best of its column. Differences: relative, in {page.metric}; p by a paired randomisation test "
-            f"over users, Holm-corrected for {len(page.comparisons)} comparison{'s' if len(page.comparisons) > 1 else ''}."
+            f"over users, Holm-corrected for {many}."
         )
     return (
         f"<h2>Overall</h2>\n{_table(head, body)}\n<p class='note'>{escape(note)} Protocol: {escape(page.protocol)}.</p>"
