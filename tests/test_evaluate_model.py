@@ -128,6 +128,9 @@ def test_errors_say_what_is_wrong():
     broken.matrix[5] = torch.nan
     with pytest.raises(EvaluationError, match="broken returned NaN scores for user row 5"):
         evaluate_model(broken, SPLIT)
+    for wrong in ((), (0, 10)):
+        with pytest.raises(EvaluationError, match="cut-offs must be at least 1; got ks ="):
+            evaluate_model(Oracle(SPLIT, 1.0), SPLIT, ks=wrong)
     with pytest.raises(EvaluationError, match="oracle scored 40 items; the catalogue has 41"):
         evaluate_model(Oracle(SPLIT, 1.0), replace(SPLIT, num_items=41))
 

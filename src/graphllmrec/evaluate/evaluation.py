@@ -49,7 +49,7 @@ class Evaluation:
     strata: (
         Rows  # {"item_degree": {"0": {"users": n, "ndcg@20": x, …}, …}, …}; a stratum without users has only "users": 0
     )
-    per_user: pl.DataFrame  # user (row), history (its length), n_targets, user_activity, and a column per metric
+    per_user: pl.DataFrame  # user (row), history (its length), user_activity, n_targets, and a column per metric
     targets: pl.DataFrame  # user, item (rows), rank (1 = first, 0 = not in the list), item_degree, item_popularity
     lists: Ints  # (U, max(ks)) recommended item rows in the order of per_user; -1 where nothing was left
 
@@ -118,8 +118,10 @@ def evaluate_model(
     """Rank all items for every user with a target in `part`; known items are masked (`split.known(part)`).
 
     `branch` evaluates one branch of a BranchModel alone. Raises EvaluationError when no user has a target, for scores
-    that are NaN or not one per item, and for an unknown branch.
+    that are NaN or not one per item, for an unknown branch, and for a cut-off below 1.
     """
+    if not ks or min(ks) < 1:
+        raise EvaluationError(f"cut-offs must be at least 1; got ks = {list(ks)}")
     ks = sorted(set(ks))
     users, targets = _evaluated(split, part)
     known = split.known(part)
@@ -131,23 +133,16 @@ def evaluate_model(
         num_items=split.num_items,
     )  # fmt: skip
     degree = split.item_degree()
+    target_table = _target_table(users, targets, lists, degree)
     activity, activities = activity_strata(queries.histories.lengths)
-    target_table = pl.DataFrame(
-        {"user": users[targets.row_of_entry], "item": targets.items, "rank": rank_targets(lists, targets)}
-    ).with_columns(
-        degree_strata(degree).gather(targets.items).alias("item_degree"),
-        popularity_strata(degree).gather(targets.items).alias("item_popularity"),
-    )
     per_user = _metric_table(users, target_table, ks)
-    values = per_user.drop("user", "n_targets")
-    per_user = pl.DataFrame(
-        {"user": users, "history": queries.histories.lengths, "n_targets": targets.lengths, "user_activity": activity}
-    ).hstack(values)
-    means = {name: float(values[name].mean()) for name in values.columns}  # type: ignore[arg-type]
+    per_user.insert_column(1, pl.Series("history", queries.histories.lengths))
+    per_user.insert_column(2, activity.alias("user_activity"))
+    metrics = {name: per_user[name].to_numpy() for name in per_user.columns if "@" in name}
     return Evaluation(
         protocol=_protocol(model, split, part, ks, branch, users, targets, known),
-        overall=means | catalogue_metrics(lists, degree, ks),
-        overall_ci={name: mean_interval(values[name].to_numpy()) for name in values.columns},
+        overall={name: float(value.mean()) for name, value in metrics.items()} | catalogue_metrics(lists, degree, ks),
+        overall_ci={name: mean_interval(value) for name, value in metrics.items()},
         strata=_strata(per_user, target_table, ks, activities),
         per_user=per_user,
         targets=target_table,
@@ -182,6 +177,15 @@ def _evaluated(split: Split, part: Part, users: Ints | None = None) -> tuple[Int
             f"no user has a target in the {part} part of this {split.kind} split: nothing to evaluate"
         )
     return found, distinct.take(found)
+
+
+def _target_table(users: Ints, targets: Histories, lists: Ints, degree: Ints) -> pl.DataFrame:
+    """One row per target: user and item row, rank in the user's list, and the strata of the item."""
+    columns = {"user": users[targets.row_of_entry], "item": targets.items, "rank": rank_targets(lists, targets)}
+    return pl.DataFrame(columns).with_columns(
+        degree_strata(degree).gather(targets.items).alias("item_degree"),
+        popularity_strata(degree).gather(targets.items).alias("item_popularity"),
+    )
 
 
 def _metric_table(users: Ints, targets: pl.DataFrame, ks: Sequence[int]) -> pl.DataFrame:

@@ -143,7 +143,7 @@ def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=16)
 def _num_groups(num_items: int, k: int) -> int:
-    """A number of groups near sqrt(k·N), where looking at groups and into groups cost the same, that leaves few columns."""
+    """Number of groups: near sqrt(k·N), where both passes look at equally many values, and leaving few columns over."""
     ideal = (k * num_items) ** 0.5
     return min(range(int(0.9 * ideal), int(1.1 * ideal) + 1), key=lambda groups: num_items % max(groups, 1))
 
