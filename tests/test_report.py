@@ -182,7 +182,6 @@ def test_labels_are_moved_apart_as_little_as_needed():
 
 
 def test_epochs_that_start_again_in_a_later_stage_are_counted_through():
-    x, y = _course(
-        [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0}, {"epoch": 1, "loss": 1.0}, {"epoch": 2}], "loss"
-    )
-    assert (x.tolist(), y.tolist()) == ([1, 2, 3], [3.0, 2.0, 1.0])
+    stages = [(2, 0.1), (4, 0.2), (5, None), (1, None), (2, 0.3)]  # evaluated every second epoch; stage two starts at 1
+    x, y = _course([{"epoch": epoch} | ({"ndcg@20": value} if value else {}) for epoch, value in stages], "ndcg@20")
+    assert (x.tolist(), y.tolist()) == ([2, 4, 7], [0.1, 0.2, 0.3])

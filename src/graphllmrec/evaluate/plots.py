@@ -162,9 +162,16 @@ def curves_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], key: str, l
 
 def _course(entries: Sequence[Mapping[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Epochs and values of `key`; where a later stage counts its epochs from the start again, they count through."""
-    found = [(float(entry["epoch"]), float(entry[key])) for entry in entries if "epoch" in entry and key in entry]
-    x, y = np.array(found).T
-    return (x if (np.diff(x) > 0).all() else np.arange(1.0, len(x) + 1)), y
+    x, y, before, last = [], [], 0.0, 0.0
+    for entry in entries:
+        if "epoch" in entry:
+            if entry["epoch"] < last:
+                before += last
+            last = entry["epoch"]
+            if key in entry:
+                x.append(before + last)
+                y.append(float(entry[key]))
+    return np.array(x), np.array(y)
 
 
 def _by_degree(degree: NDArray[np.int64]) -> tuple[list[float], list[NDArray[np.int64]]]:
