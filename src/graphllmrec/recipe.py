@@ -64,12 +64,16 @@ class ModelSection(Config):
 class DataSection(Config):
     """How a data folder becomes a split; arguments of data.read.load_data and data.split.make_split."""
 
-    split: str = "auto"
-    min_rating: float | None = None
-    k_core: int = Field(default=0, ge=0)
-    valid_ratio: float = Field(default=0.1, ge=0, lt=1)
-    test_ratio: float = Field(default=0.2, gt=0, lt=1)
-    cold_ratio: float = Field(default=0.1, gt=0, lt=1)
+    split: str = Field("auto", description=f"{', '.join(KINDS)}; see docs/evaluation.md")
+    min_rating: float | None = Field(None, description="keep interactions rated at least this; none keeps all")
+    k_core: int = Field(0, ge=0, description="keep only users and items with so many distinct partners; 0 keeps all")
+    valid_ratio: float = Field(
+        0.1, ge=0, lt=1, description="share of interactions to validate on (user-ratio, global-time)"
+    )
+    test_ratio: float = Field(0.2, gt=0, lt=1, description="share of interactions to test on (user-ratio, global-time)")
+    cold_ratio: float = Field(
+        0.1, gt=0, lt=1, description="share of clicked items to test on, as many to validate on (cold-item)"
+    )
 
     @field_validator("split")
     @classmethod
@@ -82,8 +86,8 @@ class DataSection(Config):
 class EvaluateSection(Config):
     """Cut-offs k of the ranking metrics, and the metric that is shown first."""
 
-    ks: tuple[int, ...] = Field(default=(10, 20), min_length=1)
-    metric: str = "ndcg@20"
+    ks: tuple[int, ...] = Field((10, 20), min_length=1, description="cut-offs of the ranking metrics")
+    metric: str = Field("ndcg@20", description="the metric that is shown first")
 
     @field_validator("ks")
     @classmethod
@@ -103,9 +107,9 @@ class EvaluateSection(Config):
 class Recipe(Config):
     """Everything that decides the outcome of a run, besides the data."""
 
-    title: str = ""
-    notes: str = ""
-    seed: int = Field(default=0, ge=0)
+    title: str = Field("", description="what this run is, in a line")
+    notes: str = Field("", description="anything worth knowing about it")
+    seed: int = Field(0, ge=0, description="of every draw: splits, batches, negatives, dropout, initial weights")
     model: ModelSection
     data: DataSection = DataSection()
     text: TextConfig = TextConfig()

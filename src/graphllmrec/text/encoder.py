@@ -38,16 +38,25 @@ class TextConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    encoder: str = Field(default="minilm", min_length=1)  # "minilm" (packaged), a Hugging Face name, or a local folder
-    revision: str | None = None  # branch, tag or commit of a Hugging Face name
-    max_tokens: int = Field(default=96, ge=2)  # special tokens included; longer texts are cut
-    columns: list[str] | None = None  # default: title, brand, categories, description, then every other text column
-    pooling: Literal["auto", "mean", "cls", "last"] = "auto"  # auto: what the model says, else mean / last for decoders
-    # auto: bfloat16 for the linear layers where the hardware has it, float32 otherwise and for all the rest
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    batch_tokens: int | None = Field(default=None, ge=1)  # with padding; default 2,048 on a CPU, 32,768 on a GPU
-    prompt: str = ""  # put before every text, as instruction-tuned embedding models want it
-    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
+    encoder: str = Field(
+        "minilm", min_length=1, description='"minilm" (packaged), a Hugging Face name, or a local folder'
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face name")
+    max_tokens: int = Field(96, ge=2, description="special tokens included; longer texts are cut")
+    columns: list[str] | None = Field(
+        None, description="which and in what order; default: title, brand, categories, description, then all other text"
+    )
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        "auto", description="auto: what the model says, else mean for encoders and last for decoders"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 in the linear layers where the hardware has it, float32 for all the rest"
+    )
+    batch_tokens: int | None = Field(
+        None, ge=1, description="tokens per batch, padding included; default: 2,048 on a CPU, 32,768 on a GPU"
+    )
+    prompt: str = Field("", description="put before every text, as instruction-tuned embedding models want it")
+    device: str = Field("auto", description='"auto", "cpu", "cuda", "cuda:1" or "mps"')
 
 
 def encode_items(

@@ -1,0 +1,118 @@
+"""The tables of settings in docs/recipes.md, made from the settings classes themselves.
+
+    python docs/settings.py --write    # tests/test_frame.py fails when the tables and the code differ
+
+They stand between the two marker lines; everything else in recipes.md is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from graphllmrec.models import MODELS, model_class
+from graphllmrec.recipe import DataSection, EvaluateSection, Recipe
+from graphllmrec.text.encoder import TextConfig
+
+PAGE = Path(__file__).parent / "recipes.md"
+BEGIN, END = "<!-- settings: begin (written by docs/settings.py) -->", "<!-- settings: end -->"
+
+
+def tables() -> str:
+    """All tables as Markdown."""
+    lines = ["### Top level", "", *_table(Recipe)]
+    for name, section in (("data", DataSection), ("text", TextConfig), ("evaluate", EvaluateSection)):
+        lines += ["", f"### [{name}]", "", *_table(section)]
+    for name in MODELS:
+        kind = model_class(name).config_class
+        lines += ["", f'### [model] name = "{name}"', "", *_table(kind)]
+        for key, part in _parts(kind):
+            lines += ["", f"**[model.{key}]** of {name}", "", *_part(part)]
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """The text of recipes.md with its tables made anew."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{rest.split(END)[1]}"
+
+
+def _parts(kind: type[BaseModel]) -> Iterator[tuple[str, BaseModel]]:
+    """Settings that are a section of their own, such as the branches of the hybrid, with their defaults there."""
+    for key, field in kind.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield key, field.default
+
+
+def _part(part: BaseModel) -> list[str]:
+    """The table of a section within a model; where it is a model's own settings, only what differs is listed."""
+    kind, here = type(part), part.model_dump(mode="json")
+    for name in MODELS:
+        if model_class(name).config_class is kind:
+            usual = kind().model_dump(mode="json")
+            changed = [f"`{key} = {json.dumps(here[key])}`" for key in here if here[key] != usual[key]]
+            return [f"The settings of {name}, with " + (", ".join(changed) if changed else "the same defaults") + "."]
+    return _table(kind, here)
+
+
+def _table(kind: type[BaseModel], defaults: dict[str, Any] | None = None) -> list[str]:
+    schema = kind.model_json_schema()
+    own = {key: about for key, about in schema.get("properties", {}).items() if not _is_section(about)}
+    if not own:
+        return ["No settings."]
+    for key, value in (defaults or {}).items():
+        own[key] = {**own[key], "default": value}
+    rows = [f"| `{key}` | {_default(about)} | {_values(about)} | {_words(about)} |" for key, about in own.items()]
+    return ["| setting | default | values | meaning |", "|---|---|---|---|", *rows]
+
+
+def _is_section(about: dict[str, Any]) -> bool:
+    return "$ref" in about or any("$ref" in option for option in about.get("allOf", []))
+
+
+def _default(about: dict[str, Any]) -> str:
+    if about.get("default") is None:
+        return "{}" if about.get("type") == "object" else "none"
+    return f"`{json.dumps(about['default'])}`"
+
+
+def _words(about: dict[str, Any]) -> str:
+    text: str = about["description"]
+    return text.replace("|", "\\|")
+
+
+def _values(about: dict[str, Any]) -> str:
+    """What a setting may be, e.g. "whole number, 1 to 100,000"."""
+    if "anyOf" in about:
+        return " or ".join(_values(option) for option in about["anyOf"] if option.get("type") != "null")
+    if "const" in about or "enum" in about:
+        return " or ".join(f"`{json.dumps(value)}`" for value in about.get("enum", [about.get("const")]))
+    if about["type"] == "array":
+        return f"list of {_values(about['items']).replace('number', 'numbers')}"
+    kind = {"integer": "whole number", "number": "number", "string": "text", "object": "table"}[about["type"]]
+    return kind + _limits(about)
+
+
+def _limits(about: dict[str, Any]) -> str:
+    bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    if "minimum" in about and "maximum" in about:
+        return f", {_number(about['minimum'])} to {_number(about['maximum'])}"
+    said = [f"{word} {_number(about[bound])}" for bound, word in bounds.items() if bound in about]
+    return f", {' and '.join(said)}" if said else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        PAGE.write_text(page(), encoding="utf-8")
+    else:
+        print(tables())
