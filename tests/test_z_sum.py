@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from graphllmrec.data.tables import Interactions
 from graphllmrec.errors import RecipeError
-from graphllmrec.models import build
+from graphllmrec.models import blend, build
 from graphllmrec.models.base import Queries, Task
 from graphllmrec.models.blend import Variant, collect, search, zscores
 from graphllmrec.models.item_to_item import tuning_users
@@ -68,14 +68,23 @@ def test_the_board_ranks_like_a_loop_over_all_items() -> None:
             )  # fmt: skip
             gain += 1 / math.log2(rank + 2)
         gains.append(gain / sum(1 / math.log2(place + 2) for place in range(len(targets))))
-    board = collect(variants, split, users)
+    board = collect(variants, [[0, 1], [2, 3]], split, users)
     assert board.ndcg([1, 2], weights) == pytest.approx(np.mean(gains), abs=1e-6)
+
+
+def test_a_model_with_huge_scores_does_not_crowd_out_the_candidates_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blend, "KEPT", 2)
+    spiky, flat = torch.tensor([90.0, 80, 70, 60, 50, 0, 0, 0, 0]), torch.tensor([0.0, 0, 0, 0, 0, 1, 2, 3, 4])
+    items = blend._candidates(torch.stack([spiky, flat])[:, None], [[0], [1]])  # (1, 6)
+    assert {0, 1, 7, 8} <= set(items[0].tolist())
+    assert len(set(items[0].tolist())) == items.shape[1]
 
 
 def test_the_search_never_ends_below_equal_weights_or_a_single_model() -> None:
     variants = [Variant(fitted(name, decay=DECAY), decay) for name in ("ease", "transitions") for decay in (1.0, 0.5)]
-    board = collect(variants, SPLIT, tuning_users(SPLIT, 0))
-    found = search(board, [[0, 1], [2, 3]])
+    groups = [[0, 1], [2, 3]]
+    board = collect(variants, groups, SPLIT, tuning_users(SPLIT, 0))
+    found = search(board, groups)
     assert found.ndcg == pytest.approx(board.ndcg(found.chosen, found.weights))
     assert found.ndcg >= max(found.alone)
     assert found.ndcg >= board.ndcg(found.chosen, torch.tensor([0.5, 0.5]))
@@ -84,8 +93,9 @@ def test_the_search_never_ends_below_equal_weights_or_a_single_model() -> None:
 def test_the_search_gives_a_useless_model_no_weight() -> None:
     world = block_world()
     good, useless = fitted("transitions", world.task()), fitted("popularity", world.task())
-    board = collect([Variant(useless, None), Variant(good, 0.5)], world.split, tuning_users(world.split, 0))
-    found = search(board, [[0], [1]])
+    groups = [[0], [1]]
+    board = collect([Variant(useless, None), Variant(good, 0.5)], groups, world.split, tuning_users(world.split, 0))
+    found = search(board, groups)
     assert found.ndcg == pytest.approx(1)
     assert found.weights[1] > 0.49
 

@@ -2,14 +2,16 @@
 
 Every model is scored once per decay, its scores are z-scored per user, and of each user only the items that any of the
 models ranks highly are kept. A trial of other weights or decays is then a weighted sum of small arrays and a
-comparison with the target. Little is lost: weights are positive and sum to 1, so an item's sum cannot exceed its
-largest z-score, and that is what the candidates are chosen by.
+comparison with the target. Little is lost: an item that is left out has KEPT better ones in each model alone, at any
+decay, and in their mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,15 @@ from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Ints
 from graphllmrec.models.base import Queries
 
-CANDIDATES = 512  # items kept per user
+KEPT = 100  # best items kept per user and model
 CUT = 20  # weights are tuned for NDCG@CUT
 _FAR = -1e4  # z-score of what must not be ranked; finite, because 0 · -inf is NaN
-_BLOCK = 100_000_000  # scores held at a time while collecting: 400 MB
-_STEPS = (0.2, 0.1, 0.05, 0.02)  # weight moved between two models, from coarse to fine
+_PAIRS = (
+    64  # pairs of user and target ranked at a time: small enough for the cache, and for one thread without barriers
+)
+_BLOCK = 20_000_000  # scores held at a time while collecting: 80 MB
+_GRID = 5  # starts of the search: all weights that are multiples of 1 / _GRID
+_STEPS = (0.1, 0.05, 0.02)  # weight moved between two models, from coarse to fine
 
 
 def zscores(scores: Tensor) -> Tensor:
@@ -66,22 +72,21 @@ class Board:
 
     def ndcg(self, chosen: Sequence[int], weights: Tensor) -> float:
         """Mean NDCG@CUT over users of Σ_e weights[e] · z[chosen[e]]; equal scores count against the target."""
-        scores = _weighted(self.candidates, chosen, weights)  # (U, C)
-        target = _weighted(self.targets, chosen, weights)  # (P,)
-        ahead = (scores.index_select(0, self.row) >= target[:, None]) & self.rivals  # (P, C)
-        rank = ahead.sum(1)  # (P,) 0 = first
+        parts = [(variant, float(weight)) for variant, weight in zip(chosen, weights, strict=True) if weight > 0]
+        ranks = []
+        for start in range(0, len(self.row), _PAIRS):
+            pairs = slice(start, start + _PAIRS)
+            lead = torch.zeros(self.rivals[pairs].shape)  # of the candidate over the target
+            for variant, weight in parts:
+                scores = self.candidates[variant].index_select(0, self.row[pairs])  # (p, C)
+                lead.add_(scores.sub_(self.targets[variant, pairs, None]), alpha=weight)
+            ranks.append(((lead >= 0) & self.rivals[pairs]).sum(1))
+        rank = torch.cat(ranks)  # (P,) 0 = first
         gain = torch.where(rank < CUT, 1 / torch.log2(rank + 2.0), 0.0) / self.ideal
         return float(gain.sum(dtype=torch.float64)) / self.candidates.shape[1]
 
 
-def _weighted(values: Tensor, chosen: Sequence[int], weights: Tensor) -> Tensor:
-    total = values[chosen[0]] * weights[0]
-    for variant, weight in zip(chosen[1:], weights[1:], strict=True):
-        total.add_(values[variant] * weight)
-    return total
-
-
-def collect(variants: Sequence[Variant], split: Split, users: Ints) -> Board:
+def collect(variants: Sequence[Variant], groups: Sequence[Sequence[int]], split: Split, users: Ints) -> Board:
     """Score `variants` for the validation queries of `users` (U,), each with at least one validation target."""
     known, targets = split.known("valid"), split.targets("valid").take(users)
     size = max(1, _BLOCK // (max(len(variants), 1) * split.num_items))
@@ -93,7 +98,7 @@ def collect(variants: Sequence[Variant], split: Split, users: Ints) -> Board:
         found.append(scores[:, torch.from_numpy(wanted.row_of_entry), torch.from_numpy(wanted.items)])  # (V, p)
         seen = queries.histories
         scores[:, torch.from_numpy(seen.row_of_entry), torch.from_numpy(seen.items)] = _FAR
-        items = scores.amax(0).topk(min(CANDIDATES, split.num_items), dim=1).indices  # (b, C)
+        items = _candidates(scores, groups)  # (b, C)
         candidates.append(items)
         values.append(scores.gather(2, items.expand(len(variants), -1, -1)))
     row = torch.from_numpy(targets.row_of_entry)  # (P,)
@@ -101,6 +106,19 @@ def collect(variants: Sequence[Variant], split: Split, users: Ints) -> Board:
     discounts = (1 / torch.log2(torch.arange(CUT) + 2.0)).cumsum(0)
     ideal = discounts[torch.from_numpy(targets.lengths).clamp(1, CUT) - 1]  # (U,)
     return Board(torch.cat(values, 1), torch.cat(found, 1), row, rivals, ideal[row])
+
+
+def _candidates(scores: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """Distinct items (b, C) of every row of scores (V, b, num_items): the best of each model, and of all together.
+
+    Each model has places of its own, because z-scores of different models differ in reach: a sparse one goes up to 100.
+    """
+    num_items = scores.shape[2]
+    best = [reduce(torch.maximum, [scores[variant] for variant in group]) for group in groups]  # (b, num_items) each
+    chosen = torch.zeros(scores.shape[1:])
+    for values in (*best, scores.mean(0)):
+        chosen.scatter_(1, values.topk(min(KEPT, num_items), dim=1, sorted=False).indices, 1.0)
+    return chosen.topk(min(KEPT * (len(groups) + 1), num_items), dim=1, sorted=False).indices
 
 
 @dataclass(frozen=True)
@@ -117,16 +135,16 @@ class Blend:
 def search(board: Board, groups: Sequence[Sequence[int]]) -> Blend:
     """The best variant and weight per model by hill climbing; `groups[e]` lists the variants of model e.
 
-    Deterministic: moves are tried in a fixed order and taken when they improve. The start is the better of the equal
-    sum and the best single model, so the outcome is never below either on these users.
+    Deterministic: it starts from the best point of a coarse grid over all weights, tries moves in a fixed order and
+    takes those that improve. So on these users the outcome is never below the equal sum or any single model.
     """
     one = torch.ones(1)
     alone = {variant: board.ndcg([variant], one) for group in groups for variant in group}
     chosen = [max(group, key=lambda variant: alone[variant]) for group in groups]
-    starts = [torch.full((len(groups),), 1 / len(groups)), *torch.eye(len(groups))]
-    climb = _Climb(board, groups, chosen, starts[0])
-    for start in starts[1:]:
-        climb.attempt(climb.chosen, start)
+    climb = _Climb(board, groups, chosen, torch.full((len(groups),), 1 / len(groups)))
+    for shares in product(range(_GRID + 1), repeat=len(groups)):
+        if sum(shares) == _GRID:
+            climb.attempt(chosen, torch.tensor(shares) / _GRID)
     for step in _STEPS:
         while climb.move_weights(step) | climb.move_decays():
             pass

@@ -128,7 +128,7 @@ class ZSum:
         chosen, self.weights = [group[0] for group in groups], torch.full((len(groups),), 1 / len(groups))
         outcome: dict[str, Any] = {}
         if len(users):
-            found = search(collect(variants, task.split, users), groups)
+            found = search(collect(variants, groups, task.split, users), groups)
             chosen, self.weights = found.chosen, found.weights
             outcome = {"ndcg@20": found.ndcg, "trials": found.trials}
         for place in chosen:
