@@ -37,9 +37,11 @@ def zscores(scores: Tensor) -> Tensor:
     """Each row (B, num_items) shifted to mean 0 and scaled to standard deviation 1; a constant row becomes 0."""
     if not len(scores):
         return scores
-    std, mean = torch.std_mean(scores, dim=1, correction=0, keepdim=True)  # (B, 1) each
+    mean = scores.mean(1, keepdim=True)  # (B, 1)
+    centred = scores - mean
+    std = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / scores.shape[1] ** 0.5  # quicker than std_mean
     varies = std > 1e-6 * mean.abs()  # more than the rounding of a constant row
-    return (scores - mean).mul_(torch.where(varies, 1 / std, 0.0))
+    return centred.mul_(torch.where(varies, 1 / std, 0.0))
 
 
 @dataclass(frozen=True)
