@@ -45,7 +45,7 @@ $(VENV)/.made:
 	  echo "No Python 3.11 or newer found. Install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; fi; \
 	echo "Making $(VENV) with $$("$$found" --version)"; \
 	"$$found" -m venv $(VENV) >/dev/null 2>&1 \
-	  || { "$$found" -m venv --without-pip --clear $(VENV) \
+	  || { "$$found" -m venv --without-pip $(VENV) \
 	       && "$$found" -m pip --python $(BIN)/python install --quiet --disable-pip-version-check pip; } \
 	  || { echo "Could not make $(VENV). On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@touch $@

@@ -4,8 +4,8 @@ A model is a settings object (`Config`) plus tensors. It sees a `Task` while fit
 
     model = EASE(EASEConfig(l2=100.0)); model.fit(task); scores = model.scores(queries)  # (B, num_items)
 
-Most models are *vector models*: one vector per item, a light encoder that turns a query into a vector, score = dot product.
-They implement `item_vectors` and `query_vectors`; `scores` follows. The others implement `scores` themselves.
+Most models are *vector models*: one vector per item, a light encoder that turns a query into a vector, score = dot
+product. They implement `item_vectors` and `query_vectors`; `scores` follows. The others implement `scores` themselves.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class SilentJournal:
 
 @dataclass(frozen=True)
 class Task:
-    """All that a model may see while fitting: train and validation interactions, text vectors, a seed. Never the test part."""
+    """All that a model may see while fitting: train and validation part, text vectors, a seed. Never the test part."""
 
     split: Split
     text: TextVectors | None = None
