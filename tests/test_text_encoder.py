@@ -143,6 +143,24 @@ def test_batches_respect_the_budget_and_keep_everything() -> None:
     assert batches[0] == [5]  # longer than the budget: alone
 
 
+def test_threads_are_given_back_and_do_not_change_the_vectors(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    config = TextConfig(encoder=str(tiny_model()), batch_tokens=16)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        two = encode_texts(TEXTS, config, cache=tmp_path / "two")
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        assert torch.equal(two, encode_texts(TEXTS, config, cache=tmp_path / "one"))
+        torch.set_num_threads(2)
+        tiny_model("bert", nan_for_lamp)
+        with pytest.raises(TextError, match="not finite"):
+            encode_texts(TEXTS, config, cache=tmp_path / "broken")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 class Recorder(SilentJournal):
     def __init__(self) -> None:
         self.stages: list[tuple[str, int | None]] = []
