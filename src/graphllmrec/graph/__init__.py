@@ -1,0 +1,1 @@
+"""The user–item graph and propagation over it."""

@@ -1,11 +1,12 @@
 """The user–item graph as two normalised sparse matrices, one for each direction messages travel.
 
-LightGCN (He et al. 2020, arXiv:2002.02126, eq. 3) normalises every edge (u, i) by 1 / sqrt(|N_u| |N_i|). The adjacency of
-the bipartite graph has two non-zero blocks, A and Aᵀ; both are kept, so that neither forward nor backward transposes.
+LightGCN (He et al. 2020, arXiv:2002.02126, eq. 3) normalises every edge (u, i) by 1 / sqrt(|N_u| |N_i|). The adjacency
+of the bipartite graph has two non-zero blocks, A and Aᵀ; both are kept, so that nothing is ever transposed again.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,10 +48,12 @@ class Bipartite:
 def sparse_tensor(matrix: sp.csr_array) -> Tensor:
     """A SciPy CSR matrix as a torch sparse CSR tensor (float32 values, int64 indices)."""
     matrix.sort_indices()
-    return torch.sparse_csr_tensor(
-        torch.from_numpy(matrix.indptr.astype(np.int64)),
-        torch.from_numpy(matrix.indices.astype(np.int64)),
-        torch.from_numpy(matrix.data.astype(np.float32)),
-        size=matrix.shape,
-        check_invariants=False,
-    )
+    with warnings.catch_warnings():  # torch says once per process that CSR is in beta; what is used of it is tested
+        warnings.filterwarnings("ignore", message=".*[Ss]parse.*", category=UserWarning)
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(matrix.indptr.astype(np.int64)),
+            torch.from_numpy(matrix.indices.astype(np.int64)),
+            torch.from_numpy(matrix.data.astype(np.float32)),
+            size=matrix.shape,
+            check_invariants=False,
+        )

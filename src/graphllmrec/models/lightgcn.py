@@ -45,15 +45,17 @@ VALIDATION_USERS = 10_000  # validated on every epoch at most
 class LightGCNConfig(TrainedConfig):
     """Settings of LightGCN."""
 
+    epochs: int = Field(40, ge=0, le=100_000, description="passes over the training data at most")
+    learning_rate: float = Field(6e-3, gt=0, le=10, description="AdamW step size")
     dim: int = Field(64, ge=1, le=8_192, description="size of the embeddings")
-    num_layers: int = Field(1, ge=0, le=16, description="propagation layers L; 0 is matrix factorisation")
+    num_layers: int = Field(2, ge=0, le=16, description="propagation layers L; 0 is matrix factorisation")
     query: Literal["user", "history"] = Field("history", description="who asks: a user's embedding, or a history")
     loss: Literal["bpr", "softmax"] = Field("softmax", description="training loss")
     negatives: int = Field(0, ge=0, le=10_000_000, description="sampled negatives of the softmax; 0 takes all items")
-    decay: float = Field(0.7, ge=0, le=1, description="history weight per step back; ignored without an order")
+    decay: float = Field(0.55, ge=0, le=1, description="history weight per step back; ignored without an order")
     max_history: int = Field(50, ge=1, le=100_000, description="newest clicks a training history keeps")
-    dropout: float = Field(0.2, ge=0, lt=1, description="share of query dimensions dropped in training")
-    cold_share: float = Field(0.2, ge=0, lt=1, description="items that lose their vector in a step (cold start)")
+    dropout: float = Field(0.3, ge=0, lt=1, description="share of query dimensions dropped in training")
+    cold_share: float = Field(0.3, ge=0, lt=1, description="items that lose their vector in a step (cold start)")
     l2: float = Field(0.0, ge=0, le=10, description="penalty on the batch's layer-0 embeddings (eq. 15)")
 
 

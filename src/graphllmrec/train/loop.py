@@ -57,8 +57,8 @@ class Stage:
 def train(stage: Stage, task: Task) -> float:
     """Train `stage.module` in place and leave it with its best weights. Returns the best validation metric.
 
-    Continues from the stage's checkpoint if `task.checkpoints` has one. Raises Interrupted on Ctrl-C or SIGTERM, after a
-    checkpoint was written; without `task.checkpoints` the signals do what they always do.
+    Continues from the stage's checkpoint if `task.checkpoints` has one. Raises Interrupted on Ctrl-C or SIGTERM, after
+    a checkpoint was written; without `task.checkpoints` the signals do what they always do.
     """
     module, config = stage.module, stage.config
     optimizer = torch.optim.AdamW(
