@@ -123,7 +123,7 @@ class Model(Protocol):
         """Undo `state`."""
 
     def add_items(self, text: TextVectors) -> None:
-        """Append len(text) items that nobody has clicked. Models without text give them their lowest score."""
+        """Append len(text) items that nobody has clicked. Without text they score as unclicked items do."""
 
 
 @runtime_checkable
