@@ -24,12 +24,13 @@ def softmax_loss(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def sampled_softmax_loss(positive: Tensor, negative: Tensor, num_items: int) -> Tensor:
-    """Softmax over the clicked item and N negatives drawn uniformly, corrected for the items that were not drawn.
+    """Softmax over the clicked item and N items drawn uniformly from all, corrected for those that were not drawn.
 
-    positive (B,), negative (B, N). Every negative stands for (num_items - 1) / N items, so that many are added to its
-    weight in the partition function (Jean et al. 2015, arXiv:1412.2007, eq. 9): an estimate of `softmax_loss`.
+    positive (B,), negative (B, N): scores of the drawn items, -inf where the clicked item itself was drawn. Every draw
+    stands for num_items / N items, and that is its weight in the partition function (Jean et al. 2015,
+    arXiv:1412.2007, eq. 9), which so is that of `softmax_loss` in expectation.
     """
-    weight = torch.log(torch.tensor((num_items - 1) / negative.shape[1]))
+    weight = torch.log(torch.tensor(num_items / negative.shape[1]))
     scores = torch.cat([positive[:, None], negative + weight], dim=1)  # (B, 1 + N)
     return F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.int64))
 
