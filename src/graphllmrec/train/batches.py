@@ -29,8 +29,9 @@ class UnclickedItems:
 
     def __init__(self, known: Histories, num_items: int) -> None:
         self.num_items = num_items
-        self.full = known.lengths >= num_items  # (num_users,) nothing left to draw
-        self.clicked = np.unique(known.row_of_entry * num_items + known.items)  # sorted (user, item) keys
+        keys = np.unique(known.row_of_entry * num_items + known.items)  # of (user, item), sorted; a repeat counts once
+        self.full = np.bincount(keys // num_items, minlength=len(known)) >= num_items  # (num_users,) nothing to draw
+        self.clicked = np.append(keys, len(known) * num_items)  # ends with a key nobody has: every search lands on one
 
     def draw(self, users: Ints, seed: int, purpose: str, epoch: int, step: int) -> Ints:
         """One unclicked item per user (B,), uniform over the unclicked; any item for a user who clicked everything."""
@@ -44,7 +45,7 @@ class UnclickedItems:
 
     def _is_clicked(self, users: Ints, items: Ints) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         keys = users * self.num_items + items
-        place = np.minimum(np.searchsorted(self.clicked, keys), len(self.clicked) - 1)
+        place = np.searchsorted(self.clicked, keys)
         found: np.ndarray[tuple[int], np.dtype[np.bool_]] = (self.clicked[place] == keys) & ~self.full[users]
         return found
 
