@@ -59,11 +59,14 @@ class Recommender:
         *,
         out: str | Path | None = None,
         overwrite: bool = False,
+        stages: str | Path | None = None,
         journal: RunJournal | None = None,
     ) -> Recommender:
         """Read, split and encode `data` (a Dataset or a data folder), and fit the model. Returns self.
 
-        With `out`, everything is kept in that run folder and an interrupted fit can be continued with `resume`.
+        With `out`, everything is kept in that run folder and an interrupted fit can be continued with `resume`; with
+        `stages` too, training stages that another run with the same settings, seed and data has finished are taken over
+        from that folder, and left there for others.
         Raises DataError, TextError, CheckpointError (`out` is taken), Interrupted (Ctrl-C; the run can be resumed).
         """
         if out is not None:
@@ -78,7 +81,9 @@ class Recommender:
                 model.fit(Task(split, text, self.recipe.seed, journal))
             else:
                 run.begin(Path(out), self.recipe, dataset, split, overwrite=overwrite)
-                _fit_in_folder(model, Path(out), Task(split, text, self.recipe.seed, journal), keep_on_error=False)
+                checkpoints = Checkpoints(Path(out) / "checkpoint", Path(stages) if stages is not None else None)
+                task = Task(split, text, self.recipe.seed, journal, checkpoints)
+                _fit_in_folder(model, Path(out), task, keep_on_error=False)
         self._set(model, dataset, split)
         return self
 
@@ -110,7 +115,9 @@ class Recommender:
             model = build(tables.recipe.model.name, tables.recipe.model.config.model_dump())
             text = recommender._encode(tables.dataset.items, model, journal)
             journal.stage(f"fit {model.name}")
-            _fit_in_folder(model, path, Task(tables.split, text, tables.recipe.seed, journal), keep_on_error=True)
+            checkpoints = Checkpoints(path / "checkpoint")
+            task = Task(tables.split, text, tables.recipe.seed, journal, checkpoints)
+            _fit_in_folder(model, path, task, keep_on_error=True)
         recommender._set(model, tables.dataset, tables.split)
         return recommender
 
@@ -323,7 +330,7 @@ def _fit_in_folder(model: Model, path: Path, task: Task, *, keep_on_error: bool)
     task.journal.keep_in(path / "log.jsonl")
     began = time.monotonic()
     try:
-        model.fit(replace(task, checkpoints=Checkpoints(path / "checkpoint")))
+        model.fit(task)
     except GraphLLMRecError as error:
         if not isinstance(error, Interrupted) and not keep_on_error:
             shutil.rmtree(path)

@@ -70,7 +70,7 @@ class ContextGate(nn.Module):
 
     @torch.no_grad()
     def set_static(self, text_weight: float) -> None:
-        """The static gate graph + text_weight · text for every item, in all contexts."""
+        """The static gate graph + text_weight · text in all contexts; an item with one part only has it count 1 + w."""
         gamma = text_weight / (1 + text_weight)
         self.logit.fill_(float(np.log(max(gamma, 1e-6) / max(1 - gamma, 1e-6))))
         self.log_scale.fill_(float(np.log1p(text_weight)))

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.graph.propagate import sparse_product
-from graphllmrec.models.base import Queries, Task, TextVectors, aggregate, prefixed, under
+from graphllmrec.models.base import Queries, Task, TextVectors, aggregate, prefixed, recency_weights, under
 from graphllmrec.models.item_to_item import tuning_users
 from graphllmrec.rng import torch_rng
 from graphllmrec.text.whiten import Whitening
@@ -78,9 +78,11 @@ class TextBranch:
             from graphllmrec.evaluate import validation_metric  # evaluate imports models.base
 
             self._take_over(start, task.text)
-            return validation_metric(_Alone(self), split, users=tuning_users(split, task.seed, VALIDATION_USERS))
+            users = tuning_users(split, task.seed, VALIDATION_USERS)
+            return validation_metric(_Alone(self), split, users=users)  # type: ignore[arg-type] # scores() is enough
 
-        train(Stage(stage, net, len(clicks), loss, validate if len(split.valid) else None, self.config), task)
+        check = validate if len(split.valid) else None
+        train(Stage(stage, net, len(clicks), loss, check, self.config, uses_text=True), task)
         self._take_over(start, task.text)
 
     @torch.no_grad()
@@ -93,7 +95,7 @@ class TextBranch:
 
     def query_vectors(self, histories: Histories) -> Tensor:
         """Query vectors (B, dims) scaled so that a score is in standard deviations; zero for an empty history."""
-        query = _unit(aggregate(histories, self.items, self.decay, "sum"))  # (B, dims)
+        query = _unit(aggregate(histories, self.items, recency_weights(histories, self.decay)))  # (B, dims)
         std = ((query @ self.spread) * query).sum(1, keepdim=True).clamp_min(0).sqrt()  # (B, 1)
         return torch.where(std > 1e-6, query / std.clamp_min(1e-6), 0.0)
 

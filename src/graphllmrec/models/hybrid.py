@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -132,7 +131,7 @@ class Hybrid:
         start = {name: value.detach().clone() for name, value in gate.named_parameters()}
         known, targets = split.known("valid"), split.targets("valid")
         rows_user, rows_item = targets.row_of_entry, torch.from_numpy(targets.items)
-        inputs, cold_item = self._inputs(), _cold_item()
+        inputs, cold_item = self._inputs(), self._cold_item()
         users = tuning_users(split, task.seed, TUNE_USERS)
 
         def loss(epoch: int, step: int, rows: Ints) -> Tensor:
@@ -149,7 +148,7 @@ class Hybrid:
         def validate() -> float:
             return validation_metric(self, split, users=users)
 
-        return train(Stage("gate", gate, len(rows_item), loss, validate, config), task)
+        return train(Stage("gate", gate, len(rows_item), loss, validate, config, uses_text=True), task)
 
     def _lift_cold(self, task: Task, before: float) -> None:
         """Raise the priors of the cold contexts as far as the budget allows, if validation has cold targets at all."""
@@ -174,6 +173,12 @@ class Hybrid:
         contexts = memberships(self.degree, self.config.gate.cold_degree, self.head_degree)
         features = torch.stack([torch.log1p(self.degree) / 5.0, self.agreement], dim=1)
         return GateInputs(contexts, features, self.degree > 0, self.has_text)
+
+    def _cold_item(self) -> GateInputs:
+        """One item that nobody has clicked, as the gate sees it."""
+        contexts = memberships(torch.zeros(1), self.config.gate.cold_degree, self.head_degree)
+        clicked, has_text = torch.tensor([False]), torch.tensor([True])
+        return GateInputs(contexts, torch.zeros(1, 2), clicked, has_text)
 
     @torch.no_grad()
     def gate_table(self) -> tuple[GateValues, Tensor]:
@@ -228,21 +233,20 @@ class Hybrid:
         text_item = self.text.items[item] * scale * gamma  # (dims,)
         clicks = float(self.graph.query_vectors(queries)[0] @ graph_item)
         text = float(self.text.query_vectors(queries.histories)[0] @ text_item)
-        history = self._history_parts(queries.histories, graph_item, text_item, text)
+        history = self._history_parts(queries, graph_item, text_item, text)
         names = {name: float(contexts[item, place]) for place, name in enumerate(CONTEXTS)}
         shares = {"clicks": clicks, "text": text, "context": prior}
         return Explanation(clicks + text + prior, shares, gamma, names, history)
 
     def _history_parts(
-        self, histories: Histories, graph_item: Tensor, text_item: Tensor, text_share: float
+        self, queries: Queries, graph_item: Tensor, text_item: Tensor, text_share: float
     ) -> list[tuple[int, float]]:
         """(item row, contribution) of the history's items to clicks and text together, largest first."""
-        if not len(histories.items):
-            return []
-        rows = torch.from_numpy(histories.items)
-        weights = [torch.from_numpy(recency_weights(histories, branch.decay)) for branch in (self.graph, self.text)]
-        clicks = weights[0] / weights[0].sum() * (self.graph.fold.index_select(0, rows) @ graph_item[:-1])
-        words = weights[1] * (self.text.items.index_select(0, rows) @ text_item)
+        rows = torch.from_numpy(queries.histories.items)
+        weights = torch.from_numpy(self.graph.history_weights(queries))
+        clicks = weights * (self.graph.fold.index_select(0, rows) @ graph_item[:-1])
+        faded = torch.from_numpy(recency_weights(queries.histories, self.text.decay))
+        words = faded * (self.text.items.index_select(0, rows) @ text_item)
         total = float(words.sum())
         parts = clicks + (words * (text_share / total) if abs(total) > 1e-9 else 0 * words)
         found: dict[int, float] = {}
@@ -287,12 +291,6 @@ def _fused(values: GateValues, graph: Tensor, text: Tensor) -> Tensor:
     return values.scale * ((1 - values.gamma) * graph + values.gamma * text) + values.prior
 
 
-def _cold_item() -> GateInputs:
-    """One item that nobody has clicked, as the gate sees it."""
-    contexts = memberships(torch.zeros(1), 3.0, 100.0)
-    return GateInputs(contexts, torch.zeros(1, 2), torch.zeros(1, dtype=torch.bool), torch.ones(1, dtype=torch.bool))
-
-
 def _seen(histories: Histories, num_items: int) -> Tensor:
     """Mask (B, num_items) of what each query already knows."""
     seen = torch.zeros(len(histories), num_items, dtype=torch.bool)
@@ -304,8 +302,9 @@ def _seen(histories: Histories, num_items: int) -> Tensor:
 def _agreement(graph: Bipartite, text: Tensor) -> Tensor:
     """Cosine (num_items,) of an item's text with the mean text of what its users clicked besides; 0 if unknown."""
     around = graph.to_items @ (graph.to_users @ text)  # (num_items, dims), the item itself included
-    own = torch.from_numpy(np.asarray(_row_squares(graph.to_items)))  # weight with which it comes back to itself
-    return F.cosine_similarity(text, around - own[:, None] * text, dim=1, eps=1e-8)
+    others = around - _row_squares(graph.to_items)[:, None] * text  # without what comes back to the item itself
+    known = others.norm(dim=1) > 1e-5 * around.norm(dim=1)  # below are rounding errors: its users clicked nothing else
+    return F.cosine_similarity(text, others * known[:, None], dim=1, eps=1e-8)
 
 
 def _row_squares(matrix: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Ints
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.graph.propagate import propagate, sparse_product
-from graphllmrec.models.base import Config, Queries, Task, TextVectors, aggregate
+from graphllmrec.models.base import Config, Queries, Task, TextVectors, aggregate, recency_weights
 from graphllmrec.models.item_to_item import tuning_users
 from graphllmrec.rng import torch_rng
 from graphllmrec.train.batches import Averages, NextClicks, UnclickedItems, uniform_items
@@ -46,7 +47,7 @@ class LightGCNConfig(TrainedConfig):
     """Settings of LightGCN."""
 
     epochs: int = Field(40, ge=0, le=100_000, description="passes over the training data at most")
-    learning_rate: float = Field(6e-3, gt=0, le=10, description="AdamW step size")
+    batch_size: int = Field(256, ge=1, le=1_000_000, description="examples per step")
     dim: int = Field(64, ge=1, le=8_192, description="size of the embeddings")
     num_layers: int = Field(2, ge=0, le=16, description="propagation layers L; 0 is matrix factorisation")
     query: Literal["user", "history"] = Field("history", description="who asks: a user's embedding, or a history")
@@ -125,15 +126,21 @@ class LightGCN:
 
     def query_vectors(self, queries: Queries) -> Tensor:
         """One vector per query with a last dimension of 1 (B, dim + 1)."""
-        how: Literal["sum", "mean"] = "mean" if self.config.query == "history" else "sum"
-        decay = self.decay if self.config.query == "history" else 1.0
-        query = aggregate(queries.histories, self.fold, decay, how)  # (B, dim)
+        query = aggregate(queries.histories, self.fold, self.history_weights(queries))  # (B, dim)
         if self.config.query == "user":
-            lengths = torch.from_numpy(np.maximum(queries.histories.lengths, 1).astype(np.float32))
-            query = query / lengths.sqrt()[:, None]
             known = torch.from_numpy(np.flatnonzero(queries.users >= 0))
             query[known] = self.users.index_select(0, torch.from_numpy(queries.users)[known])
         return torch.cat([query, torch.ones(len(query), 1)], dim=1)
+
+    def history_weights(self, queries: Queries) -> NDArray[np.float32]:
+        """Weight (nnz,) with which the `fold` of every history entry enters its query; 0 for a known user's history."""
+        histories = queries.histories
+        if self.config.query == "user":
+            own = np.where(queries.users < 0, 1 / np.sqrt(np.maximum(histories.lengths, 1)), 0)
+            return own[histories.row_of_entry].astype(np.float32)
+        weights = recency_weights(histories, self.decay)
+        total = np.bincount(histories.row_of_entry, weights, len(histories))
+        return (weights / total[histories.row_of_entry]).astype(np.float32)
 
     def scores(self, queries: Queries) -> Tensor:
         """Dot products (B, num_items)."""
@@ -151,8 +158,10 @@ class LightGCN:
 
     def add_items(self, text: TextVectors) -> None:
         """Append items below all others: no click, no place in the graph."""
-        width = self.items.shape[1]
-        reach = torch.cat([self.users, self.fold]).norm(dim=1).max() * self.items[:, :-1].norm(dim=1).max()
+        num_items, width = self.items.shape
+        longest = num_items**0.5 if self.config.query == "user" else 1.0  # a folded-in query: n clicks / sqrt(n)
+        asking = torch.cat([self.users, longest * self.fold]).norm(dim=1).max()
+        reach = asking * self.items[:, :-1].norm(dim=1).max()
         new = torch.zeros(len(text), width)
         new[:, -1] = self.items[:, -1].min() - 2 * reach  # below z_u · z_i + b_i of any user and item
         self.items = torch.cat([self.items, new])

@@ -28,19 +28,36 @@ class Progress:
     best: float = float("-inf")
     best_epoch: int = 0  # number of epochs done when it was best; 0 = untrained
     done: bool = False
+    identity: str = ""  # hash of everything that decides how the stage goes
 
 
 class Checkpoints:
-    """The checkpoints in one folder, by stage name ("graph", "text", …)."""
+    """The checkpoints in one folder, by stage name ("graph", "text", …).
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+    `shared`, a folder of finished stages, is for runs that have a stage in common, like hybrids that differ in their
+    gate only: what one of them has trained with the same settings, seed and data is taken over by the next.
+    """
+
+    def __init__(self, folder: Path, shared: Path | None = None) -> None:
+        self.folder, self.shared = Path(folder), shared
+
+    def find(self, stage: str, identity: str) -> tuple[Progress, dict[str, Tensor]] | None:
+        """The checkpoint to go on from; None: start anew. Raises CheckpointError if the run's own one cannot serve."""
+        own = self.load(stage)
+        if own is not None and own[0].identity != identity:
+            raise CheckpointError(f"{self._path(stage)} belongs to other settings or data: delete it to train again")
+        if own is not None or self.shared is None:
+            return own
+        found = Checkpoints(self.shared).load(stage)
+        return found if found is not None and found[0].identity == identity and found[0].done else None
 
     def save(self, stage: str, progress: Progress, tensors: dict[str, Tensor]) -> None:
         """Write a stage's checkpoint; the previous one stays until the new one is complete."""
         with atomic_file(self._path(stage)) as temporary:
             held = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
             save_file(held, temporary, metadata={"progress": json.dumps(vars(progress))})
+        if progress.done and self.shared is not None:
+            Checkpoints(self.shared).save(stage, progress, tensors)
 
     def load(self, stage: str) -> tuple[Progress, dict[str, Tensor]] | None:
         """A stage's checkpoint, or None if it never wrote one. Raises CheckpointError for a file that is damaged."""

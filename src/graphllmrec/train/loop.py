@@ -9,6 +9,7 @@ next step boundary and goes on from there to the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -52,6 +54,7 @@ class Stage:
     validate: Callable[[], float] | None  # higher is better; None: train to the last epoch
     config: TrainedConfig
     metric: str = "ndcg@20"
+    uses_text: bool = False
 
 
 def train(stage: Stage, task: Task) -> float:
@@ -64,8 +67,8 @@ def train(stage: Stage, task: Task) -> float:
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    progress, best = Progress(), _copy(module)
-    saved = task.checkpoints.load(stage.name) if task.checkpoints is not None else None
+    progress, best = Progress(identity=_identity(stage, task)), _copy(module)
+    saved = task.checkpoints.find(stage.name, progress.identity) if task.checkpoints is not None else None
     if saved is not None:
         progress, best = saved[0], unpack(saved[1], module, optimizer)
     steps = -(-stage.num_examples // config.batch_size)
@@ -79,12 +82,26 @@ def train(stage: Stage, task: Task) -> float:
             _run_epoch(stage, task, optimizer, progress, asked, keeper, best)
             best = _end_of_epoch(stage, task, progress, best)
             keeper.at_epoch_end(progress, best)
-    progress.done = True
-    keeper.save(progress, best)
+        progress.done = True
+        keeper.save(progress, best)
+        if asked():  # during the last validation: what comes after this stage must not start
+            raise Interrupted(f"stopped at the end of stage {stage.name!r}")
     if stage.validate is not None:
         module.load_state_dict(best)
     module.eval()
     return progress.best
+
+
+def _identity(stage: Stage, task: Task) -> str:
+    """Hash of all that a stage's outcome depends on: settings, seed, start, training and validation interactions."""
+    split = task.split
+    parts = [split.train.user, split.train.item, split.valid.user, split.valid.item]
+    parts += [tensor.detach().numpy() for tensor in stage.module.state_dict().values()]
+    parts += [task.text.vectors.numpy()] if task.text is not None and stage.uses_text else []
+    digest = hashlib.sha256(f"{stage.name}/{task.seed}/{stage.metric}/{stage.config.model_dump_json()}".encode())
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()
 
 
 def _run_epoch(
