@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
@@ -172,20 +172,11 @@ def history_matrix(histories: Histories, num_items: int, decay: float = 1.0) -> 
     return matrix
 
 
-Aggregate = Literal["sum", "mean"]  # how the item vectors of a history become one
-
-
-def aggregate(histories: Histories, vectors: Tensor, decay: float = 1.0, how: Aggregate = "mean") -> Tensor:
-    """Recency-weighted sum or mean (B, dim) of the vectors (num_items, dim) of each history; zeros for an empty one."""
-    weights = torch.from_numpy(recency_weights(histories, decay))
-    gathered = vectors.index_select(0, torch.from_numpy(histories.items)) * weights[:, None]  # (nnz, dim)
-    rows = torch.from_numpy(histories.row_of_entry)
+def aggregate(histories: Histories, vectors: Tensor, weights: NDArray[np.float32]) -> Tensor:
+    """Weighted sum (B, dim) of the vectors (num_items, dim) of each history, weights (nnz,); zeros for an empty one."""
+    gathered = vectors.index_select(0, torch.from_numpy(histories.items)) * torch.from_numpy(weights)[:, None]
     out = torch.zeros(len(histories), vectors.shape[1], dtype=vectors.dtype)
-    out.index_add_(0, rows, gathered)  # (B, dim)
-    if how == "mean":
-        total = torch.zeros(len(histories)).index_add_(0, rows, weights)
-        out = out / total.clamp_min(1e-12)[:, None]
-    return out
+    return out.index_add_(0, torch.from_numpy(histories.row_of_entry), gathered)  # (B, dim)
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

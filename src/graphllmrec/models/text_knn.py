@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from graphllmrec.errors import TextError
-from graphllmrec.models.base import Config, Queries, Task, TextVectors, aggregate
+from graphllmrec.models.base import Config, Queries, Task, TextVectors, aggregate, recency_weights
 from graphllmrec.models.item_to_item import Decay, settle_decay
 from graphllmrec.text.whiten import Whitening
 
@@ -60,7 +60,7 @@ class TextKNN:
 
     def query_vectors(self, queries: Queries) -> Tensor:
         """Recency-weighted sums of the history's vectors (B, dims)."""
-        return aggregate(queries.histories, self.vectors, self.decay, "sum")
+        return aggregate(queries.histories, self.vectors, recency_weights(queries.histories, self.decay))
 
     def scores(self, queries: Queries) -> Tensor:
         """Dot products (B, num_items)."""
