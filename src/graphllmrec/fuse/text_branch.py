@@ -82,7 +82,7 @@ class TextBranch:
             return validation_metric(_Alone(self), split, users=users)  # type: ignore[arg-type] # scores() is enough
 
         check = validate if len(split.valid) else None
-        train(Stage(stage, net, len(clicks), loss, check, self.config, uses_text=True), task)
+        train(Stage(stage, net, len(clicks), loss, check, self.config, inputs=(start,)), task)
         self._take_over(start, task.text)
 
     @torch.no_grad()

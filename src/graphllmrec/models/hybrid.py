@@ -148,7 +148,8 @@ class Hybrid:
         def validate() -> float:
             return validation_metric(self, split, users=users)
 
-        return train(Stage("gate", gate, len(rows_item), loss, validate, config, uses_text=True), task)
+        branches = (*self.graph.state().values(), *self.text.state().values())
+        return train(Stage("gate", gate, len(rows_item), loss, validate, config, inputs=branches), task)
 
     def _lift_cold(self, task: Task, before: float) -> None:
         """Raise the priors of the cold contexts as far as the budget allows, if validation has cold targets at all."""

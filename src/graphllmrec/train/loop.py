@@ -54,7 +54,7 @@ class Stage:
     validate: Callable[[], float] | None  # higher is better; None: train to the last epoch
     config: TrainedConfig
     metric: str = "ndcg@20"
-    uses_text: bool = False
+    inputs: tuple[Tensor, ...] = ()  # what the loss reads besides module, settings and clicks: text, other stages
 
 
 def train(stage: Stage, task: Task) -> float:
@@ -93,12 +93,12 @@ def train(stage: Stage, task: Task) -> float:
 
 
 def _identity(stage: Stage, task: Task) -> str:
-    """Hash of all that a stage's outcome depends on: settings, seed, start, training and validation interactions."""
+    """Hash of all that a stage's outcome depends on: settings, seed, start, inputs, training and validation clicks."""
     split = task.split
     parts = [split.train.user, split.train.item, split.valid.user, split.valid.item]
-    parts += [tensor.detach().numpy() for tensor in stage.module.state_dict().values()]
-    parts += [task.text.vectors.numpy()] if task.text is not None and stage.uses_text else []
-    digest = hashlib.sha256(f"{stage.name}/{task.seed}/{stage.metric}/{stage.config.model_dump_json()}".encode())
+    parts += [tensor.detach().numpy() for tensor in (*stage.module.state_dict().values(), *stage.inputs)]
+    about = f"{stage.name}/{task.seed}/{split.ordered}/{stage.metric}/{stage.config.model_dump_json()}"
+    digest = hashlib.sha256(about.encode())
     for part in parts:
         digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
