@@ -359,6 +359,12 @@ def test_a_damaged_checkpoint_is_refused(interrupted: Path, damage: str) -> None
         Run(folder=interrupted.parent).train()
 
 
+@pytest.mark.parametrize("other", [{"seed": 1}, {"config": CONFIG.model_copy(update={"epochs": 9})}])
+def test_a_checkpoint_of_other_settings_is_refused(interrupted: Path, other: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"toy\.safetensors belongs to other settings or data: delete it"):
+        Run(folder=interrupted.parent, **other).train()
+
+
 def test_a_failed_write_leaves_the_old_checkpoint(interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def disk_full(tensors: Any, path: Path, metadata: Any) -> None:
         path.write_bytes(b"half of")

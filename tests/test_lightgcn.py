@@ -1,0 +1,332 @@
+"""LightGCN against the paper's equations in loops: training steps by finite differences, served scores, fold-in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dense import Dense, cross_entropy, faded_mean, layer_means, layers, normalised, slope, softplus
+from graphllmrec.data.tables import Histories, Interactions
+from graphllmrec.errors import Interrupted
+from graphllmrec.evaluate import evaluate_model
+from graphllmrec.models import build, lightgcn
+from graphllmrec.models.base import Queries, Task, TextVectors
+from graphllmrec.rng import rng
+from graphllmrec.train.batches import UnclickedItems, uniform_items
+from graphllmrec.train.loop import Stage
+from tiny import CLICKS, DECAY, ITEMS, SPLIT, TASK, TRAIN, USERS
+from world import block_world
+
+DIM, SEED = 3, 5
+NORM = normalised(CLICKS)
+ROWS = np.array([3, 0, 11, 7, 4, 7])  # examples of one batch; one comes twice
+AT = (SEED, "graph", 2, 1)  # seed, stage, epoch, step
+PAPER = {"query": "user", "loss": "bpr", "dim": DIM, "num_layers": 3, "l2": 0.3}
+Weights = dict[str, Dense]
+
+
+def staged(monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any) -> tuple[Any, Stage, Weights]:
+    """A model served from random weights, its training stage, and those weights in float64."""
+    kept: list[Stage] = []
+
+    def instead_of_training(stage: Stage, _: Task) -> float:
+        random = rng(SEED, "weights")
+        for tensor in stage.module.parameters():
+            tensor.data = torch.from_numpy(random.normal(0, 0.6, tuple(tensor.shape)).astype(np.float32))
+        kept.append(stage)
+        return 0.0
+
+    monkeypatch.setattr(lightgcn, "train", instead_of_training)
+    model = build("lightgcn", settings)
+    model.fit(replace(task, seed=SEED))
+    weights = {name: value.detach().double().numpy().copy() for name, value in kept[0].module.named_parameters()}
+    return model, kept[0], weights
+
+
+def assert_step(stage: Stage, weights: Weights, expected: Callable[[], float]) -> None:
+    """Loss and all gradients of the batch ROWS, against `expected` (which reads `weights`) and its slopes."""
+    loss = stage.loss(AT[2], AT[3], ROWS)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(expected(), abs=1e-6)
+    for name, parameter in stage.module.named_parameters():
+        assert parameter.grad is not None, name
+        np.testing.assert_allclose(parameter.grad.numpy(), slope(expected, weights[name]), atol=1e-6, err_msg=name)
+
+
+# training as published
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+def test_a_step_as_published_is_bpr_on_layer_means_and_l2_on_layer_0(
+    monkeypatch: pytest.MonkeyPatch, num_layers: int
+) -> None:
+    _, stage, weights = staged(monkeypatch, **PAPER | {"num_layers": num_layers})
+    assert {name: value.shape for name, value in weights.items()} == {"users": (USERS, DIM), "items": (ITEMS, DIM)}
+    assert stage.num_examples == len(SPLIT.train)
+    user, item = SPLIT.train.user[ROWS], SPLIT.train.item[ROWS]
+    other = UnclickedItems(SPLIT.train.histories(USERS), ITEMS).draw(user, *AT)
+
+    def expected() -> float:
+        z_users, z_items = layer_means(NORM, weights["users"], weights["items"], num_layers)
+        total = 0.0
+        for u, i, j in zip(user, item, other, strict=True):
+            assert not CLICKS[u, j]
+            total += softplus(float(z_users[u] @ z_items[j] - z_users[u] @ z_items[i]))
+            touched = [weights["users"][u], weights["items"][i], weights["items"][j]]
+            total += 0.3 / 2 * sum(float(vector @ vector) for vector in touched)
+        return total / len(ROWS)
+
+    assert_step(stage, weights, expected)
+
+
+@pytest.mark.parametrize("negatives", [0, 4])
+def test_a_user_step_with_softmax(monkeypatch: pytest.MonkeyPatch, negatives: int) -> None:
+    settings = PAPER | {"loss": "softmax", "negatives": negatives, "l2": 0.1, "num_layers": 2}
+    _, stage, weights = staged(monkeypatch, **settings)
+    user, item = SPLIT.train.user[ROWS], SPLIT.train.item[ROWS]
+
+    def expected() -> float:
+        z_users, z_items = layer_means(NORM, weights["users"], weights["items"], 2)
+        total = 0.0
+        for u, i in zip(user, item, strict=True):
+            scores = [float(z_users[u] @ z_items[j]) for j in range(ITEMS)]
+            total += softmax_over(scores, int(i), negatives)
+            touched = [weights["users"][u], weights["items"][i]]
+            total += 0.1 / 2 * sum(float(vector @ vector) for vector in touched)
+        return total / len(ROWS)
+
+    assert_step(stage, weights, expected)
+
+
+def softmax_over(scores: list[float], target: int, negatives: int) -> float:
+    """Cross-entropy among all items, or with the partition function estimated from the drawn ones."""
+    if not negatives:
+        return cross_entropy(scores, target)
+    partition = math.exp(scores[target])
+    for drawn in uniform_items(negatives, ITEMS, *AT):
+        if drawn != target:
+            partition += ITEMS / negatives * math.exp(scores[drawn])
+    return math.log(partition) - scores[target]
+
+
+# training that asks with a history
+
+
+@pytest.mark.parametrize(("negatives", "dropout", "cold_share"), [(0, 0.0, 0.0), (5, 0.4, 0.4)])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_history_step(
+    monkeypatch: pytest.MonkeyPatch, negatives: int, dropout: float, cold_share: float, ordered: bool
+) -> None:
+    settings = {"dim": DIM, "decay": DECAY, "negatives": negatives, "dropout": dropout, "cold_share": cold_share}
+    task = replace(TASK, split=replace(SPLIT, ordered=ordered))
+    _, stage, weights = staged(monkeypatch, task, **settings, max_history=2)
+    assert weights.keys() == {"items", "turn", "bias"}
+    keep_item = lightgcn._kept(ITEMS, cold_share, AT)[:, 0].numpy()
+    keep_query = lightgcn._dropout(torch.ones(len(ROWS), DIM), dropout, AT).double().numpy()
+    examples = examples_of(ordered)
+    assert stage.num_examples == len(examples)
+
+    def expected() -> float:
+        _, items = layer_means(NORM, np.zeros((USERS, DIM)), weights["items"], 2)
+        items = items * keep_item[:, None]
+        total = 0.0
+        for place, row in enumerate(ROWS):
+            history, target = examples[row]
+            query = faded_mean(history, items, DECAY if ordered else 1.0) @ weights["turn"] * keep_query[place]
+            scores = [float(query @ items[j] + weights["bias"][j]) for j in range(ITEMS)]
+            total += softmax_over(scores, target, negatives) / len(ROWS)
+        return total
+
+    assert_step(stage, weights, expected)
+
+
+def examples_of(ordered: bool) -> list[tuple[list[int], int]]:
+    """(history, target) of every click: what came before, newest two, or everything else of the user."""
+    if not ordered:
+        return [([i for i in walk if i != target], int(target)) for walk in TRAIN for target in walk if len(walk) > 1]
+    return [
+        (walk[max(0, at - 2) : at].tolist(), int(walk[at])) for walk in TRAIN for at in range(1, len(walk))
+    ]  # fmt: skip
+
+
+def test_items_that_play_cold_contribute_nothing_to_query_or_target() -> None:
+    kept = lightgcn._kept(10_000, 0.3, AT)
+    assert kept.unique().tolist() == [0.0, 1.0]
+    assert float(kept.mean()) == pytest.approx(0.7, abs=0.025)  # five standard errors
+    assert torch.equal(kept, lightgcn._kept(10_000, 0.3, AT))
+    assert not torch.equal(kept, lightgcn._kept(10_000, 0.3, (SEED, "graph", 2, 2)))
+    assert lightgcn._kept(50, 0.0, AT).min() == 1
+
+
+def test_with_all_vectors_gone_only_the_bias_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, stage, _ = staged(monkeypatch, dim=DIM, dropout=0.0, cold_share=0.5)
+    monkeypatch.setattr(lightgcn, "_kept", lambda size, *_: torch.zeros(size, 1))
+    stage.loss(AT[2], AT[3], ROWS).backward()
+    grads = {name: float(parameter.grad.abs().max()) for name, parameter in stage.module.named_parameters()}
+    assert grads["items"] == grads["turn"] == 0
+    assert grads["bias"] > 0
+
+
+def test_dropout_keeps_the_mean_and_is_a_function_of_the_step() -> None:
+    ones = torch.ones(400, 100)
+    dropped = lightgcn._dropout(ones, 0.3, AT)
+    assert dropped.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
+    assert float(dropped.mean()) == pytest.approx(1, abs=0.02)
+    assert torch.equal(dropped, lightgcn._dropout(ones, 0.3, AT))
+    assert lightgcn._dropout(ones, 0.0, AT) is ones
+
+
+# serving
+
+
+KNOWN = Queries.of(SPLIT.known("test"), np.arange(USERS))
+STRANGERS = [[2, 5, 1], [8], [0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+def test_a_user_is_scored_by_layer_means(monkeypatch: pytest.MonkeyPatch, num_layers: int) -> None:
+    model, _, weights = staged(monkeypatch, **PAPER | {"num_layers": num_layers})
+    z_users, z_items = layer_means(NORM, weights["users"], weights["items"], num_layers)
+    np.testing.assert_allclose(model.scores(KNOWN).numpy(), z_users @ z_items.T, atol=2e-6)
+    nobody_clicked = Queries(np.arange(USERS), Histories.from_lists([[]] * USERS))
+    assert torch.equal(model.scores(nobody_clicked), model.scores(KNOWN))  # known users ask with their embedding
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_a_stranger_is_a_new_node_with_a_zero_embedding(monkeypatch: pytest.MonkeyPatch, num_layers: int) -> None:
+    """Layer l + 1 of the new node is Σ_i i^(l) / sqrt(|N_u| |N_i|) over its history; layer 0 is zero."""
+    model, _, weights = staged(monkeypatch, **PAPER | {"num_layers": num_layers})
+    _, item_layers = layers(NORM, weights["users"], weights["items"], num_layers)
+    degree = CLICKS.sum(0)
+    expected = np.zeros((len(STRANGERS), ITEMS))
+    for row, history in enumerate(STRANGERS):
+        of_user = [np.zeros(DIM)]
+        for layer in range(num_layers):
+            of_user.append(sum(item_layers[layer][i] / math.sqrt(len(history) * max(degree[i], 1)) for i in history))
+        expected[row] = np.mean(of_user, axis=0) @ np.mean(item_layers, axis=0).T
+    found = model.scores(Queries.anonymous(Histories.from_lists(STRANGERS))).numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_fold_in_is_what_a_silent_copy_of_the_stranger_in_the_graph_would_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user of the graph whose embedding is zero, and a stranger with that user's clicks, differ only in what the
+    known one's own messages do to the items: nothing at layer 1."""
+    model, stage, _ = staged(monkeypatch, **PAPER | {"num_layers": 1})
+    stage.module.get_parameter("users").data[4] = 0
+    model._take_over(stage.module, lightgcn.Bipartite.of(SPLIT.train, USERS, ITEMS))
+    stranger = model.query_vectors(Queries.anonymous(Histories.from_lists([TRAIN[4]])))
+    known = model.query_vectors(Queries(np.array([4]), Histories.from_lists([[]])))
+    torch.testing.assert_close(stranger, known, atol=1e-6, rtol=0)
+
+
+def test_without_layers_a_stranger_is_the_damped_sum_of_the_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, weights = staged(monkeypatch, **PAPER | {"num_layers": 0})
+    found = model.query_vectors(Queries.anonymous(Histories.from_lists(STRANGERS)))[:, :-1].numpy()
+    for row, history in enumerate(STRANGERS):
+        expected = sum(weights["items"][item] for item in history) / math.sqrt(len(history))
+        np.testing.assert_allclose(found[row], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_history_is_scored_by_its_recent_items(monkeypatch: pytest.MonkeyPatch, ordered: bool) -> None:
+    task = replace(TASK, split=replace(SPLIT, ordered=ordered))
+    model, _, weights = staged(monkeypatch, task, dim=DIM, decay=DECAY)
+    _, items = layer_means(NORM, np.zeros((USERS, DIM)), weights["items"], 2)
+    expected = np.zeros((len(STRANGERS) + 1, ITEMS))
+    for row, history in enumerate([*STRANGERS, []]):
+        query = faded_mean(history, items, DECAY if ordered else 1.0) @ weights["turn"]
+        expected[row] = items @ query + weights["bias"]
+    queries = Queries(np.array([-1, 3, -1, 0]), Histories.from_lists([*STRANGERS, []]))  # who asks makes no difference
+    np.testing.assert_allclose(model.scores(queries).numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, PAPER], ids=["history", "user"])
+def test_scores_are_dot_products(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
+    model, _, _ = staged(monkeypatch, **settings)
+    assert torch.equal(model.scores(KNOWN), model.query_vectors(KNOWN) @ model.item_vectors().T)
+
+
+@pytest.mark.parametrize("settings", [{}, PAPER, PAPER | {"num_layers": 0}], ids=["history", "user", "mf"])
+def test_an_added_item_comes_last_for_everybody(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
+    model, _, _ = staged(monkeypatch, **settings)
+    asked = Queries.anonymous(Histories.from_lists([[0], [8], list(range(ITEMS)), [3] * 2, list(range(ITEMS))[::-1]]))
+    for _ in range(2):
+        model.add_items(TextVectors(torch.ones(1, 5), torch.ones(1, dtype=torch.bool)))
+        for queries in (asked, KNOWN):
+            scores = model.scores(queries)
+            assert (scores[:, -1] < scores[:, :-1].min(1).values).all()
+    model.scores(Queries.anonymous(Histories.from_lists([[ITEMS, 0]])))  # clicked afterwards
+
+
+def test_a_long_history_does_not_reach_below_an_added_item() -> None:
+    """Two opposite camps: a stranger with many clicks in one of them dislikes the other more than any known user."""
+    model = build("lightgcn", PAPER | {"num_layers": 1})
+    side = torch.tensor([1.0] * 50 + [-1.0] * 50)[:, None]
+    model.restore({
+        "items": torch.cat([side, torch.zeros(100, 1)], dim=1), "users": side[::50] * 0.1, "fold": side,
+        "decay": torch.tensor(1.0),
+    })  # fmt: skip
+    model.add_items(TextVectors(torch.ones(1, 5), torch.ones(1, dtype=torch.bool)))
+    scores = model.scores(Queries.anonymous(Histories.from_lists([list(range(50))])))
+    assert scores[0, -1] < scores[0, :-1].min()
+
+
+# whole fits
+
+
+BLOCKS = block_world()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"negatives": 20}, PAPER | {"dim": 16, "epochs": 60, "l2": 0.0}, PAPER | {"loss": "softmax", "dim": 16}],
+    ids=["history", "sampled", "paper", "user-softmax"],
+)
+def test_every_way_of_training_finds_the_blocks(settings: dict[str, Any]) -> None:
+    model = build("lightgcn", {"batch_size": 64} | settings)
+    model.fit(BLOCKS.task(seed=1))
+    known = BLOCKS.split.known("test")
+    scores = model.scores(Queries.of(known, np.arange(BLOCKS.split.num_users)))
+    scores[torch.from_numpy(known.row_of_entry), torch.from_numpy(known.items)] = -torch.inf
+    blocks = BLOCKS.item_block[scores.topk(3).indices.numpy()]
+    assert (blocks == BLOCKS.user_block[:, None]).mean() > 0.85  # of the three best; by chance a tenth
+
+
+def test_cold_items_stay_where_chance_puts_them_or_below() -> None:
+    model = build("lightgcn", {"batch_size": 64})
+    model.fit(BLOCKS.task(seed=1))
+    found = evaluate_model(model, BLOCKS.cold_split()).overall["recall@10"]
+    assert found < 10 / (BLOCKS.split.num_items - 6) + 0.1  # of the items that are not masked, ten are shown
+
+
+def test_without_validation_it_trains_to_the_last_epoch() -> None:
+    nothing = SPLIT.valid.where(np.zeros(len(SPLIT.valid), dtype=bool))
+    split = replace(SPLIT, valid=nothing)
+    models = [build("lightgcn", {"epochs": epochs, "dim": 4}) for epochs in (1, 2)]
+    for model in models:
+        model.fit(Task(split))
+    assert not torch.equal(models[0].item_vectors(), models[1].item_vectors())
+
+
+def test_users_and_items_without_clicks_are_no_obstacle() -> None:
+    train = Interactions(np.array([0, 0, 2, 2]), np.array([0, 1, 1, 2]), np.array([0, 1, 0, 1]))
+    split = replace(SPLIT, num_users=4, num_items=6, train=train, valid=train.where(train.user > 5), test=train)
+    for settings in ({}, PAPER):
+        model = build("lightgcn", {"epochs": 3} | settings)
+        model.fit(Task(split))
+        assert torch.isfinite(model.scores(Queries.of(split.known("test"), np.arange(4)))).all()
+
+
+def test_an_interrupted_fit_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> float:
+        raise Interrupted("stopped in stage 'graph'")
+
+    monkeypatch.setattr(lightgcn, "train", stop)
+    with pytest.raises(Interrupted, match="graph"):
+        build("lightgcn").fit(TASK)
