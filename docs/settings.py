@@ -46,8 +46,9 @@ def page() -> str:
 def _parts(kind: type[BaseModel]) -> Iterator[tuple[str, BaseModel]]:
     """Settings that are a section of their own, such as the branches of the hybrid, with their defaults there."""
     for key, field in kind.model_fields.items():
-        if isinstance(field.default, BaseModel):
-            yield key, field.default
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if isinstance(default, BaseModel):
+            yield key, default
 
 
 def _part(part: BaseModel) -> list[str]:

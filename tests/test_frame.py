@@ -133,6 +133,8 @@ def test_the_tables_of_settings_are_those_of_the_code():
     settings = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(settings)
     assert settings.page() == text_of("docs/recipes.md"), "run: make docs"
+    for section in ("[model.graph]", "[model.text]", "[model.gate]", "| `cold_budget` |"):
+        assert section in settings.tables()
 
 
 def test_the_models_in_the_readme_are_the_recipes_and_their_abilities_are_true():
