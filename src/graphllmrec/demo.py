@@ -22,11 +22,12 @@ from graphllmrec.reports import report_runs
 from graphllmrec.results import Recommendation
 
 RECIPES = ("popularity", "item-knn", "ease", "lightgcn-fast", "hybrid-static", "hybrid")  # the last gives advice
-SHORT = {"epochs": 12, "batch_size": 1024, "negatives": 2000, "learning_rate": 0.01}  # graph training of about 30 s
+SHORT = {"epochs": 12, "batch_size": 1024, "negatives": 2000, "learning_rate": 0.01}  # graph training: half a minute
+SHORT_TEXT = {"epochs": 3, "batch_size": 2048, "learning_rate": 0.002}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "lightgcn-fast": SHORT,
-    "hybrid-static": {"graph": SHORT},
-    "hybrid": {"graph": SHORT},
+    "hybrid-static": {"graph": SHORT, "text": SHORT_TEXT},
+    "hybrid": {"graph": SHORT, "text": SHORT_TEXT},
 }
 BASELINE = "ease"  # what the others are compared with
 NEW_FILM = {
