@@ -39,9 +39,17 @@ def evaluations_of(runs: Mapping[str, Path], journal: RunJournal) -> dict[str, E
 
 
 def report_runs(
-    runs: Mapping[str, Path], out: Path, journal: RunJournal, *, metric: str = "ndcg@20", baseline: str | None = None
+    runs: Mapping[str, Path],
+    out: Path,
+    journal: RunJournal,
+    *,
+    metric: str = "ndcg@20",
+    baseline: str | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Evaluation]:
     """Write the HTML report about finished runs of the same data to `out`; returns their test evaluations.
+
+    `notes`: sentences that a reader of the page must know.
 
     Raises CheckpointError for a run that cannot be read, EvaluationError when the runs cannot be compared.
     """
@@ -57,7 +65,7 @@ def report_runs(
         journal.advance()
     what = f"{len(runs)} recommenders" if len(runs) > 1 else next(iter(runs))
     title = f"{what} on {' and '.join(dict.fromkeys(sources))}"
-    write_report(out, title, entries, baseline=baseline, metric=metric)
+    write_report(out, title, entries, notes=notes, baseline=baseline, metric=metric)
     return evaluations
 
 
