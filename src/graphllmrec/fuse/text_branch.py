@@ -21,15 +21,13 @@ from torch.nn import functional as F
 
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.graph.propagate import sparse_product
-from graphllmrec.models.base import Queries, Task, TextVectors, aggregate, prefixed, recency_weights, under
-from graphllmrec.models.item_to_item import tuning_users
+from graphllmrec.models.base import Queries, Task, TextVectors, aggregate, prefixed, recency_weights, under, unit
+from graphllmrec.models.item_to_item import VALIDATION_USERS, tuning_users
 from graphllmrec.rng import torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import Averages, NextClicks
 from graphllmrec.train.loop import Stage, TrainedConfig, train
 from graphllmrec.train.losses import in_batch_softmax_loss
-
-VALIDATION_USERS = 10_000
 
 
 class TextBranchConfig(TrainedConfig):
@@ -62,7 +60,7 @@ class TextBranch:
         split = task.split
         self.decay = self.config.decay if split.ordered else 1.0
         self.whitening = Whitening.fit(task.text, self.config.dims)
-        start = _unit(self.whitening.apply(task.text))  # (num_items, dims)
+        start = unit(self.whitening.apply(task.text))  # (num_items, dims)
         self.net = net = _Residual(start.shape[1], self.config.hidden, task.seed)
         clicks = NextClicks(split.train.histories(split.num_users), split.ordered, self.config.max_history)
 
@@ -70,7 +68,7 @@ class TextBranch:
             averages = Averages.of(clicks.histories(rows), split.num_items, self.decay)
             keep = _mask(len(start), self.config, task.seed, stage, epoch, step)
             items = net(start, keep)
-            query = _unit(sparse_product(averages.matrix, averages.transposed, items))  # (B, dims)
+            query = unit(sparse_product(averages.matrix, averages.transposed, items))  # (B, dims)
             scores = query @ items.index_select(0, torch.from_numpy(clicks.target[rows])).T  # (B, B)
             return in_batch_softmax_loss(scores / self.config.temperature, torch.from_numpy(clicks.target[rows]))
 
@@ -95,7 +93,7 @@ class TextBranch:
 
     def query_vectors(self, histories: Histories) -> Tensor:
         """Query vectors (B, dims) scaled so that a score is in standard deviations; zero for an empty history."""
-        query = _unit(aggregate(histories, self.items, recency_weights(histories, self.decay)))  # (B, dims)
+        query = unit(aggregate(histories, self.items, recency_weights(histories, self.decay)))  # (B, dims)
         std = ((query @ self.spread) * query).sum(1, keepdim=True).clamp_min(0).sqrt()  # (B, 1)
         return torch.where(std > 1e-6, query / std.clamp_min(1e-6), 0.0)
 
@@ -103,7 +101,7 @@ class TextBranch:
     def vectors_of(self, text: TextVectors) -> Tensor:
         """Vectors (n, dims) of new items by their text; zero without text."""
         assert self.whitening is not None, "vectors_of() before fit()"
-        out: Tensor = self.net(_unit(self.whitening.apply(text)))
+        out: Tensor = self.net(unit(self.whitening.apply(text)))
         return out
 
     def state(self) -> dict[str, Tensor]:
@@ -133,7 +131,7 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """x (n, dims) unit rows, keep (n, hidden) dropout mask -> (n, dims) unit rows."""
         hidden = F.gelu(x @ self.inner.T)  # (n, hidden)
-        return _unit(x + (hidden if keep is None else hidden * keep) @ self.outer.T)
+        return unit(x + (hidden if keep is None else hidden * keep) @ self.outer.T)
 
 
 class _Alone:
@@ -153,8 +151,3 @@ def _mask(num_items: int, config: TextBranchConfig, seed: int, stage: str, epoch
         return None
     drawn = torch.rand(num_items, config.hidden, generator=torch_rng(seed, f"{stage}/dropout", epoch, step))
     return (drawn >= config.dropout) / (1 - config.dropout)
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    """Rows of length 1; zero rows stay zero."""
-    return F.normalize(vectors, dim=1, eps=1e-12)

@@ -187,3 +187,8 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Undo `prefixed`: the tensors whose names begin with `prefix`, without it."""
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Rows (n, dim) of length 1; zero rows stay zero."""
+    return torch.nn.functional.normalize(vectors, dim=1, eps=1e-12)

@@ -36,14 +36,13 @@ from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs, GateValues,
 from graphllmrec.fuse.text_branch import TextBranch, TextBranchConfig
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.models.base import Config, Explanation, Queries, Task, TextVectors, prefixed, recency_weights, under
-from graphllmrec.models.item_to_item import tuning_users
+from graphllmrec.models.item_to_item import VALIDATION_USERS, tuning_users
 from graphllmrec.models.lightgcn import LightGCN, LightGCNConfig
 from graphllmrec.rng import torch_rng
 from graphllmrec.train.loop import Stage, TrainedConfig, train
 
 LIFTS = tuple(step / 4 for step in range(1, 21))  # added to the priors of cold contexts, tried in this order
 WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0)  # static weights of the text branch that are tried
-TUNE_USERS = 10_000
 
 
 class GateConfig(TrainedConfig):
@@ -113,7 +112,7 @@ class Hybrid:
         """The weight of the text branch that ranks validation targets best."""
         from graphllmrec.evaluate import validation_metric  # evaluate imports models.base
 
-        users, found = tuning_users(task.split, task.seed, TUNE_USERS), {}
+        users, found = tuning_users(task.split, task.seed, VALIDATION_USERS), {}
         task.journal.stage("tune static weight", len(WEIGHTS))
         for weight in WEIGHTS:
             self.gate.set_static(weight)
@@ -132,7 +131,7 @@ class Hybrid:
         known, targets = split.known("valid"), split.targets("valid")
         rows_user, rows_item = targets.row_of_entry, torch.from_numpy(targets.items)
         inputs, cold_item = self._inputs(), self._cold_item()
-        users = tuning_users(split, task.seed, TUNE_USERS)
+        users = tuning_users(split, task.seed, VALIDATION_USERS)
 
         def loss(epoch: int, step: int, rows: Ints) -> Tensor:
             queries = Queries.of(known, rows_user[rows])
@@ -156,7 +155,7 @@ class Hybrid:
         from graphllmrec.evaluate import validation_metric  # evaluate imports models.base
 
         cold_targets = int((self.degree.numpy()[task.split.valid.item] <= self.config.gate.cold_degree).sum())
-        users, found, lift = tuning_users(task.split, task.seed, TUNE_USERS), {"0.0": before}, 0.0
+        users, found, lift = tuning_users(task.split, task.seed, VALIDATION_USERS), {"0.0": before}, 0.0
         start = self.gate.prior.detach().clone()
         cold = torch.tensor([name.startswith("cold") for name in CONTEXTS]).float()
         task.journal.stage("lift cold items", len(LIFTS))

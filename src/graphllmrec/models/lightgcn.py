@@ -34,13 +34,11 @@ from graphllmrec.data.tables import Ints
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.graph.propagate import propagate, sparse_product
 from graphllmrec.models.base import Config, Queries, Task, TextVectors, aggregate, recency_weights
-from graphllmrec.models.item_to_item import tuning_users
+from graphllmrec.models.item_to_item import VALIDATION_USERS, tuning_users
 from graphllmrec.rng import torch_rng
 from graphllmrec.train.batches import Averages, NextClicks, UnclickedItems, uniform_items
 from graphllmrec.train.loop import Stage, TrainedConfig, train
 from graphllmrec.train.losses import bpr_loss, sampled_softmax_loss, softmax_loss
-
-VALIDATION_USERS = 10_000  # validated on every epoch at most
 
 
 class LightGCNConfig(TrainedConfig):

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from graphllmrec.errors import TextError
-from graphllmrec.models.base import Config, Queries, Task, TextVectors, aggregate, recency_weights
+from graphllmrec.models.base import Config, Queries, Task, TextVectors, aggregate, recency_weights, unit
 from graphllmrec.models.item_to_item import Decay, settle_decay
 from graphllmrec.text.whiten import Whitening
 
@@ -51,7 +51,7 @@ class TextKNN:
         if len(task.text) != task.split.num_items:
             raise TextError(f"{len(task.text):,} text vectors for {task.split.num_items:,} items")
         self.whitening = Whitening.fit(task.text, self.config.dims)
-        self.vectors = _unit(self.whitening.apply(task.text))
+        self.vectors = unit(self.whitening.apply(task.text))
         settle_decay(self, task)
 
     def item_vectors(self) -> Tensor:
@@ -82,9 +82,4 @@ class TextKNN:
     def add_items(self, text: TextVectors) -> None:
         """Append items by their text; the whitening stays as fitted."""
         assert self.whitening is not None, "add_items() before fit()"
-        self.vectors = torch.cat([self.vectors, _unit(self.whitening.apply(text))])
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    """Rows of length 1; zero rows stay zero."""
-    return torch.nn.functional.normalize(vectors, dim=1, eps=1e-12)
+        self.vectors = torch.cat([self.vectors, unit(self.whitening.apply(text))])

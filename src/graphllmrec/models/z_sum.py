@@ -24,7 +24,7 @@ from graphllmrec.errors import RecipeError
 from graphllmrec.models import MODELS, build, model_class
 from graphllmrec.models.base import Config, Explanation, Model, Queries, Task, TextVectors
 from graphllmrec.models.blend import Variant, collect, search, zscores
-from graphllmrec.models.item_to_item import DECAYS, UNTUNED_DECAY, tuning_users
+from graphllmrec.models.item_to_item import DECAYS, UNTUNED_DECAY, VALIDATION_USERS, tuning_users
 
 
 class ZSumConfig(Config):
@@ -36,7 +36,9 @@ class ZSumConfig(Config):
     settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="settings of single experts, e.g. {ease = {l2 = 50}}; a fixed decay is kept"
     )
-    tune_users: int = Field(10_000, ge=1, le=10_000_000, description="validation users the weights are tuned on")
+    tune_users: int = Field(
+        VALIDATION_USERS, ge=1, le=10_000_000, description="validation users the weights are tuned on"
+    )
 
     @model_validator(mode="after")
     def _experts_are_sound(self) -> Self:
