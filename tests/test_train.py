@@ -108,8 +108,16 @@ def unbroken() -> Run:
 # what is learned
 
 
-def test_the_loop_is_adamw_on_the_batches_of_every_epoch(unbroken: Run) -> None:
-    """Against AdamW (Loshchilov & Hutter 2019, algorithm 2) on gradients by hand."""
+WARM = {"warmup": 3}
+COSINE = {"schedule": "cosine"}
+
+
+@pytest.mark.parametrize("course", [{}, WARM, COSINE, WARM | COSINE], ids=["constant", "warm", "cosine", "both"])
+def test_the_loop_is_adamw_on_the_batches_of_every_epoch(course: dict[str, Any]) -> None:
+    """Against AdamW (Loshchilov & Hutter 2019, algorithm 2) on gradients and step sizes by hand."""
+    run = Run(CONFIG.model_copy(update=course), metric=None)
+    run.train()
+    warmup = course.get("warmup", 0)
     weight, moment, square, time_ = np.zeros(4), np.zeros(4), np.zeros(4), 0
     x = np.hstack([INPUT.double().numpy(), np.ones((EXAMPLES, 1))])
     for epoch in range(EPOCHS):
@@ -121,10 +129,15 @@ def test_the_loop_is_adamw_on_the_batches_of_every_epoch(unbroken: Run) -> None:
             gradient, time_ = 2 * error @ x[rows] / len(rows), time_ + 1
             moment = 0.9 * moment + 0.1 * gradient
             square = 0.999 * square + 0.001 * gradient**2
-            weight = weight * (1 - CONFIG.learning_rate * CONFIG.weight_decay)
+            rate = CONFIG.learning_rate
+            if time_ <= warmup:
+                rate *= time_ / warmup
+            elif "schedule" in course:
+                rate *= np.cos(np.pi / 2 * (time_ - 1 - warmup) / (EPOCHS * STEPS - warmup)) ** 2
+            weight = weight * (1 - rate * CONFIG.weight_decay)
             corrected = np.sqrt(square / (1 - 0.999**time_)) + 1e-8
-            weight = weight - CONFIG.learning_rate * moment / (1 - 0.9**time_) / corrected
-    found = torch.cat([unbroken.module.weight, unbroken.module.bias[None]]).detach().numpy()
+            weight = weight - rate * moment / (1 - 0.9**time_) / corrected
+    found = torch.cat([run.module.weight, run.module.bias[None]]).detach().numpy()
     np.testing.assert_allclose(found, weight, atol=1e-6)
 
 
@@ -208,6 +221,16 @@ def test_no_epochs_no_steps() -> None:
 
 
 # interruption
+
+
+def test_an_interrupted_schedule_goes_on_where_it_was(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update=WARM | COSINE)
+    whole, first, second = Run(config), Run(config, tmp_path, at_step=send(signal.SIGINT, 6)), Run(config, tmp_path)
+    whole.train()
+    with pytest.raises(Interrupted):
+        first.train()
+    second.train()
+    assert second.bytes == whole.bytes
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

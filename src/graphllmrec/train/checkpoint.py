@@ -54,7 +54,7 @@ class Checkpoints:
     def save(self, stage: str, progress: Progress, tensors: dict[str, Tensor]) -> None:
         """Write a stage's checkpoint; the previous one stays until the new one is complete."""
         with atomic_file(self._path(stage)) as temporary:
-            held = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+            held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(held, temporary, metadata={"progress": json.dumps(vars(progress))})
         if progress.done and self.shared is not None:
             Checkpoints(self.shared).save(stage, progress, tensors)
@@ -93,3 +93,8 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     return under("best", tensors)
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor of any dtype, on any device, row by row."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -10,6 +10,7 @@ next step boundary and goes on from there to the same bytes.
 from __future__ import annotations
 
 import hashlib
+import math
 import signal
 import threading
 import time
@@ -17,8 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from graphllmrec.data.tables import Ints
 from graphllmrec.errors import Interrupted
 from graphllmrec.models.base import Config, Task
 from graphllmrec.train.batches import epoch_order
-from graphllmrec.train.checkpoint import Checkpoints, Progress, pack, unpack
+from graphllmrec.train.checkpoint import Checkpoints, Progress, pack, raw_bytes, unpack
 
 SAVE_EVERY = 30.0  # seconds between checkpoints at epoch ends
 
@@ -38,6 +39,8 @@ class TrainedConfig(Config):
     epochs: int = Field(30, ge=0, le=100_000, description="passes over the training data at most")
     batch_size: int = Field(1024, ge=1, le=1_000_000, description="examples per step")
     learning_rate: float = Field(3e-3, gt=0, le=10, description="AdamW step size")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="course of the step size; cosine ends at 0")
+    warmup: int = Field(0, ge=0, le=1_000_000_000, description="steps in which the step size rises from 0")
     weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW decoupled weight decay")
     patience: int = Field(3, ge=1, le=100_000, description="stop after so many validations without a better one")
     validate_every: int = Field(1, ge=1, le=100_000, description="epochs between validations")
@@ -56,6 +59,11 @@ class Stage:
     metric: str = "ndcg@20"
     inputs: tuple[Tensor, ...] = ()  # what the loss reads besides module, settings and clicks: text, other stages
 
+    @property
+    def steps(self) -> int:
+        """Batches per epoch; the last one may be smaller."""
+        return -(-self.num_examples // self.config.batch_size)
+
 
 def train(stage: Stage, task: Task) -> float:
     """Train `stage.module` in place and leave it with its best weights. Returns the best validation metric.
@@ -71,9 +79,8 @@ def train(stage: Stage, task: Task) -> float:
     saved = task.checkpoints.find(stage.name, progress.identity) if task.checkpoints is not None else None
     if saved is not None:
         progress, best = saved[0], unpack(saved[1], module, optimizer)
-    steps = -(-stage.num_examples // config.batch_size)
-    task.journal.stage(f"train {stage.name}", config.epochs * steps)
-    task.journal.advance(progress.epoch * steps + progress.step)
+    task.journal.stage(f"train {stage.name}", config.epochs * stage.steps)
+    task.journal.advance(progress.epoch * stage.steps + progress.step)
     keeper = _Keeper(task.checkpoints, stage.name, module, optimizer)
     if saved is None and stage.validate is not None:
         best = _validate(stage, task, progress, best)
@@ -92,15 +99,29 @@ def train(stage: Stage, task: Task) -> float:
     return progress.best
 
 
+def learning_rate(config: TrainedConfig, step: int, num_steps: int) -> float:
+    """Step size of step `step` (from 0) of `num_steps`, a pure function so that a resumed run takes the same steps.
+
+    Warm-up: (step + 1) / warmup of the full size. Cosine, after the warm-up: (1 + cos(π share done)) / 2 of it
+    (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, one cycle down to 0).
+    """
+    full = config.learning_rate
+    if step < config.warmup:
+        return full * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return full
+    return full * (1 + math.cos(math.pi * (step - config.warmup) / (num_steps - config.warmup))) / 2
+
+
 def _identity(stage: Stage, task: Task) -> str:
     """Hash of all that a stage's outcome depends on: settings, seed, start, inputs, training and validation clicks."""
     split = task.split
-    parts = [split.train.user, split.train.item, split.valid.user, split.valid.item]
-    parts += [tensor.detach().numpy() for tensor in (*stage.module.state_dict().values(), *stage.inputs)]
+    parts = [torch.from_numpy(ids) for part in (split.train, split.valid) for ids in (part.user, part.item)]
+    parts += [*stage.module.state_dict().values(), *stage.inputs]
     about = f"{stage.name}/{task.seed}/{split.ordered}/{stage.metric}/{stage.config.model_dump_json()}"
     digest = hashlib.sha256(about.encode())
     for part in parts:
-        digest.update(np.ascontiguousarray(part).data)
+        digest.update(raw_bytes(part))
     return digest.hexdigest()
 
 
@@ -114,7 +135,7 @@ def _run_epoch(
     best: dict[str, Tensor],
 ) -> None:
     """The batches of one epoch, from `progress.step` on."""
-    size = stage.config.batch_size
+    size, steps = stage.config.batch_size, stage.steps
     order = epoch_order(stage.num_examples, task.seed, stage.name, progress.epoch)
     stage.module.train()
     for start in range(progress.step * size, stage.num_examples, size):
@@ -122,6 +143,9 @@ def _run_epoch(
         loss = stage.loss(progress.epoch, progress.step, rows)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        rate = learning_rate(stage.config, progress.epoch * steps + progress.step, stage.config.epochs * steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         optimizer.step()
         progress.step += 1
         progress.loss_sum += float(loss.detach()) * len(rows)
