@@ -13,6 +13,7 @@ MODELS: dict[str, str] = {
     "popularity": "popularity:Popularity",
     "item-knn": "item_knn:ItemKNN",
     "ease": "ease:EASE",
+    "graph-filter": "graph_filter:GraphFilter",
     "text-knn": "text_knn:TextKNN",
     "transitions": "transitions:Transitions",
     "z-sum": "z_sum:ZSum",
