@@ -335,19 +335,29 @@ def test_a_stage_is_shared_only_by_runs_in_which_it_would_come_out_the_same(tmp_
     assert save(sharing.state()) == save(alone.state())
 
 
-def test_what_is_shared_is_not_trained_again(tmp_path: Path) -> None:
-    epochs: list[str] = []
+def test_what_is_shared_is_not_trained_again_but_logged(tmp_path: Path) -> None:
+    trained: list[str] = []
+    logged: list[str] = []
 
     class Notes(SilentJournal):
+        def stage(self, name: str, total: int | None = None) -> None:
+            self.name = name
+
+        def advance(self, steps: int = 1, **values: float | str) -> None:
+            if "loss" in values:
+                trained.append(self.name)
+
         def log(self, event: str, **values: Any) -> None:
             if event == "epoch":
-                epochs.append(values["stage"])
+                logged.append(values["stage"])
 
     for run, gate in (("first", {"epochs": 2}), ("second", {"epochs": 1})):
-        epochs.clear()
+        trained.clear()
+        logged.clear()
         checkpoints = Checkpoints(tmp_path / run, tmp_path / "shared")
         build("hybrid", SMALL | {"gate": gate}).fit(replace(TASK, journal=Notes(), checkpoints=checkpoints))
-    assert set(epochs) == {"gate"}
+    assert set(trained) == {"train gate"}
+    assert set(logged) == {"graph", "text", "gate"}
 
 
 # the block world

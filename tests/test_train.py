@@ -2,100 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save, save_file
-from torch import nn
 
-from graphllmrec.errors import CheckpointError, Interrupted
-from graphllmrec.models.base import SilentJournal, Task
+from graphllmrec.errors import Interrupted
 from graphllmrec.rng import torch_rng
-from graphllmrec.train import checkpoint, loop
+from graphllmrec.train import loop
 from graphllmrec.train.checkpoint import Checkpoints, Progress
-from graphllmrec.train.loop import Stage, TrainedConfig, train
-from tiny import SPLIT
-
-EXAMPLES, STEPS, EPOCHS = 20, 4, 5  # 4 batches per epoch, the last one smaller
-CONFIG = TrainedConfig(epochs=EPOCHS, batch_size=6, learning_rate=0.05, patience=EPOCHS)
-INPUT = torch.randn(EXAMPLES, 3, generator=torch_rng(0, "toy-input"))
-OUTPUT = INPUT @ torch.tensor([1.0, -2.0, 0.5]) + 0.1
-
-
-class Toy(nn.Module):
-    """Linear regression, with a buffer that must travel too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(3))
-        self.bias = nn.Parameter(torch.zeros(()))
-        self.register_buffer("seen", torch.zeros(()))
-
-
-class Notes(SilentJournal):
-    def __init__(self) -> None:
-        self.logged: list[dict[str, Any]] = []
-        self.steps = 0
-
-    def log(self, event: str, **values: Any) -> None:
-        self.logged.append({"event": event, **values})
-
-    def advance(self, steps: int = 1, **values: float | str) -> None:
-        self.steps += steps
-
-
-@dataclass
-class Run:
-    """One attempt at training the toy; `at_step` and `at_validation` are called with their running number, from 1."""
-
-    config: TrainedConfig = CONFIG
-    folder: Path | None = None
-    seed: int = 0
-    at_step: Callable[[int], None] = lambda number: None
-    at_validation: Callable[[int], None] = lambda number: None
-    metric: Callable[[Toy], float] | None = lambda toy: -float(((INPUT @ toy.weight + toy.bias - OUTPUT) ** 2).mean())
-    notes: Notes = field(default_factory=Notes)
-    module: Toy = field(default_factory=Toy)
-    steps: int = 0
-    validations: int = 0
-
-    def loss(self, epoch: int, step: int, rows: np.ndarray) -> torch.Tensor:
-        self.steps += 1
-        self.at_step(self.steps)
-        noise = torch.randn(len(rows), generator=torch_rng(self.seed, "toy/noise", epoch, step))
-        self.module.seen += len(rows)
-        found = INPUT[rows] @ self.module.weight + self.module.bias
-        return ((found + 0.1 * noise - OUTPUT[rows]) ** 2).mean()
-
-    def validate(self) -> float:
-        self.validations += 1
-        self.at_validation(self.validations)
-        assert self.metric is not None
-        return self.metric(self.module)
-
-    def train(self) -> float:
-        check = self.validate if self.metric is not None else None
-        stage = Stage("toy", self.module, EXAMPLES, self.loss, check, self.config, metric="fit")
-        checkpoints = Checkpoints(self.folder) if self.folder is not None else None
-        return train(stage, Task(SPLIT, None, self.seed, self.notes, checkpoints))
-
-    @property
-    def bytes(self) -> bytes:
-        return save(dict(self.module.state_dict()))
-
-
-def send(number: int, at: int) -> Callable[[int], None]:
-    """Sends this very process a signal at the `at`-th call."""
-    return lambda call: os.kill(os.getpid(), number) if call == at else None
+from toy_training import CONFIG, EPOCHS, EXAMPLES, INPUT, OUTPUT, STEPS, Run, Toy, send
 
 
 @pytest.fixture(scope="module")
@@ -242,23 +163,21 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, unbroken: 
     assert first.steps == step
     assert second.train() == max(entry["fit"] for entry in unbroken.notes.logged)
     assert second.bytes == unbroken.bytes
-    assert first.notes.logged + second.notes.logged == unbroken.notes.logged
+    assert second.notes.logged == unbroken.notes.logged  # what came before is logged again
     assert second.steps == EPOCHS * STEPS - step
     assert second.notes.steps == EPOCHS * STEPS  # the bar begins where the first run stood
 
 
 def test_a_run_interrupted_at_every_step_gets_there(tmp_path: Path, unbroken: Run) -> None:
-    logged: list[dict[str, Any]] = []
     for _ in range(EPOCHS * STEPS):
         run = Run(folder=tmp_path, at_step=send(signal.SIGINT, 1))
         with pytest.raises(Interrupted):
             run.train()
-        logged += run.notes.logged
     last = Run(folder=tmp_path)
     last.train()
     assert last.steps == 0
     assert last.bytes == unbroken.bytes
-    assert logged + last.notes.logged == unbroken.notes.logged
+    assert last.notes.logged == unbroken.notes.logged
 
 
 @pytest.mark.parametrize("validation", [2, 6])  # after the first epoch, after the last
@@ -268,7 +187,7 @@ def test_an_interruption_during_validation_is_not_forgotten(tmp_path: Path, unbr
         first.train()
     second.train()
     assert second.bytes == unbroken.bytes
-    assert first.notes.logged + second.notes.logged == unbroken.notes.logged
+    assert second.notes.logged == unbroken.notes.logged
 
 
 def test_early_stopping_counts_on_after_an_interruption(tmp_path: Path) -> None:
@@ -284,30 +203,47 @@ def test_early_stopping_counts_on_after_an_interruption(tmp_path: Path) -> None:
             part.train()
     assert parts[2].train() == best
     assert parts[2].bytes == whole.bytes
-    assert [entry for part in parts for entry in part.notes.logged] == whole.notes.logged
+    assert parts[2].notes.logged == whole.notes.logged
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path, unbroken: Run) -> None:
     first, second = Run(folder=tmp_path), Run(folder=tmp_path)
     assert first.train() == second.train()
-    assert (second.steps, second.validations, second.notes.logged) == (0, 0, [])
+    assert (second.steps, second.validations) == (0, 0)
+    assert second.notes.logged == unbroken.notes.logged
     assert second.bytes == unbroken.bytes
 
 
-def test_a_run_that_was_killed_goes_on_from_its_last_epoch(
-    tmp_path: Path, unbroken: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("step", [1, 2, 5, 8, 10, 20])
+def test_a_run_that_died_goes_on_from_its_last_checkpoint(tmp_path: Path, unbroken: Run, step: int) -> None:
     def die(number: int) -> None:
-        if number == 10:
+        if number == step:
             raise MemoryError("killed")
 
-    monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)
     with pytest.raises(MemoryError):
-        Run(folder=tmp_path, at_step=die).train()
+        Run(folder=tmp_path, every=0, at_step=die).train()
     second = Run(folder=tmp_path)
     second.train()
-    assert second.steps == EPOCHS * STEPS - 8  # epochs 1 and 2 were safe
+    assert second.steps == EPOCHS * STEPS - (step - 1)  # every step before it was safe
     assert second.bytes == unbroken.bytes
+    assert second.notes.logged == unbroken.notes.logged
+
+
+def test_slow_checkpoints_are_written_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on by one second per step and by two per checkpoint: 2 % of the time is one in 100 seconds."""
+    now, saved = [0.0], []
+
+    def save(self: Checkpoints, stage: str, progress: Progress, tensors: Any) -> None:
+        now[0] += 2
+        saved.append(progress.epoch * STEPS + progress.step)
+
+    def tick(number: int) -> None:
+        now[0] += 1
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Checkpoints, "save", save)
+    Run(CONFIG.model_copy(update={"epochs": 60}), tmp_path, at_step=tick, metric=None, every=10).train()
+    assert saved == [10, 110, 210, 240]  # the last one marks the end
 
 
 def test_checkpoints_are_not_written_more_often_than_needed(tmp_path: Path) -> None:
@@ -347,64 +283,3 @@ def test_training_in_a_thread_that_cannot_have_signals(tmp_path: Path, unbroken:
     thread.start()
     thread.join()
     assert run.bytes == unbroken.bytes
-
-
-# checkpoints on disk
-
-
-@pytest.fixture
-def interrupted(tmp_path: Path) -> Path:
-    """The checkpoint of a run that was stopped after two steps."""
-    with pytest.raises(Interrupted):
-        Run(folder=tmp_path, at_step=send(signal.SIGINT, 2)).train()
-    return tmp_path / "toy.safetensors"
-
-
-def test_a_checkpoint_holds_weights_best_weights_and_both_moments(interrupted: Path) -> None:
-    tensors = load_file(interrupted)
-    whose = ["model.weight", "model.bias", "model.seen", "best.weight", "best.bias", "best.seen"]
-    assert set(whose) <= tensors.keys()
-    moments = {f"optimizer.{index}.{name}" for index in (0, 1) for name in ("step", "exp_avg", "exp_avg_sq")}
-    assert tensors.keys() == {*whose, *moments}
-    assert float(tensors["model.seen"]) == 12
-    assert float(tensors["best.seen"]) == 0
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "no-progress", "other-progress"])
-def test_a_damaged_checkpoint_is_refused(interrupted: Path, damage: str) -> None:
-    good = interrupted.read_bytes()
-    if damage in ("no-progress", "other-progress"):
-        metadata = {"progress": json.dumps({"epoch": 1, "era": 2})} if damage == "other-progress" else None
-        save_file(load_file(interrupted), interrupted, metadata=metadata)
-    else:
-        interrupted.write_bytes({"truncated": good[:-7], "empty": b"", "text": b"weights: 1, 2, 3" * 9}[damage])
-    with pytest.raises(CheckpointError, match=r"toy\.safetensors cannot be read .*delete it to train this stage again"):
-        Run(folder=interrupted.parent).train()
-
-
-@pytest.mark.parametrize("other", [{"seed": 1}, {"config": CONFIG.model_copy(update={"epochs": 9})}])
-def test_a_checkpoint_of_other_settings_is_refused(interrupted: Path, other: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match=r"toy\.safetensors belongs to other settings or data: delete it"):
-        Run(folder=interrupted.parent, **other).train()
-
-
-def test_a_failed_write_leaves_the_old_checkpoint(interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def disk_full(tensors: Any, path: Path, metadata: Any) -> None:
-        path.write_bytes(b"half of")
-        raise OSError("no space left")
-
-    monkeypatch.setattr(checkpoint, "save_file", disk_full)
-    before = interrupted.read_bytes()
-    with pytest.raises(OSError, match="no space left"):
-        Checkpoints(interrupted.parent).save("toy", Progress(), {})
-    assert interrupted.read_bytes() == before
-    assert [path.name for path in interrupted.parent.iterdir()] == ["toy.safetensors"]
-
-
-def test_a_stage_that_never_wrote_has_no_checkpoint(tmp_path: Path) -> None:
-    assert Checkpoints(tmp_path / "nowhere").load("toy") is None
-
-
-def test_progress_goes_through_json_unchanged() -> None:
-    progress = Progress(loss_sum=0.1 + 0.2, examples=3, epoch=2)
-    assert Progress(**json.loads(json.dumps(vars(progress)))) == progress

@@ -82,7 +82,7 @@ def run_demo(
 def _text_reuse(out: Path, recipes: tuple[str, ...]) -> str:
     """How many item texts had to be encoded, from the log of the first run that used text."""
     for name in recipes:
-        for line in (out / name / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in (out / name / "timings.jsonl").read_text(encoding="utf-8").splitlines():
             event = json.loads(line)
             if event["event"] == "text":
                 new = event["different"] - event["cached"]

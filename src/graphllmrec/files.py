@@ -1,19 +1,28 @@
-"""Writing a file so that a reader, or a crash, never sees half of it."""
+"""Writing files and folders so that a reader, a crash or a kill never leaves half of one.
+
+Everything is made under a temporary name beside its place, `.NAME.xxxxxxxx.tmp`, synced to disk and renamed. What a
+killed process leaves under such a name is never read, and `remove_leftovers` deletes it.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\.(?P<of>.+)\.[a-z0-9_]{8}(\.old)?\.tmp")
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; fsynced and renamed to `path` on success, removed on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    _make_folder(path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -26,10 +35,52 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, renamed to `path` on success; only then is an old folder at `path` deleted."""
+    temporary = _temporary_folder(path)
+    replaced = temporary.with_name(f"{temporary.name.removesuffix('.tmp')}.old.tmp")
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes folders private
+        if path.exists():
+            path.rename(replaced)
+        temporary.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` in one step, as UTF-8."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def discard(path: Path) -> None:
+    """Delete a folder and all it holds; whoever looks finds all of it or nothing."""
+    temporary = _temporary_folder(path)
+    path.rename(temporary / path.name)
+    shutil.rmtree(temporary)
+
+
+def remove_leftovers(folder: Path, of: str | None = None, *, older_than: float = 0.0) -> None:
+    """Delete what killed processes left unfinished in `folder`: parts of the file or folder named `of`, or of any.
+
+    Nobody else may be writing there, unless `older_than` (seconds) spares what is young.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None or (of is not None and found["of"] != of):
+            continue
+        with suppress(FileNotFoundError):  # its writer is alive after all and has just finished
+            if older_than and time.time() - path.stat().st_mtime < older_than:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def sync(path: Path) -> None:
@@ -39,3 +90,15 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _temporary_folder(path: Path) -> Path:
+    _make_folder(path.parent)
+    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder that is not there, its name on disk too."""
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        sync(path.parent)

@@ -1,8 +1,15 @@
-"""What a fit reports: bars on a terminal, a line per stage elsewhere (on stderr), and log.jsonl in the run folder."""
+"""What a fit reports: bars on a terminal, a line per stage elsewhere (on stderr), and two files in the run folder.
+
+    log.jsonl      facts that follow from recipe, data and seed: the same bytes whether or not the fit was interrupted
+    timings.jsonl  how it went: when stages began, seconds they took, what was reused; every attempt adds its lines
+
+An interrupted fit that goes on writes log.jsonl anew, from what the checkpoints hold and what is computed again.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+LOG, TIMINGS = "log.jsonl", "timings.jsonl"
+CIRCUMSTANCES = ("stage", "stage-end", "text")  # events that may differ between two fits of the same; "text": cached
+
 
 class RunJournal:
     """A Journal (models.base) for people and for files.
@@ -20,8 +30,8 @@ class RunJournal:
             recommender.fit(data, out="runs/ease", journal=journal)
 
     The terminal shows one bar per stage with its rate and the latest values; what is not a terminal gets one line when
-    a stage ends. `keep_in` names the JSONL file; facts logged before that are kept and written then. Each line of the
-    file is one object: "time" (unix seconds), "event", and the values.
+    a stage ends. `keep_in` names the run folder; what was logged since `new_run` is written then. Each line of the
+    two files is one object: "event" and the values; in timings.jsonl "time" (unix seconds) too.
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
@@ -41,8 +51,8 @@ class RunJournal:
         self._task: TaskID | None = None
         self._name, self._done, self._began = "", 0, 0.0
         self._values: dict[str, float | str] = {}
-        self._file: TextIO | None = None
-        self._waiting: list[str] = []
+        self._files: dict[str, TextIO] = {}
+        self._waiting: dict[str, list[str]] = {LOG: [], TIMINGS: []}
 
     def __enter__(self) -> RunJournal:
         """Start drawing."""
@@ -52,20 +62,35 @@ class RunJournal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the last stage, stop drawing and close the file."""
+        """Close the last stage, stop drawing and close the files."""
         self._end_stage(failed=error is not None)
         self._progress.stop()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._close()
 
-    def keep_in(self, path: Path) -> None:
-        """Append everything logged so far and from now on to the JSONL file `path`."""
-        self._file = path.open("a", encoding="utf-8")
-        for line in self._waiting:
-            self._file.write(line)
-        self._waiting.clear()
-        self._file.flush()
+    def new_run(self) -> None:
+        """What was logged before this belongs to another run, or to none."""
+        self._end_stage()
+        self._close()
+        for lines in self._waiting.values():
+            lines.clear()
+
+    def keep_in(self, folder: Path) -> None:
+        """Write everything logged so far and from now on into `folder`: log.jsonl anew, timings.jsonl continued."""
+        _drop_torn_line(folder / TIMINGS)
+        self._files = {
+            LOG: (folder / LOG).open("w", encoding="utf-8"),
+            TIMINGS: (folder / TIMINGS).open("a", encoding="utf-8"),
+        }
+        for name, lines in self._waiting.items():
+            self._files[name].writelines(lines)
+            self._files[name].flush()
+            lines.clear()
+
+    def end_log(self) -> None:
+        """Fitting is over: log.jsonl is complete and on disk. Timings of what follows are still kept."""
+        log = self._files.pop(LOG)
+        os.fsync(log.fileno())
+        log.close()
 
     def stage(self, name: str, total: int | None = None) -> None:
         """A new stage begins, of `total` steps where known; the one before is over."""
@@ -84,17 +109,23 @@ class RunJournal:
 
     def log(self, event: str, **values: Any) -> None:
         """Keep a fact. Values are what JSON knows, or numbers of NumPy and torch."""
-        entry = {"time": round(time.time(), 3), "event": event, **values}
+        name = TIMINGS if event in CIRCUMSTANCES else LOG
+        entry = {"event": event, **values} if name == LOG else {"time": round(time.time(), 3), "event": event, **values}
         line = json.dumps(entry, ensure_ascii=False, default=float) + "\n"
-        if self._file is None:
-            self._waiting.append(line)
+        if name in self._files:
+            self._files[name].write(line)
+            self._files[name].flush()
         else:
-            self._file.write(line)
-            self._file.flush()
+            self._waiting[name].append(line)
 
     def say(self, message: str, style: str = "") -> None:
         """One line for the person, above the bars."""
         self.console.print(Text(message, style=style), soft_wrap=True)
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files = {}
 
     def _end_stage(self, failed: bool = False) -> None:
         if not self._name:
@@ -112,6 +143,12 @@ class RunJournal:
             values = f", {_shown(self._values)}" if self._values else ""
             self.say(f"{self._name}: {'stopped after ' if failed else ''}{seconds:.1f} s{steps}{values}")
         self._name, self._task = "", None
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off a last line that a kill left without its end."""
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def _shown(values: dict[str, float | str]) -> str:

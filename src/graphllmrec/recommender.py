@@ -7,7 +7,6 @@ recommender.recommend(users=["A3L1RF2"], k=10)
 
 from __future__ import annotations
 
-import shutil
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,13 +26,14 @@ from graphllmrec.data.tables import Dataset, Histories, Interactions, Items
 from graphllmrec.errors import CheckpointError, DataError, GraphLLMRecError, Interrupted, UnknownIdError
 from graphllmrec.evaluate import Evaluation, evaluate_model, top_k
 from graphllmrec.explain import explain_item, similarities
+from graphllmrec.files import discard
 from graphllmrec.journal import RunJournal
 from graphllmrec.models import build
 from graphllmrec.models.base import Model, Queries, Task, TextVectors
 from graphllmrec.recipe import Recipe, load_recipe
 from graphllmrec.results import Reason, Recommendation
 from graphllmrec.text.encoder import encode_items
-from graphllmrec.train.checkpoint import Checkpoints
+from graphllmrec.train.checkpoint import EVERY, Checkpoints
 
 
 class Recommender:
@@ -60,30 +60,35 @@ class Recommender:
         out: str | Path | None = None,
         overwrite: bool = False,
         stages: str | Path | None = None,
+        save_every: float = EVERY,
         journal: RunJournal | None = None,
     ) -> Recommender:
         """Read, split and encode `data` (a Dataset or a data folder), and fit the model. Returns self.
 
-        With `out`, everything is kept in that run folder and an interrupted fit can be continued with `resume`; with
-        `stages` too, training stages that another run with the same settings, seed and data has finished are taken over
-        from that folder, and left there for others.
+        With `out`, everything is kept in that run folder and an interrupted or killed fit can be continued with
+        `resume`; checkpoints of a training are `save_every` seconds apart, or more where writing them takes more than
+        2 % of the time. With `stages` too, training stages that another run with the same settings, seed and data has
+        finished are taken over from that folder, and left there for others.
         Raises DataError, TextError, CheckpointError (`out` is taken), Interrupted (Ctrl-C; the run can be resumed).
         """
         if out is not None:
             run.require_free(Path(out), overwrite)
         with _reporting(journal) as journal:
+            journal.new_run()
             dataset = _dataset(data, self.recipe, journal)
             split = _split(dataset, self.recipe)
             model = build(self.recipe.model.name, self.recipe.model.config.model_dump())
-            text = self._encode(dataset.items, model, journal)
-            journal.stage(f"fit {model.name}")
             if out is None:
-                model.fit(Task(split, text, self.recipe.seed, journal))
+                self._learn(model, dataset, split, journal)
             else:
                 run.begin(Path(out), self.recipe, dataset, split, overwrite=overwrite)
-                checkpoints = Checkpoints(Path(out) / "checkpoint", Path(stages) if stages is not None else None)
-                task = Task(split, text, self.recipe.seed, journal, checkpoints)
-                _fit_in_folder(model, Path(out), task, keep_on_error=False)
+                kept = Checkpoints(Path(out) / "checkpoint", Path(stages) if stages is not None else None, save_every)
+                try:
+                    self._learn_in(Path(out), model, dataset, split, journal, kept)
+                except GraphLLMRecError as error:
+                    if not isinstance(error, Interrupted):  # this cannot work, so it leaves nothing
+                        discard(Path(out))
+                    raise
         self._set(model, dataset, split)
         return self
 
@@ -94,13 +99,18 @@ class Recommender:
         *,
         recipe: Recipe | None = None,
         data: Dataset | str | Path | None = None,
+        save_every: float = EVERY,
         journal: RunJournal | None = None,
     ) -> Recommender:
-        """Continue the interrupted fit in run folder `path`; recipe and data come from the folder.
+        """Continue the interrupted or killed fit in run folder `path`; recipe and data come from the folder.
 
         `recipe` and `data`, where given, must be those of the run: CheckpointError otherwise, and for a finished run.
+        With both of them, a fit that was killed before it had made the folder is begun again.
         """
         path = Path(path)
+        run.tidy(path)
+        if recipe is not None and data is not None and run.state_of(path) == "absent":
+            return cls(recipe).fit(data, out=path, save_every=save_every, journal=journal)
         if run.state_of(path) == "finished":
             raise CheckpointError(f"{path} is finished, there is nothing to resume; load it, or overwrite it")
         tables = run.read_tables(path)
@@ -108,16 +118,14 @@ class Recommender:
             raise CheckpointError(f"the recipe differs from the one of {path}: {_difference(recipe, tables.recipe)}")
         recommender = cls(tables.recipe)
         with _reporting(journal) as journal:
+            journal.new_run()
             if data is not None:
                 dataset = _dataset(data, tables.recipe, journal)
                 if run.fingerprint(dataset) != tables.fingerprint:
                     raise CheckpointError(f"the data changed since {path} was begun; fit again with --overwrite")
             model = build(tables.recipe.model.name, tables.recipe.model.config.model_dump())
-            text = recommender._encode(tables.dataset.items, model, journal)
-            journal.stage(f"fit {model.name}")
-            checkpoints = Checkpoints(path / "checkpoint")
-            task = Task(tables.split, text, tables.recipe.seed, journal, checkpoints)
-            _fit_in_folder(model, path, task, keep_on_error=True)
+            kept = Checkpoints(path / "checkpoint", every=save_every)
+            recommender._learn_in(path, model, tables.dataset, tables.split, journal, kept)
         recommender._set(model, tables.dataset, tables.split)
         return recommender
 
@@ -246,6 +254,25 @@ class Recommender:
         self._fitted = (model, dataset, split)
         self._everything = run.joined(split).histories(split.num_users)
 
+    def _learn(
+        self, model: Model, dataset: Dataset, split: Split, journal: RunJournal, checkpoints: Checkpoints | None = None
+    ) -> float:
+        """Encode the texts and fit the model; returns the seconds that fitting took."""
+        text = self._encode(dataset.items, model, journal)
+        journal.stage(f"fit {model.name}")
+        began = time.monotonic()
+        model.fit(Task(split, text, self.recipe.seed, journal, checkpoints))
+        return time.monotonic() - began
+
+    def _learn_in(
+        self, path: Path, model: Model, dataset: Dataset, split: Split, journal: RunJournal, checkpoints: Checkpoints
+    ) -> None:
+        """`_learn` with checkpoints and log in the run folder, which is then marked finished."""
+        journal.keep_in(path)
+        seconds = self._learn(model, dataset, split, journal, checkpoints)
+        journal.end_log()
+        run.finish(path, model, {"seconds": round(seconds, 2)})
+
     def _encode(self, items: Items, model: Model, journal: RunJournal) -> TextVectors | None:
         """Text vectors for a model that needs them, or that uses them where there is text."""
         wanted = model.needs_text or (getattr(model, "uses_text", False) and items.text_columns)
@@ -322,20 +349,6 @@ def _split(dataset: Dataset, recipe: Recipe) -> Split:
         test_ratio=section.test_ratio,
         cold_ratio=section.cold_ratio,
     )
-
-
-def _fit_in_folder(model: Model, path: Path, task: Task, *, keep_on_error: bool) -> None:
-    """Fit with checkpoints and log in the run folder, then mark it finished; a fit that cannot work leaves nothing."""
-    assert isinstance(task.journal, RunJournal)
-    task.journal.keep_in(path / "log.jsonl")
-    began = time.monotonic()
-    try:
-        model.fit(task)
-    except GraphLLMRecError as error:
-        if not isinstance(error, Interrupted) and not keep_on_error:
-            shutil.rmtree(path)
-        raise
-    run.finish(path, model, {"seconds": round(time.monotonic() - began, 2)})
 
 
 @contextmanager

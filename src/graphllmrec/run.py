@@ -5,13 +5,15 @@
     users.parquet         user ids, row by row
     items.parquet         the catalogue, row by row
     interactions.parquet  user and item rows, part (train, valid, test), order, rating
-    log.jsonl             what happened while fitting
+    log.jsonl             epochs and what was tuned: the same bytes whether or not the fit was interrupted
+    timings.jsonl         stages with time of day and seconds, how many texts were known; every attempt adds its own
     checkpoint/           while training only: what --resume continues from
     model.safetensors     the model's tensors
     model.json            format, model, settings, checksum of the tensors; written last, so it marks a finished run
     metrics-test.json     added by `evaluate`, with per-user values beside it
 
 A folder without model.json is an interrupted run: it can be resumed or overwritten, never read as a finished one.
+Every file but the two logs is made under a temporary name (files.py), so a kill leaves no half of one.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from safetensors.torch import load_file, save_file
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
 from graphllmrec.errors import CheckpointError
-from graphllmrec.files import atomic_file, sync, write_text
+from graphllmrec.files import atomic_file, atomic_folder, remove_leftovers, write_text
 from graphllmrec.models import build
 from graphllmrec.models.base import Model
 from graphllmrec.recipe import Recipe, load_recipe
@@ -70,9 +71,18 @@ def begin(path: Path, recipe: Recipe, dataset: Dataset, split: Split, *, overwri
     Raises CheckpointError as `require_free` does.
     """
     require_free(path, overwrite)
-    with _new_folder(path) as folder:
+    remove_leftovers(path.parent, path.name)
+    with atomic_folder(path) as folder:
         write_text(folder / "recipe.toml", recipe.to_toml())
         _write_tables(folder, dataset, split)
+
+
+def tidy(path: Path) -> None:
+    """Remove what a killed process left in a run folder: half-written files, a finished run's checkpoints."""
+    remove_leftovers(path)
+    remove_leftovers(path / "checkpoint")
+    if state_of(path) == "finished":
+        shutil.rmtree(path / "checkpoint", ignore_errors=True)
 
 
 def finish(path: Path, model: Model, facts: dict[str, Any] | None = None) -> None:
@@ -90,7 +100,7 @@ def finish(path: Path, model: Model, facts: dict[str, Any] | None = None) -> Non
         **(facts or {}),
     }
     write_text(path / "model.json", json.dumps(about, indent=2) + "\n")
-    shutil.rmtree(path / "checkpoint", ignore_errors=True)
+    tidy(path)
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,8 @@ def read_model(path: Path) -> Model:
 def write_run(path: Path, recipe: Recipe, dataset: Dataset, split: Split, model: Model, *, overwrite: bool) -> None:
     """Write a finished run in one step: `path` is either absent (or the old run) or complete."""
     require_free(path, overwrite)
-    with _new_folder(path) as folder:
+    remove_leftovers(path.parent, path.name)
+    with atomic_folder(path) as folder:
         write_text(folder / "recipe.toml", recipe.to_toml())
         _write_tables(folder, dataset, split)
         finish(folder, model)
@@ -180,24 +191,6 @@ def fingerprint(dataset: Dataset) -> str:
     for values in (rows.user, rows.item, rows.order, rows.rating):
         digest.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, renamed to `path` on success; only then is an old run at `path` deleted."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    replaced = temporary.with_name(temporary.name + ".old")
-    try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes folders private
-        if path.exists():
-            path.rename(replaced)
-        temporary.rename(path)
-        sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _write_tables(folder: Path, dataset: Dataset, split: Split) -> None:
@@ -243,7 +236,7 @@ def _read_parts(table: pl.DataFrame) -> dict[str, Interactions]:
 
 
 def _require(path: Path, *names: str) -> None:
-    if not path.is_dir():
+    if state_of(path) == "absent":
         raise CheckpointError(f"no run folder at {path}; make one with: graphllmrec fit RECIPE --data DIR --out {path}")
     missing = [name for name in names if not (path / name).is_file()]
     if missing:

@@ -32,7 +32,7 @@ def fit(
                      show_default=False),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Replaces the recipe's seed.", show_default=False)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted fit in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted or killed fit in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that --out holds.")] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -69,6 +69,8 @@ def _fit(
     from graphllmrec.recommender import Recommender
 
     try:
+        if resume and run.state_of(out) == "finished":  # it may have been killed after the last write
+            return _finished(recipe, out)
         if resume:
             return Recommender.resume(out, recipe=recipe, data=data, journal=journal)
         assert recipe is not None
@@ -79,6 +81,19 @@ def _fit(
             what = str(error) or "interrupted"
             raise Interrupted(f"{what}; continue with: graphllmrec fit --resume --out {out}") from None
         raise Interrupted("interrupted before training began; nothing was written") from None
+
+
+def _finished(recipe: Recipe | None, out: Path) -> Recommender:
+    """The recommender of a run that there is nothing to continue of."""
+    from graphllmrec import run
+    from graphllmrec.errors import CheckpointError
+    from graphllmrec.recommender import Recommender
+
+    recommender = Recommender.load(out)
+    if recipe is not None and recipe != recommender.recipe:
+        raise CheckpointError(f"{out} is finished, with another recipe; choose another folder, or add --overwrite")
+    run.tidy(out)
+    return recommender
 
 
 def _conclude(

@@ -1,9 +1,14 @@
-"""Checkpoints of a training that may be interrupted: one file per stage, written in one step, no pickle."""
+"""Checkpoints of a training that may be interrupted or killed: one file per stage, written in one step, no pickle.
+
+A file carries a SHA-256 over its tensors and its progress. What is torn or has rotted is refused, never trained on.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from graphllmrec.errors import CheckpointError
-from graphllmrec.files import atomic_file
+from graphllmrec.files import atomic_file, remove_leftovers
 from graphllmrec.models.base import prefixed, under
+
+EVERY = 30.0  # seconds between the checkpoints of a stage
+_ABANDONED = 3600.0  # seconds after which a half-written file in a folder that runs share is nobody's any more
 
 
 @dataclass
@@ -29,6 +37,7 @@ class Progress:
     best_epoch: int = 0  # number of epochs done when it was best; 0 = untrained
     done: bool = False
     identity: str = ""  # hash of everything that decides how the stage goes
+    log: list[dict[str, Any]] = field(default_factory=list)  # what the stage has logged so far
 
 
 class Checkpoints:
@@ -38,8 +47,11 @@ class Checkpoints:
     gate only: what one of them has trained with the same settings, seed and data is taken over by the next.
     """
 
-    def __init__(self, folder: Path, shared: Path | None = None) -> None:
-        self.folder, self.shared = Path(folder), shared
+    def __init__(self, folder: Path, shared: Path | None = None, every: float = EVERY) -> None:
+        """`every`: a stage saves so many seconds after it last did, or later where saving is slow; 0: at every step."""
+        self.folder, self.shared, self.every = Path(folder), shared, every
+        if shared is not None:
+            remove_leftovers(shared, older_than=_ABANDONED)
 
     def find(self, stage: str, identity: str) -> tuple[Progress, dict[str, Tensor]] | None:
         """The checkpoint to go on from; None: start anew. Raises CheckpointError if the run's own one cannot serve."""
@@ -49,15 +61,20 @@ class Checkpoints:
         if own is not None or self.shared is None:
             return own
         found = Checkpoints(self.shared).load(stage)
-        return found if found is not None and found[0].identity == identity and found[0].done else None
+        if found is None or found[0].identity != identity or not found[0].done:
+            return None
+        Checkpoints(self.folder).save(stage, *found)  # whoever resumes this run may not know of the shared folder
+        return found
 
-    def save(self, stage: str, progress: Progress, tensors: dict[str, Tensor]) -> None:
-        """Write a stage's checkpoint; the previous one stays until the new one is complete."""
+    def save(self, stage: str, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+        """Write a stage's checkpoint; the previous one stays until the new one is complete and on disk."""
+        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        about = json.dumps(vars(progress))
+        metadata = {"progress": about, "sha256": _checksum(about, held)}
         with atomic_file(self._path(stage)) as temporary:
-            held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(held, temporary, metadata={"progress": json.dumps(vars(progress))})
+            save_file(held, temporary, metadata=metadata)
         if progress.done and self.shared is not None:
-            Checkpoints(self.shared).save(stage, progress, tensors)
+            Checkpoints(self.shared).save(stage, progress, held)
 
     def load(self, stage: str) -> tuple[Progress, dict[str, Tensor]] | None:
         """A stage's checkpoint, or None if it never wrote one. Raises CheckpointError for a file that is damaged."""
@@ -66,8 +83,12 @@ class Checkpoints:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                progress = Progress(**json.loads(file.metadata()["progress"]))
-                return progress, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                about = file.metadata()
+                # get_tensor shows the file itself, which may be replaced while training: hence clones
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+            if _checksum(about["progress"], tensors) != about["sha256"]:
+                raise ValueError("its checksum is not the one it was written with")
+            return Progress(**json.loads(about["progress"])), tensors
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}): delete it to train this stage again") from error
 
@@ -93,6 +114,15 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     return under("best", tensors)
+
+
+def _checksum(about: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over a progress as JSON and over names, kinds, shapes and bytes of tensors."""
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        digest.update(f"\n{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(raw_bytes(tensors[name]))
+    return digest.hexdigest()
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

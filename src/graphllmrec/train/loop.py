@@ -4,7 +4,8 @@
     stop when `patience` validations brought nothing better. The untrained weights take part, as epoch 0.
 
 Batches come from (seed, stage, epoch, step), so a run that is interrupted (Ctrl-C, SIGTERM) leaves a checkpoint at the
-next step boundary and goes on from there to the same bytes.
+next step boundary and goes on from there to the same bytes; a run that is killed goes on from its last checkpoint. A
+checkpoint holds what the stage has logged, which is logged again on resuming: the log, too, comes out the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ from graphllmrec.models.base import Config, Task
 from graphllmrec.train.batches import epoch_order
 from graphllmrec.train.checkpoint import Checkpoints, Progress, pack, raw_bytes, unpack
 
-SAVE_EVERY = 30.0  # seconds between checkpoints at epoch ends
+_SAVING = 0.02  # share of the time that checkpoints may take
 
 
 class TrainedConfig(Config):
@@ -48,7 +50,10 @@ class TrainedConfig(Config):
 
 @dataclass
 class Stage:
-    """One thing to train: a module, its loss on a batch of example numbers, and how good it is on validation."""
+    """One thing to train: a module, its loss on a batch of example numbers, and how good it is on validation.
+
+    `loss` and `validate` must not log: a resumed run would lack what they logged before.
+    """
 
     name: str  # "graph": names its randomness, its log lines and its checkpoint
     module: nn.Module
@@ -68,8 +73,9 @@ class Stage:
 def train(stage: Stage, task: Task) -> float:
     """Train `stage.module` in place and leave it with its best weights. Returns the best validation metric.
 
-    Continues from the stage's checkpoint if `task.checkpoints` has one. Raises Interrupted on Ctrl-C or SIGTERM, after
-    a checkpoint was written; without `task.checkpoints` the signals do what they always do.
+    Continues from the stage's checkpoint if `task.checkpoints` has one; a finished stage is not trained again. Raises
+    Interrupted on Ctrl-C or SIGTERM, after a checkpoint was written; without `task.checkpoints` the signals do what
+    they always do. Raises CheckpointError for a checkpoint that is damaged or of other settings or data.
     """
     module, config = stage.module, stage.config
     optimizer = torch.optim.AdamW(
@@ -79,18 +85,22 @@ def train(stage: Stage, task: Task) -> float:
     saved = task.checkpoints.find(stage.name, progress.identity) if task.checkpoints is not None else None
     if saved is not None:
         progress, best = saved[0], unpack(saved[1], module, optimizer)
+        for entry in progress.log:
+            task.journal.log(**entry)
     task.journal.stage(f"train {stage.name}", config.epochs * stage.steps)
     task.journal.advance(progress.epoch * stage.steps + progress.step)
     keeper = _Keeper(task.checkpoints, stage.name, module, optimizer)
     if saved is None and stage.validate is not None:
         best = _validate(stage, task, progress, best)
+    had_finished = progress.done
     with _asked_to_stop(active=task.checkpoints is not None) as asked:
         while not progress.done and progress.epoch < config.epochs:
             _run_epoch(stage, task, optimizer, progress, asked, keeper, best)
             best = _end_of_epoch(stage, task, progress, best)
-            keeper.at_epoch_end(progress, best)
-        progress.done = True
-        keeper.save(progress, best)
+            keeper.save_if_due(progress, best)
+        if not had_finished:
+            progress.done = True
+            keeper.save(progress, best)
         if asked():  # during the last validation: what comes after this stage must not start
             raise Interrupted(f"stopped at the end of stage {stage.name!r}")
     if stage.validate is not None:
@@ -116,12 +126,12 @@ def learning_rate(config: TrainedConfig, step: int, num_steps: int) -> float:
 def _identity(stage: Stage, task: Task) -> str:
     """Hash of all that a stage's outcome depends on: settings, seed, start, inputs, training and validation clicks."""
     split = task.split
-    parts = [torch.from_numpy(ids) for part in (split.train, split.valid) for ids in (part.user, part.item)]
-    parts += [*stage.module.state_dict().values(), *stage.inputs]
     about = f"{stage.name}/{task.seed}/{split.ordered}/{stage.metric}/{stage.config.model_dump_json()}"
     digest = hashlib.sha256(about.encode())
-    for part in parts:
-        digest.update(raw_bytes(part))
+    for rows in (split.train.user, split.train.item, split.valid.user, split.valid.item):
+        digest.update(np.ascontiguousarray(rows).data)
+    for tensor in (*stage.module.state_dict().values(), *stage.inputs):
+        digest.update(raw_bytes(tensor))
     return digest.hexdigest()
 
 
@@ -154,6 +164,7 @@ def _run_epoch(
         if asked():
             keeper.save(progress, best)
             raise Interrupted(f"stopped in stage {stage.name!r}, epoch {progress.epoch + 1}, step {progress.step}")
+        keeper.save_if_due(progress, best)
 
 
 def _end_of_epoch(stage: Stage, task: Task, progress: Progress, best: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -163,7 +174,7 @@ def _end_of_epoch(stage: Stage, task: Task, progress: Progress, best: dict[str, 
     due = progress.epoch % stage.config.validate_every == 0 or progress.epoch == stage.config.epochs
     if stage.validate is not None and due:
         return _validate(stage, task, progress, best, loss=loss)
-    task.journal.log("epoch", stage=stage.name, epoch=progress.epoch, loss=loss)
+    _log(stage, task, progress, loss=loss)
     return best
 
 
@@ -174,9 +185,9 @@ def _validate(
     assert stage.validate is not None
     stage.module.eval()
     with torch.no_grad():
-        found = stage.validate()
+        found = float(stage.validate())
     task.journal.advance(0, **{stage.metric: found})
-    task.journal.log("epoch", stage=stage.name, epoch=progress.epoch, **values, **{stage.metric: found})
+    _log(stage, task, progress, **values, **{stage.metric: found})
     if found > progress.best:
         progress.best, progress.best_epoch = found, progress.epoch
         return _copy(stage.module)
@@ -184,27 +195,38 @@ def _validate(
     return best
 
 
+def _log(stage: Stage, task: Task, progress: Progress, **values: float) -> None:
+    """Log an epoch, and keep the line for the checkpoint."""
+    progress.log.append({"event": "epoch", "stage": stage.name, "epoch": progress.epoch, **values})
+    task.journal.log(**progress.log[-1])
+
+
 def _copy(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 class _Keeper:
-    """Writes the checkpoints of one stage, at epoch ends not more often than every SAVE_EVERY seconds."""
+    """Writes the checkpoints of one stage, not more often than `checkpoints.every` and _SAVING say."""
 
     def __init__(
         self, checkpoints: Checkpoints | None, stage: str, module: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
         self.checkpoints, self.stage, self.module, self.optimizer = checkpoints, stage, module, optimizer
-        self.last = time.monotonic()
+        self.saved_at, self.took = time.monotonic(), 0.0
 
-    def at_epoch_end(self, progress: Progress, best: dict[str, Tensor]) -> None:
-        if time.monotonic() - self.last > SAVE_EVERY:
+    def save_if_due(self, progress: Progress, best: dict[str, Tensor]) -> None:
+        if self.checkpoints is None:
+            return
+        every = self.checkpoints.every
+        if time.monotonic() - self.saved_at >= (max(every, self.took / _SAVING) if every else 0):
             self.save(progress, best)
 
     def save(self, progress: Progress, best: dict[str, Tensor]) -> None:
         if self.checkpoints is not None:
+            began = time.monotonic()
             self.checkpoints.save(self.stage, progress, pack(self.module, best, self.optimizer))
-        self.last = time.monotonic()
+            self.saved_at = time.monotonic()
+            self.took = self.saved_at - began
 
 
 @contextmanager
