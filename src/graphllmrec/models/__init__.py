@@ -18,6 +18,7 @@ MODELS: dict[str, str] = {
     "transitions": "transitions:Transitions",
     "z-sum": "z_sum:ZSum",
     "lightgcn": "lightgcn:LightGCN",
+    "graphsage": "graphsage:GraphSAGE",
     "hybrid": "hybrid:Hybrid",
 }
 
