@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.errors import TextError
-from graphllmrec.graph.sample import Neighbourhoods, draws, sample, sample_tree
+from graphllmrec.graph.sample import Neighbourhoods, draws, sample
 from graphllmrec.models.base import (
     Config,
     Queries,
@@ -219,8 +219,12 @@ class _Net(nn.Module):
 
     def of_users(self, features: Tensor, nodes: Tensor, offsets: Tensor) -> Tensor:
         """h (n, hidden) of users whose items are the ragged list `nodes` (m,), `offsets` (n + 1,)."""
-        pool = (self.pool_items, self.pool_items_bias) if self.pool else None
-        return F.relu(_neighbourhood(features, nodes, offsets, pool) @ self.into_users.T)
+        if self.pool:
+            pool = (self.pool_items, self.pool_items_bias)
+            return F.relu(_neighbourhood(features, nodes, offsets, pool) @ self.into_users.T)
+        if len(nodes) > len(features):  # a mean of products is the product of the mean, here of the smaller table
+            return F.relu(_neighbourhood(features @ self.into_users.T, nodes, offsets))
+        return F.relu(_neighbourhood(features, nodes, offsets) @ self.into_users.T)
 
     def of_items(self, features: Tensor, users: Tensor, nodes: Tensor, offsets: Tensor) -> Tensor:
         """z (n, dims) of items with these features (n, dims), whose clickers are rows of `users` in a ragged list."""
@@ -232,7 +236,7 @@ class _Net(nn.Module):
         return unit(history) @ self.turn / self.temperature
 
 
-def _neighbourhood(table: Tensor, nodes: Tensor, offsets: Tensor, pool: tuple[Tensor, Tensor] | None) -> Tensor:
+def _neighbourhood(table: Tensor, nodes: Tensor, offsets: Tensor, pool: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """AGG (n, d) of the rows `nodes` (m,) of a table (k, d): mean, or with `pool` = (W, b) max of relu(W h + b)."""
     if pool is None:
         return F.embedding_bag(nodes, table, offsets, mode="mean", include_last_offset=True)
@@ -299,11 +303,12 @@ class _Loss:
         known = warm.index_select(0, roots)  # those that play cold have no neighbours
         features = self.net.features(self.text, warm)
         clickers = sample(self.graph.of_items, roots[known], config.users_per_item, random, avoid[known])
-        (items,) = sample_tree([self.graph.of_users], clickers.nodes, [config.items_per_user], random)
-        users = self.net.of_users(features, items.nodes, items.offsets)  # one row per sampled clicker
+        found, place = torch.unique(clickers.nodes, return_inverse=True)  # a sort of the short hop spares the long one
+        items = sample(self.graph.of_users, found, config.items_per_user, random)
+        users = self.net.of_users(features, items.nodes, items.offsets)  # one row per user found
         counts = torch.zeros_like(roots).masked_scatter(known, clickers.counts)
         offsets = F.pad(counts.cumsum(0), (1, 0))
-        return self.net.of_items(features.index_select(0, roots), users, torch.arange(len(users)), offsets)
+        return self.net.of_items(features.index_select(0, roots), users, place, offsets)
 
     def _dropout(self, values: Tensor, at: tuple[int, str, int, int]) -> Tensor:
         share = self.config.dropout
