@@ -14,6 +14,7 @@ MODELS: dict[str, str] = {
     "item-knn": "item_knn:ItemKNN",
     "ease": "ease:EASE",
     "graph-filter": "graph_filter:GraphFilter",
+    "bspm": "bspm:BSPM",
     "text-knn": "text_knn:TextKNN",
     "transitions": "transitions:Transitions",
     "z-sum": "z_sum:ZSum",
