@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,17 @@ def test_no_flipped_bit_and_no_missing_end_goes_unnoticed(interrupted: Path) -> 
         interrupted.write_bytes(good[:length])
         with pytest.raises(CheckpointError, match="delete it to train this stage again"):
             checkpoints.load("toy")
+
+
+def test_a_kill_at_any_line_of_the_writer_leaves_a_run_that_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    """Half a file written, not synced, not renamed, the folder not synced …; with and without a checkpoint before."""
+    command = [sys.executable, str(Path(__file__).with_name("killing.py")), "writer", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert len(found["killed"]) > 40
+    assert "checkpoint 12, half written" in found["killed"]
+    assert {name: hash_ for name, hash_ in found["killed"].items() if hash_ != found["whole"]} == {}
 
 
 # leftovers

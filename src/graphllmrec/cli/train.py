@@ -70,7 +70,7 @@ def _fit(
 
     try:
         if resume and run.state_of(out) == "finished":  # it may have been killed after the last write
-            return _finished(recipe, out)
+            return _finished(recipe, out, journal)
         if resume:
             return Recommender.resume(out, recipe=recipe, data=data, journal=journal)
         assert recipe is not None
@@ -83,7 +83,7 @@ def _fit(
         raise Interrupted("interrupted before training began; nothing was written") from None
 
 
-def _finished(recipe: Recipe | None, out: Path) -> Recommender:
+def _finished(recipe: Recipe | None, out: Path, journal: RunJournal) -> Recommender:
     """The recommender of a run that there is nothing to continue of."""
     from graphllmrec import run
     from graphllmrec.errors import CheckpointError
@@ -93,6 +93,7 @@ def _finished(recipe: Recipe | None, out: Path) -> Recommender:
     if recipe is not None and recipe != recommender.recipe:
         raise CheckpointError(f"{out} is finished, with another recipe; choose another folder, or add --overwrite")
     run.tidy(out)
+    journal.say(f"{out} is already finished, nothing is left to train")
     return recommender
 
 

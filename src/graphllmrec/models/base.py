@@ -73,7 +73,7 @@ class Journal(Protocol):
         """`steps` done; `values` are shown (loss, ndcg@20, …)."""
 
     def log(self, event: str, **values: Any) -> None:
-        """A fact to keep, e.g. an epoch's loss and validation metric."""
+        """A fact to keep, e.g. an epoch's loss and validation metric; no times: a resumed fit must log the same."""
 
 
 class SilentJournal:
