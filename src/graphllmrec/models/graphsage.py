@@ -280,12 +280,14 @@ class _Loss:
         query = self._dropout(self.net.query(sums), at)  # (B, dims)
         if self.config.loss == "in-batch":
             return in_batch_softmax_loss(query @ vectors[1].T, target)
-        popularity = self.net.popularity * self.graph.of_items.degree.float().log1p()
-        positive = (query * vectors[1]).sum(1) + popularity.index_select(0, target)
-        others = query @ vectors[2].T + popularity.index_select(0, drawn)  # (B, negatives)
+        positive = (query * vectors[1]).sum(1) + self._popularity(target)
+        others = query @ vectors[2].T + self._popularity(drawn)  # (B, negatives)
         return sampled_softmax_loss(
             positive, others.masked_fill(drawn[None, :] == target[:, None], -torch.inf), num_items
         )
+
+    def _popularity(self, items: Tensor) -> Tensor:
+        return self.net.popularity * self.graph.of_items.degree_of(items).float().log1p()
 
     def _negatives(self, at: tuple[int, str, int, int]) -> Tensor:
         """Item rows drawn for the step; all there are where they are not more than wanted; none for loss in-batch."""
