@@ -15,7 +15,7 @@ from dense import Dense, cross_entropy, faded_mean, layer_means, layers, normali
 from graphllmrec.data.tables import Histories, Interactions
 from graphllmrec.errors import Interrupted
 from graphllmrec.evaluate import evaluate_model
-from graphllmrec.models import build, lightgcn
+from graphllmrec.models import build, lightgcn, lightgcn_training
 from graphllmrec.models.base import Queries, Task, TextVectors
 from graphllmrec.rng import rng
 from graphllmrec.train.batches import UnclickedItems, uniform_items
@@ -127,8 +127,8 @@ def test_a_history_step(
     task = replace(TASK, split=replace(SPLIT, ordered=ordered))
     _, stage, weights = staged(monkeypatch, task, **settings, max_history=2)
     assert weights.keys() == {"items", "turn", "bias"}
-    keep_item = lightgcn._kept(ITEMS, cold_share, AT)[:, 0].numpy()
-    keep_query = lightgcn._dropout(torch.ones(len(ROWS), DIM), dropout, AT).double().numpy()
+    keep_item = lightgcn_training._kept(ITEMS, cold_share, AT)[:, 0].numpy()
+    keep_query = lightgcn_training._dropout(torch.ones(len(ROWS), DIM), dropout, AT).double().numpy()
     examples = examples_of(ordered)
     assert stage.num_examples == len(examples)
 
@@ -156,17 +156,17 @@ def examples_of(ordered: bool) -> list[tuple[list[int], int]]:
 
 
 def test_items_that_play_cold_contribute_nothing_to_query_or_target() -> None:
-    kept = lightgcn._kept(10_000, 0.3, AT)
+    kept = lightgcn_training._kept(10_000, 0.3, AT)
     assert kept.unique().tolist() == [0.0, 1.0]
     assert float(kept.mean()) == pytest.approx(0.7, abs=0.025)  # five standard errors
-    assert torch.equal(kept, lightgcn._kept(10_000, 0.3, AT))
-    assert not torch.equal(kept, lightgcn._kept(10_000, 0.3, (SEED, "graph", 2, 2)))
-    assert lightgcn._kept(50, 0.0, AT).min() == 1
+    assert torch.equal(kept, lightgcn_training._kept(10_000, 0.3, AT))
+    assert not torch.equal(kept, lightgcn_training._kept(10_000, 0.3, (SEED, "graph", 2, 2)))
+    assert lightgcn_training._kept(50, 0.0, AT).min() == 1
 
 
 def test_with_all_vectors_gone_only_the_bias_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     _, stage, _ = staged(monkeypatch, dim=DIM, dropout=0.0, cold_share=0.5)
-    monkeypatch.setattr(lightgcn, "_kept", lambda size, *_: torch.zeros(size, 1))
+    monkeypatch.setattr(lightgcn_training, "_kept", lambda size, *_: torch.zeros(size, 1))
     stage.loss(AT[2], AT[3], ROWS).backward()
     grads = {name: float(parameter.grad.abs().max()) for name, parameter in stage.module.named_parameters()}
     assert grads["items"] == grads["turn"] == 0
@@ -175,11 +175,11 @@ def test_with_all_vectors_gone_only_the_bias_learns(monkeypatch: pytest.MonkeyPa
 
 def test_dropout_keeps_the_mean_and_is_a_function_of_the_step() -> None:
     ones = torch.ones(400, 100)
-    dropped = lightgcn._dropout(ones, 0.3, AT)
+    dropped = lightgcn_training._dropout(ones, 0.3, AT)
     assert dropped.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
     assert float(dropped.mean()) == pytest.approx(1, abs=0.02)
-    assert torch.equal(dropped, lightgcn._dropout(ones, 0.3, AT))
-    assert lightgcn._dropout(ones, 0.0, AT) is ones
+    assert torch.equal(dropped, lightgcn_training._dropout(ones, 0.3, AT))
+    assert lightgcn_training._dropout(ones, 0.0, AT) is ones
 
 
 # serving
