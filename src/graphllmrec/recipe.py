@@ -8,6 +8,7 @@
     [data]           # how interactions are filtered and split
     [text]           # how item text becomes vectors (text.encoder.TextConfig)
     [evaluate]       # cut-offs and the headline metric
+    [unordered]      # settings that replace those of [model] where the clicks have no order
 
 A section or key that is left out takes its default; `to_toml` writes the defaults out, so a run folder says all it did.
 """
@@ -114,11 +115,26 @@ class Recipe(Config):
     data: DataSection = DataSection()
     text: TextConfig = TextConfig()
     evaluate: EvaluateSection = EvaluateSection()
+    unordered: dict[str, Any] = Field(
+        {}, description="settings that replace those of [model] where clicks have no order"
+    )
+
+    def for_data(self, ordered: bool) -> Recipe:
+        """The recipe for data whose clicks have an order or not: [unordered] is merged into [model], or dropped."""
+        if not self.unordered:
+            return self
+        values = self.values()
+        unordered = values.pop("unordered")
+        if not ordered:
+            values = _replaced(values, ["model"], unordered, "recipe")
+        return Recipe.model_validate(values)
 
     def values(self) -> dict[str, Any]:
         """Plain nested values as a recipe file holds them; settings that are None (TOML has no null) are left out."""
         values = self.model_dump(mode="json", exclude_none=True)
         values["model"] = {"name": self.model.name, **values["model"]["config"]}
+        if not self.unordered:
+            del values["unordered"]
         return values
 
     def to_toml(self) -> str:
@@ -145,10 +161,18 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapp
         values, label = _read(source), str(source)
     for key, value in (overrides or {}).items():
         values = _replaced(values, key.split("."), value, label)
+        if "unordered" in values and key.split(".")[0] == "model":  # what is asked for outright holds for any data
+            values = {**values, "unordered": _without(values["unordered"], key.split(".")[1:], value)}
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(_problems(error, values), label) from None
+    try:
+        recipe.for_data(ordered=False)
+    except ValidationError as error:
+        problems = _problems(error, recipe.values())
+        raise RecipeError([f"with [unordered] in its place, {problem}" for problem in problems], label) from None
+    return recipe
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -196,6 +220,18 @@ def _replaced(values: Mapping[str, Any], path: list[str], value: Any, label: str
             merged = _replaced(merged, [key], entry, label)
         value = merged
     return {**values, head: value}
+
+
+def _without(values: Any, path: list[str], value: Any) -> Any:
+    """`values` less what sits at `path`, or at the keys of `value` below it."""
+    if not isinstance(values, Mapping):
+        return values
+    if path:
+        rest = _without(values.get(path[0]), path[1:], value) if len(path) > 1 or isinstance(value, Mapping) else None
+        return {key: entry for key, entry in values.items() if key != path[0]} | ({path[0]: rest} if rest else {})
+    for key, entry in value.items() if isinstance(value, Mapping) else ():
+        values = _without(values, [key], entry)
+    return values
 
 
 def _problems(error: ValidationError, values: Mapping[str, Any]) -> list[str]:

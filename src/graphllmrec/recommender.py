@@ -40,7 +40,7 @@ class Recommender:
     """A recipe, and after `fit` or `load` a fitted model with its catalogue and users."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+        self.recipe = self._asked = recipe  # once fitted, `recipe` is what was asked as it applies to the data
         self._fitted: tuple[Model, Dataset, Split] | None = None
         self._everything: Histories | None = None
 
@@ -75,8 +75,9 @@ class Recommender:
             run.require_free(Path(out), overwrite)
         with _reporting(journal) as journal:
             journal.new_run()
-            dataset = _dataset(data, self.recipe, journal)
-            split = _split(dataset, self.recipe)
+            dataset = _dataset(data, self._asked, journal)
+            split = _split(dataset, self._asked)
+            self.recipe = self._asked.for_data(split.ordered)
             model = build(self.recipe.model.name, self.recipe.model.config.model_dump())
             if out is None:
                 self._learn(model, dataset, split, journal)
@@ -114,7 +115,7 @@ class Recommender:
         if run.state_of(path) == "finished":
             raise CheckpointError(f"{path} is finished, there is nothing to resume; load it, or overwrite it")
         tables = run.read_tables(path)
-        if recipe is not None and recipe != tables.recipe:
+        if recipe is not None and (recipe := recipe.for_data(tables.split.ordered)) != tables.recipe:
             raise CheckpointError(f"the recipe differs from the one of {path}: {_difference(recipe, tables.recipe)}")
         recommender = cls(tables.recipe)
         with _reporting(journal) as journal:
