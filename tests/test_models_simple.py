@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -137,8 +138,38 @@ def test_ease_repeats_an_inaccurate_solve_in_float64() -> None:
 def test_ease_refuses_what_does_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ease, "free_memory", lambda: 20_000_000_000)
     huge = Task(replace(SPLIT, num_items=200_000))
-    with pytest.raises(RecipeError, match=r"ease needs 320\.0 GB for 200,000 items.*20\.0 GB are free; use item-knn"):
+    with pytest.raises(RecipeError, match=r"ease needs 160\.0 GB for 200,000 items.*20\.0 GB are free; use item-knn"):
         fitted("ease", huge)
+
+
+def test_ease_says_what_it_needs_and_works_in_one_dense_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    num_items = 900
+    lists = [random.permutation(num_items)[:5] for _ in range(300)]
+    split = replace(SPLIT, num_users=300, num_items=num_items, train=interactions(lists, 0), ordered=False)
+    notes = Notes()
+    task = Task(split, journal=notes)
+    fitted("ease", task, l2=5.0)  # imports and caches are not counted
+    tracemalloc.start()
+    fitted("ease", task, l2=5.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    matrix = num_items**2 * 4
+    assert matrix <= peak < 1.5 * matrix
+    assert notes.events["ease-memory"]["gb"] == pytest.approx(matrix / 1e9, abs=0.01)
+
+
+def test_ease_tunes_its_penalty_on_validation() -> None:
+    notes = Notes()
+    model = fitted("ease", Task(block_world().split, journal=notes), l2="tune", decay=1.0)
+    tried = notes.events["l2-tuned"]["tried"]
+    best = notes.events["l2-tuned"]["l2"]
+    assert tried[str(best)] == max(tried.values())
+    assert torch.equal(model.weights, fitted("ease", Task(block_world().split), l2=best, decay=1.0).weights)
+    unvalidated = replace(SPLIT, valid=SPLIT.valid.where(np.zeros(len(SPLIT.valid), bool)))
+    assert torch.equal(
+        fitted("ease", Task(unvalidated), l2="tune").weights, fitted("ease", Task(unvalidated), l2=100.0).weights
+    )
 
 
 def test_free_memory_is_a_plausible_number_of_bytes() -> None:

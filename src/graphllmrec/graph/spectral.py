@@ -66,7 +66,8 @@ def truncated_svd(
         basis = _orthonormal(_filtered(matrix, transposed, basis, values))
         values, basis, residual = _ritz(matrix, transposed, basis, rank)
         rounds += 1
-    return _triplets(matrix, basis[:, :rank], residual, rounds)
+    filled = transposed.crow_indices().diff() > 0  # orthonormalising leaves rounding in the rows of empty columns
+    return _triplets(matrix, basis[:, :rank] * filled[:, None], residual, rounds)
 
 
 def _filtered(matrix: Tensor, transposed: Tensor, basis: Tensor, values: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data" (WWW, arXiv:19
 which minimises |X − XB|² + l2·|B|² subject to diag(B) = 0. Difference from the paper: the history a score is made from
 may fade with its steps back (decay 1 is the paper); the fit is the paper's.
 
-Memory: two dense (num_items, num_items) float32 matrices while fitting, one afterwards (586 MB for 12,101 items). What
-does not fit is refused with the figure. The inverse is computed by Cholesky in float32 and its residual is checked;
-when rounding has spoilt it (small l2, very popular items), the solve is repeated in float64.
+Memory: one dense (num_items, num_items) float32 matrix (586 MB for 12,101 items), which holds XᵀX, its factor, P and
+at last B in turn, beside the sparse XᵀX. The need is logged before the solve starts, and what does not fit is refused
+with the figure. The inverse is computed by Cholesky in float32 and its residual is checked; when rounding has spoilt it
+(small l2, very popular items), the solve is repeated in float64, which takes three times the memory.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,16 +31,20 @@ from torch import Tensor
 
 from graphllmrec.errors import RecipeError
 from graphllmrec.models.base import Config, Queries, Task, TextVectors, history_matrix, recency_weights
-from graphllmrec.models.item_to_item import Decay, settle_decay
+from graphllmrec.models.item_to_item import Decay, settle_decay, tuning_users
 
 _RESIDUAL = 1e-3  # largest |(XᵀX + l2·I) P − I| accepted of a float32 solve
+L2S = (10.0, 30.0, 100.0, 300.0, 1000.0)  # tried when tuning
+UNTUNED_L2 = 100.0  # for data without a validation part to tune on
 _CHECKED = 64  # columns of the residual that are computed
 
 
 class EASEConfig(Config):
     """Settings of EASE."""
 
-    l2: float = Field(100.0, gt=0, le=1e8, description="ridge penalty; larger for more users and noisier clicks")
+    l2: Annotated[float, Field(gt=0, le=1e8)] | Literal["tune"] = Field(
+        100.0, description='ridge penalty; larger for more users and noisier clicks; or "tune" on validation'
+    )
     decay: Decay = Field("tune", description='history weight per step back, 0 to 1, or "tune" on validation')
 
 
@@ -58,27 +63,50 @@ class EASE:
         self.decay = 1.0
 
     def fit(self, task: Task) -> None:
-        """Solve for B, decay from the validation part. Raises RecipeError when B does not fit into memory."""
+        """Solve for B, l2 and decay from the validation part. Raises RecipeError when B does not fit into memory."""
         split = task.split
         clicks = history_matrix(split.train.histories(split.num_users), split.num_items)
         clicks.data[:] = 1.0
-        inverse = self._checked_inverse((clicks.T @ clicks).tocsr(), task)
+        gram = (clicks.T @ clicks).tocsr()
+        self.num_items = split.num_items
+        self._solve(gram, self._settled_l2(gram, task), task)
+        settle_decay(self, task)
+
+    def _settled_l2(self, gram: Any, task: Task) -> float:
+        """The l2 of the config, or the best of L2S by NDCG@20 of validation users whose histories do not fade."""
+        if self.config.l2 != "tune":
+            return self.config.l2
+        if not len(task.split.valid):
+            return UNTUNED_L2
+        from graphllmrec.evaluate import validation_metric  # evaluate imports models.base: imported late
+
+        users, found = tuning_users(task.split, task.seed), {}
+        for l2 in L2S:
+            self._solve(gram, l2, task)
+            found[l2] = validation_metric(self, task.split, "ndcg@20", users=users)
+        best = max(found, key=lambda l2: found[l2])
+        task.journal.log("l2-tuned", model=self.name, l2=best, tried={str(l2): ndcg for l2, ndcg in found.items()})
+        return best
+
+    def _solve(self, gram: Any, l2: float, task: Task) -> None:
+        """Set `weights` to B, made from P in the memory of P."""
+        self.weights = torch.empty(0, 0)  # before the next solve needs its room
+        inverse = self._checked_inverse(gram, l2, task).T  # P is symmetric: the same values, now in rows
         inverse /= -np.diagonal(inverse).copy()  # B_ij = −P_ij / P_jj, in place
         np.fill_diagonal(inverse, 0.0)
         self.weights = torch.from_numpy(np.ascontiguousarray(inverse, dtype=np.float32))
-        self.num_items = split.num_items
-        settle_decay(self, task)
 
-    def _checked_inverse(self, gram: Any, task: Task) -> NDArray[Any]:
+    def _checked_inverse(self, gram: Any, l2: float, task: Task) -> NDArray[Any]:
         """P from XᵀX, in float32 if that is accurate enough, else in float64."""
-        l2 = self.config.l2
-        for dtype, size in ((np.float32, 4), (np.float64, 8)):
-            _check_memory(task.split.num_items, size)
+        for dtype in (np.float32, np.float64):
+            needed = _check_memory(task.split.num_items, gram.nnz, dtype)
+            task.journal.log("ease-memory", gb=round(needed / 1e9, 2), items=task.split.num_items)
             inverse = ridge_inverse(gram, l2, dtype)
             residual = _residual(gram, l2, inverse)
             if residual < _RESIDUAL:  # never true of NaN
                 return inverse
             task.journal.log("ease-inaccurate", precision=dtype.__name__, residual=f"{residual:.1e}")
+            del inverse
         raise RecipeError(
             [f"model.l2: {l2:g} is too small for this data, the solve is off by {residual:.1e}; raise it"]
         )
@@ -136,14 +164,16 @@ def _residual(gram: Any, l2: float, inverse: NDArray[Any]) -> float:
     return float(np.abs(product).max(initial=0.0))
 
 
-def _check_memory(num_items: int, bytes_per_value: int) -> None:
-    """Raise RecipeError when two dense (num_items, num_items) matrices do not fit into the memory that is free."""
-    needed, free = 2 * num_items**2 * bytes_per_value, free_memory()
+def _check_memory(num_items: int, nnz: int, dtype: type[np.floating[Any]]) -> int:
+    """Bytes that a solve takes at its peak. Raises RecipeError with the figure when they are not free."""
+    dense = 4 if dtype is np.float32 else 12  # bytes per pair of items: P, and its float32 copy where P is float64
+    needed, free = num_items**2 * dense + nnz * 24, free_memory()  # a second XᵀX in the solver's precision
     if needed > free:
         raise RecipeError([
-            f"model.name: ease needs {needed / 1e9:,.1f} GB for {num_items:,} items (two dense matrices), "
+            f"model.name: ease needs {needed / 1e9:,.1f} GB for {num_items:,} items ({dense} bytes for every pair), "
             f"{free / 1e9:,.1f} GB are free; use item-knn, which is sparse, or raise data.k_core to drop rare items"
         ])  # fmt: skip
+    return needed
 
 
 def free_memory() -> int:
