@@ -185,7 +185,8 @@ class GraphSAGE:
         whitening = under("whitening", state)
         self.whitening = Whitening.restore(whitening) if whitening else None
         self.net = _Net(self.config, self.items.shape[1] - 1, 0, seed=0)
-        self.net.load_state_dict(under("net", state), strict=False)  # all but the embeddings
+        embeddings = {} if self.net.ids is None else {"ids": self.net.ids}  # none: what they led to is in the vectors
+        self.net.load_state_dict(under("net", state) | embeddings)
         self.net.eval()
 
 
