@@ -229,8 +229,9 @@ def about() -> dict[str, Any]:
     info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in info if line.startswith("model name")]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    cpu = names[0] if names else platform.processor()
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "commit": commit.stdout.strip(), "versions": versions}
+    cpu, load = names[0] if names else platform.processor(), round(os.getloadavg()[0], 1)
+    facts = {"cpu": cpu, "threads": torch.get_num_threads(), "load_average_before": load}
+    return facts | {"commit": commit.stdout.strip(), "versions": versions}
 
 
 def main() -> None:
@@ -249,6 +250,7 @@ def main() -> None:
     if options.memory:
         print(json.dumps(memory(folder)))
         return
+    facts = about()  # before the run: the code that is measured, and what else the machine has to do
     peak = measured_memory(options)
     print("peak memory, MB:", peak)
     split = make_split(load_data(folder))
@@ -256,7 +258,7 @@ def main() -> None:
     shape = {"users": split.num_users, "items": split.num_items, "clicks": len(split.train)}
     settings = {"dim": DIM, "num_layers": LAYERS, "batch_size": BATCH, "seed": SEED}
     print(json.dumps({"benchmark": "engine", "set": options.set, **result, "peak_memory_mb": peak, **shape, **settings,
-                      **about()}))  # fmt: skip
+                      **facts}))  # fmt: skip
 
 
 if __name__ == "__main__":
