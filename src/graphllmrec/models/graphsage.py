@@ -223,7 +223,7 @@ class _Net(nn.Module):
         if self.pool:
             pool = (self.pool_items, self.pool_items_bias)
             return F.relu(_neighbourhood(features, nodes, offsets, pool) @ self.into_users.T)
-        if len(nodes) > len(features):  # a mean of products is the product of the mean, here of the smaller table
+        if features.requires_grad and len(nodes) > len(features):  # the same mean; the table's gradient is narrower
             return F.relu(_neighbourhood(features @ self.into_users.T, nodes, offsets))
         return F.relu(_neighbourhood(features, nodes, offsets) @ self.into_users.T)
 
