@@ -105,3 +105,37 @@ def test_a_setting_without_equals_sign_is_refused():
 def test_a_key_below_a_value_is_refused():
     with pytest.raises(RecipeError, match="'seed' is a value, not a section"):
         load_recipe("ease", {"seed": 1, "seed.deep": 2})
+
+
+def test_a_value_of_several_types_is_one_problem():
+    with pytest.raises(RecipeError, match="1 problem") as caught:
+        load_recipe({"model": {"name": "ease", "decay": "much"}})
+    assert caught.value.problems[0].startswith("model.decay: ")
+    assert "'tune'" in caught.value.problems[0]
+
+
+UNORDERED = {"model": {"name": "lightgcn", "dim": 8}, "unordered": {"dim": 16, "query": "user"}}
+
+
+def test_unordered_settings_take_the_place_of_the_models_where_clicks_have_no_order():
+    recipe = load_recipe(UNORDERED)
+    ordered, unordered = recipe.for_data(ordered=True), recipe.for_data(ordered=False)
+    assert (ordered.model.config.dim, ordered.model.config.query) == (8, "history")
+    assert (unordered.model.config.dim, unordered.model.config.query) == (16, "user")
+    assert not ordered.unordered
+    assert "unordered" not in unordered.values()
+    assert load_recipe(tomllib.loads(recipe.to_toml())) == recipe
+
+
+@pytest.mark.parametrize("override", [{"model.dim": 4}, {"model": {"dim": 4}}])
+def test_a_setting_asked_for_outright_holds_with_and_without_an_order(override):
+    recipe = load_recipe(UNORDERED, override)
+    assert recipe.for_data(ordered=True).model.config.dim == recipe.for_data(ordered=False).model.config.dim == 4
+    assert recipe.for_data(ordered=False).model.config.query == "user"
+
+
+def test_unordered_settings_are_checked_when_the_recipe_is_read():
+    with pytest.raises(
+        RecipeError, match=r"\[unordered\] in its place, model\.dimm: unknown setting; did you mean 'dim'"
+    ):
+        load_recipe(UNORDERED, {"unordered.dimm": 3})

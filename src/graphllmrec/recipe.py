@@ -24,6 +24,7 @@ from typing import Any, get_args
 
 import tomli_w
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from graphllmrec.data.split import KINDS
 from graphllmrec.errors import RecipeError
@@ -236,22 +237,29 @@ def _without(values: Any, path: list[str], value: Any) -> Any:
 
 def _problems(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
     """One line per problem, with its dotted key, what was found and, for an unknown key, the closest known one."""
-    lines = []
+    found: dict[str, list[str]] = {}
     for entry in error.errors():
         path = [str(part) for part in entry["loc"]]
+        kinds = _fields(path[:-2], values) if len(path) > 1 and path[-2] in _fields(path[:-2], values) else []
+        if kinds and path[-1] not in _fields(path[:-1], values) and entry["type"] != "extra_forbidden":
+            path = path[:-1]  # which of several types a value is not, e.g. a number or "tune"
         key = ".".join(["model", *path[2:]] if path[:2] == ["model", "config"] else path)
-        if entry["type"] == "extra_forbidden":
-            known = _fields(path[:-1], values)
-            close = difflib.get_close_matches(path[-1], known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-            lines.append(f"{key}: unknown setting; {hint}")
-        elif entry["type"] == "missing":
-            lines.append(f"{key}: missing")
-        else:
-            message = entry["msg"].removeprefix("Value error, ")
-            said = isinstance(entry["input"], Mapping) or repr(entry["input"]) in message
-            lines.append(f"{key}: {message}" + ("" if said else f" (found {entry['input']!r})"))
-    return lines
+        found.setdefault(key, []).append(_problem(entry, path, values))
+    return [f"{key}: {' or: '.join(messages)}" for key, messages in found.items()]
+
+
+def _problem(entry: ErrorDetails, path: list[str], values: Mapping[str, Any]) -> str:
+    if entry["type"] == "extra_forbidden":
+        known = _fields(path[:-1], values)
+        close = difflib.get_close_matches(path[-1], known, n=1)
+        return (
+            f"unknown setting; did you mean {close[0]!r}?" if close else f"unknown setting; known: {', '.join(known)}"
+        )
+    if entry["type"] == "missing":
+        return "missing"
+    message = entry["msg"].removeprefix("Value error, ")
+    said = isinstance(entry["input"], Mapping) or repr(entry["input"]) in message
+    return message + ("" if said else f" (found {entry['input']!r})")
 
 
 def _fields(path: list[str], values: Mapping[str, Any]) -> list[str]:
