@@ -85,9 +85,8 @@ def test_a_step_as_published_is_bpr_on_layer_means_and_l2_on_layer_0(
     assert_step(stage, weights, expected)
 
 
-@pytest.mark.parametrize("negatives", [0, 4])
-def test_a_user_step_with_softmax(monkeypatch: pytest.MonkeyPatch, negatives: int) -> None:
-    settings = PAPER | {"loss": "softmax", "negatives": negatives, "l2": 0.1, "num_layers": 2}
+def test_a_user_step_with_sampled_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = PAPER | {"loss": "softmax", "negatives": 4, "l2": 0.1, "num_layers": 2}
     _, stage, weights = staged(monkeypatch, **settings)
     user, item = SPLIT.train.user[ROWS], SPLIT.train.item[ROWS]
 
@@ -96,12 +95,160 @@ def test_a_user_step_with_softmax(monkeypatch: pytest.MonkeyPatch, negatives: in
         total = 0.0
         for u, i in zip(user, item, strict=True):
             scores = [float(z_users[u] @ z_items[j]) for j in range(ITEMS)]
-            total += softmax_over(scores, int(i), negatives)
+            total += softmax_over(scores, int(i), 4)
             touched = [weights["users"][u], weights["items"][i]]
             total += 0.1 / 2 * sum(float(vector @ vector) for vector in touched)
         return total / len(ROWS)
 
     assert_step(stage, weights, expected)
+
+
+def fast_score(user: Dense, item: Dense, degree: float, cosine: bool) -> float:
+    """The score of lightgcn-fast: cosine / .5 plus .7 times the log of clicks over their mean."""
+    dot = float(user @ item)
+    if cosine:
+        dot /= 0.5 * math.sqrt(float(user @ user)) * math.sqrt(float(item @ item))
+    return dot + 0.7 * math.log(max(degree, 1) / np.maximum(CLICKS.sum(0), 1).mean())
+
+
+FAST = PAPER | {
+    "loss": "softmax",
+    "num_layers": 2,
+    "temperature": 0.5,
+    "popularity": 0.7,
+    "user_weight": 0.3,
+    "l2": 0.1,
+}
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+@pytest.mark.parametrize("loss", ["softmax", "slk"])
+def test_a_step_of_users_counts_all_their_clicks(monkeypatch: pytest.MonkeyPatch, loss: str, cosine: bool) -> None:
+    """The click-by-click softmax over all items, n clicks of a user weighing n^.3 together; SL@K weighs each more."""
+    _, stage, weights = staged(monkeypatch, **FAST | {"loss": loss, "cosine": cosine})
+    if loss == "slk":
+        stage.module.get_buffer("floor").copy_(torch.linspace(-1, 1, USERS))
+    users, degree = np.flatnonzero(CLICKS.sum(1))[ROWS], CLICKS.sum(0)
+    assert stage.num_examples == (CLICKS.sum(1) > 0).sum()
+
+    def expected() -> float:
+        z_users, z_items = layer_means(NORM, weights["users"], weights["items"], 2)
+        total = norm = size = num_clicks = 0.0
+        for user in users:
+            scores = [fast_score(z_users[user], z_items[j], degree[j], cosine) for j in range(ITEMS)]
+            size += float(weights["users"][user] @ weights["users"][user])
+            for item in TRAIN[user]:
+                weight = len(TRAIN[user]) ** (0.3 - 1)
+                within = 1.0
+                if loss == "slk":
+                    gap = (scores[item] - (-1 + 2 * user / (USERS - 1))) / (2.25 / (0.5 if cosine else 1))
+                    within = 1 / (1 + math.exp(-gap))
+                total += weight * within * cross_entropy(scores, int(item))
+                norm, num_clicks = norm + weight, num_clicks + 1
+                size += float(weights["items"][item] @ weights["items"][item])
+        return total / norm + 0.1 / 2 * size / num_clicks
+
+    assert_step(stage, weights, expected)
+
+
+def test_floor_of_slk_is_the_kth_largest_score_and_renewed_every_twenty_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lightgcn_training, "SLK_CUTOFF", 3)
+    _, stage, weights = staged(monkeypatch, **FAST | {"loss": "slk"})
+    floor = stage.module.get_buffer("floor")
+    for epoch, step in ((0, 1), (19, 0)):
+        stage.loss(epoch, step, ROWS)
+        assert not floor.any()
+    stage.loss(20, 0, ROWS)
+    z_users, z_items = layer_means(NORM, weights["users"], weights["items"], 2)
+    for user in range(USERS):
+        scores = [fast_score(z_users[user], z_items[j], CLICKS[:, j].sum(), False) for j in range(ITEMS)]
+        assert float(floor[user]) == pytest.approx(sorted(scores)[-3], abs=1e-6)
+
+
+def test_a_step_with_in_batch_negatives_corrects_for_popularity(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, stage, weights = staged(monkeypatch, **FAST | {"loss": "in-batch", "cosine": True, "l2": 0.0})
+    user, item, degree = SPLIT.train.user[ROWS], SPLIT.train.item[ROWS], CLICKS.sum(0)
+
+    def expected() -> float:
+        z_users, z_items = layer_means(NORM, weights["users"], weights["items"], 2)
+        total = 0.0
+        for u, i in zip(user, item, strict=True):
+            own = fast_score(z_users[u], z_items[i], degree[i], True)
+            partition = math.exp(own)
+            for j in item:
+                if j != i:
+                    share = degree[j] / np.maximum(degree, 1).mean()
+                    partition += math.exp(fast_score(z_users[u], z_items[j], degree[j], True)) / share
+            total += math.log(partition) - own
+        return total / len(ROWS)
+
+    assert_step(stage, weights, expected)
+
+
+def test_a_step_of_direct_au_sees_directions_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, stage, _ = staged(monkeypatch, **PAPER | {"loss": "directau", "uniformity": 0.4, "l2": 0.0})
+    user, item = (torch.from_numpy(part[ROWS]) for part in (SPLIT.train.user, SPLIT.train.item))
+    users, items = (torch.nn.functional.normalize(z, dim=1) for z in (model.users, model.items[:, :-1]))
+    expected = float(lightgcn_training.direct_au_loss(users[user], items[item], 0.4))
+    assert float(stage.loss(AT[2], AT[3], ROWS).detach()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_contrast_compares_noisy_layers_of_the_batch_and_is_a_function_of_the_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = PAPER | {"contrast": 0.5, "noise": 0.1, "num_layers": 2}
+    _, stage, weights = staged(monkeypatch, **settings)
+    first = stage.loss(2, 1, ROWS).detach()
+    assert torch.equal(stage.loss(2, 1, ROWS).detach(), first)
+    assert not torch.equal(stage.loss(2, 2, ROWS).detach(), first)
+    quiet = staged(monkeypatch, **settings | {"noise": 0.0})[1].loss(2, 1, ROWS).detach()
+    all_users, all_items = layers(NORM, weights["users"], weights["items"], 2)
+    user, item = SPLIT.train.user[ROWS], SPLIT.train.item[ROWS]
+    other = UnclickedItems(SPLIT.train.histories(USERS), ITEMS).draw(user, *AT)
+    z_users, z_items = (np.mean(side[1:], axis=0) for side in (all_users, all_items))  # layer 0 is left out
+    expected = 0.0
+    for u, i, j in zip(user, item, other, strict=True):
+        expected += softplus(float(z_users[u] @ z_items[j] - z_users[u] @ z_items[i])) / len(ROWS)
+        touched = [weights["users"][u], weights["items"][i], weights["items"][j]]
+        expected += 0.3 / 2 * sum(float(vector @ vector) for vector in touched) / len(ROWS)
+    for z, layer, nodes in ((z_users, all_users[1], np.unique(user)), (z_items, all_items[1], np.unique(item))):
+        for row, a in enumerate(nodes):
+            cosines = [z[a] @ layer[b] / np.linalg.norm(z[a]) / np.linalg.norm(layer[b]) / 0.2 for b in nodes]
+            expected += 0.5 * cross_entropy(cosines, row) / len(nodes)
+    assert float(quiet) == pytest.approx(expected, abs=1e-5)
+
+
+def test_dropped_edges_change_the_step_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, whole, _ = staged(monkeypatch, **PAPER)
+    model, stage, _ = staged(monkeypatch, **PAPER | {"edge_dropout": 0.5})
+    assert not torch.equal(stage.loss(2, 1, ROWS), whole.loss(2, 1, ROWS))
+    assert torch.equal(stage.loss(2, 1, ROWS), stage.loss(2, 1, ROWS))
+    assert torch.equal(model.scores(KNOWN), staged(monkeypatch, **PAPER)[0].scores(KNOWN))  # served from all edges
+
+
+def test_spectral_start_is_the_leading_singular_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    nets: list[Any] = []
+    monkeypatch.setattr(lightgcn, "train", lambda stage, _: nets.append(stage.module))
+    build("lightgcn", PAPER | {"start": "spectral"}).fit(TASK)
+    u, s, vt = np.linalg.svd(NORM)
+    for found, wanted in (
+        (nets[0].users, u[:, :DIM] * np.sqrt(s[:DIM])),
+        (nets[0].items, vt[:DIM].T * np.sqrt(s[:DIM])),
+    ):
+        scaled = wanted * 0.05 / math.sqrt((wanted**2).mean())
+        gram = found.detach().double().numpy()
+        np.testing.assert_allclose(gram @ gram.T, scaled @ scaled.T, atol=2e-3)  # the trace of noise; signs are free
+
+
+@pytest.mark.parametrize("settings", [{"loss": "bpr"}, {"loss": "directau"}, {"contrast": 0.1}])
+def test_histories_train_with_softmax_alone(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="history trains with softmax alone"):
+        build("lightgcn", settings)
+
+
+def test_contrast_needs_layers() -> None:
+    with pytest.raises(ValueError, match="num_layers of at least 1"):
+        build("lightgcn", PAPER | {"contrast": 0.1, "num_layers": 0})
 
 
 def softmax_over(scores: list[float], target: int, negatives: int) -> float:
@@ -185,6 +332,25 @@ def test_dropout_keeps_the_mean_and_is_a_function_of_the_step() -> None:
 # serving
 
 
+@pytest.mark.parametrize("query", ["user", "history"])
+def test_cosine_scores_have_a_popularity_prior_and_shares_that_add_up(
+    monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    settings = {"query": query, "dim": DIM, "num_layers": 2, "cosine": True, "temperature": 0.5, "popularity": 0.7}
+    model, stage, _ = staged(monkeypatch, **settings)
+    strangers = Queries.anonymous(Histories.from_lists(STRANGERS))
+    scores, degree = model.scores(strangers), CLICKS.sum(0)
+    bias = stage.module.get_buffer("bias") if query == "user" else stage.module.get_parameter("bias")
+    prior = 0.7 * np.log(np.maximum(degree, 1) / np.maximum(degree, 1).mean()) + bias.detach().numpy()
+    angles = 0.5 * (scores.numpy() - prior)
+    assert (np.abs(angles) <= 1 + 1e-6).all()
+    weights = model.history_weights(strangers)
+    for row, history in enumerate(STRANGERS):
+        first = sum(map(len, STRANGERS[:row]))
+        shares = sum(weights[first + place] * model.fold[item] for place, item in enumerate(history))
+        np.testing.assert_allclose(model.items[:, :-1] @ shares, scores[row].numpy() - prior, atol=1e-5)
+
+
 KNOWN = Queries.of(SPLIT.known("test"), np.arange(USERS))
 STRANGERS = [[2, 5, 1], [8], [0, 1, 2, 3, 4, 5]]
 
@@ -252,7 +418,14 @@ def test_scores_are_dot_products(monkeypatch: pytest.MonkeyPatch, settings: dict
     assert torch.equal(model.scores(KNOWN), model.query_vectors(KNOWN) @ model.item_vectors().T)
 
 
-@pytest.mark.parametrize("settings", [{}, PAPER, PAPER | {"num_layers": 0}], ids=["history", "user", "mf"])
+COSINE = {"cosine": True, "popularity": 1.0}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, PAPER, PAPER | {"num_layers": 0}, COSINE, PAPER | COSINE],
+    ids=["history", "user", "mf", "cos", "cos-user"],
+)
 def test_an_added_item_comes_last_for_everybody(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
     model, _, _ = staged(monkeypatch, **settings)
     asked = Queries.anonymous(Histories.from_lists([[0], [8], list(range(ITEMS)), [3] * 2, list(range(ITEMS))[::-1]]))
@@ -285,8 +458,18 @@ BLOCKS = block_world()
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"negatives": 20}, PAPER | {"dim": 16, "epochs": 60, "l2": 0.0}, PAPER | {"loss": "softmax", "dim": 16}],
-    ids=["history", "sampled", "paper", "user-softmax"],
+    [
+        {},
+        {"negatives": 20},
+        PAPER | {"dim": 16, "epochs": 60, "l2": 0.0},
+        PAPER | {"loss": "softmax", "dim": 16},
+        PAPER | {"loss": "softmax", "dim": 16, "cosine": True, "popularity": 0.5, "start": "spectral"},
+        PAPER | {"loss": "slk", "dim": 16, "cosine": True, "l2": 0.0},
+        PAPER | {"loss": "directau", "dim": 16, "l2": 0.0, "cosine": True},
+        PAPER | {"loss": "in-batch", "dim": 16, "cosine": True, "l2": 0.0},
+        PAPER | {"dim": 16, "epochs": 60, "contrast": 0.1, "l2": 0.0},
+    ],
+    ids=["history", "sampled", "paper", "user-softmax", "fast", "slk", "directau", "in-batch", "xsimgcl"],
 )
 def test_every_way_of_training_finds_the_blocks(settings: dict[str, Any]) -> None:
     model = build("lightgcn", {"batch_size": 64} | settings)

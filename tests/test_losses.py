@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from dense import cross_entropy, softplus
-from graphllmrec.train.losses import bpr_loss, in_batch_softmax_loss, sampled_softmax_loss, softmax_loss
+from graphllmrec.train import losses
+from graphllmrec.train.losses import (
+    bpr_loss,
+    contrast_loss,
+    direct_au_loss,
+    grouped_softmax_loss,
+    in_batch_softmax_loss,
+    log_partition,
+    sampled_softmax_loss,
+    slk_loss,
+    softmax_loss,
+)
 
 BATCH, ITEMS = 5, 7
 RANDOM = np.random.default_rng(2)
@@ -115,3 +126,98 @@ def test_losses_leave_their_arguments_alone() -> None:
     in_batch_softmax_loss(scores, targets)
     assert torch.equal(scores, before)
     assert targets.tolist() == [1, 2, 1, 0]
+
+
+def test_in_batch_softmax_takes_popularity_back_from_the_negatives() -> None:
+    """Σ over negatives of exp(s - log clicks): draws in proportion to clicks become draws alike."""
+    scores = RANDOM.normal(size=(BATCH, BATCH)).astype(np.float32)
+    clicks = np.array([4.0, 1.0, 9.0, 4.0, 2.0])
+    expected = 0.0
+    for row in range(BATCH):
+        partition = math.exp(float(scores[row, row]))
+        for column in range(BATCH):
+            if column != row and TARGETS[column] != TARGETS[row]:
+                partition += math.exp(float(scores[row, column])) / clicks[column]
+        expected += (math.log(partition) - float(scores[row, row])) / BATCH
+    found = in_batch_softmax_loss(
+        torch.from_numpy(scores), torch.tensor(TARGETS), torch.from_numpy(np.log(clicks)).float()
+    )
+    assert float(found) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "held", [1, 40, 5_000_000]
+)  # numbers in a block of scores: many blocks, a ragged last one, one
+def test_log_partition_and_its_gradients_are_those_of_logsumexp(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    monkeypatch.setattr(losses, "BLOCK", {"cpu": held})
+    queries = torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+    items = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(50, dtype=torch.float64)
+    found = log_partition(queries, items)
+    by_hand = [math.log(sum(math.exp(float(q @ v)) for v in items.detach())) for q in queries.detach()]
+    np.testing.assert_allclose(found.detach().numpy(), by_hand, atol=1e-12)
+    grads = torch.autograd.grad((found * weight).sum(), (queries, items))
+    wanted = torch.autograd.grad((torch.logsumexp(queries @ items.T, 1) * weight).sum(), (queries, items))
+    for one, other in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
+
+
+def test_log_partition_stays_finite_where_exp_overflows() -> None:
+    queries = torch.tensor([[300.0, 0.0], [-300.0, 0.0], [0.0, 0.0]], requires_grad=True)
+    found = log_partition(queries, torch.tensor([[1.0, 0.0], [0.9, 0.0]]))
+    assert found.tolist() == pytest.approx([300, -270, math.log(2)])
+    found.sum().backward()
+    assert queries.grad is not None
+    assert queries.grad[:, 0].tolist() == pytest.approx([1.0, 0.9, 0.95])
+
+
+ROW = torch.tensor([0, 0, 1, 1, 1, 4])  # whose click
+ITEM = [3, 1, 0, 2, 6, 5]
+WEIGHT = np.array([1.0, 0.5, 2.0, 1.0, 0.25, 3.0])
+
+
+def of_clicks() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    scores = torch.from_numpy(SCORES)
+    return torch.logsumexp(scores, 1), scores[ROW, ITEM], ROW, torch.from_numpy(WEIGHT).float()
+
+
+def test_grouped_softmax_is_the_weighted_mean_over_clicks() -> None:
+    each = [
+        cross_entropy(SCORES[row].astype(float).tolist(), item) for row, item in zip(ROW.tolist(), ITEM, strict=True)
+    ]
+    expected = sum(w * value for w, value in zip(WEIGHT, each, strict=True)) / sum(WEIGHT)
+    assert float(grouped_softmax_loss(*of_clicks())) == pytest.approx(expected, abs=1e-6)
+
+
+def test_slk_counts_a_click_by_how_surely_it_is_among_the_best() -> None:
+    floor, expected = RANDOM.normal(size=BATCH).astype(np.float32), 0.0
+    for row, item, weight in zip(ROW.tolist(), ITEM, WEIGHT, strict=True):
+        within = 1 / (1 + math.exp(-(float(SCORES[row, item]) - float(floor[row])) / 1.5))
+        expected += weight * within * cross_entropy(SCORES[row].astype(float).tolist(), item) / sum(WEIGHT)
+    assert float(slk_loss(*of_clicks(), torch.from_numpy(floor), 1.5)) == pytest.approx(expected, abs=1e-6)
+
+
+def units(count: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.from_numpy(RANDOM.normal(size=(count, 3)).astype(np.float32)), dim=1)
+
+
+def test_direct_au_draws_pairs_together_and_everything_else_apart() -> None:
+    queries, targets = units(BATCH), units(BATCH)
+    aligned = sum(float(((q - v) ** 2).sum()) for q, v in zip(queries, targets, strict=True)) / BATCH
+    spread = 0.0
+    for side in (queries, targets):
+        pairs = [(a, b) for b in range(BATCH) for a in range(b)]
+        spread += (
+            math.log(sum(math.exp(-2 * float(((side[a] - side[b]) ** 2).sum())) for a, b in pairs) / len(pairs)) / 2
+        )
+    assert float(direct_au_loss(queries, targets, 0.7)) == pytest.approx(aligned + 0.7 * spread, abs=1e-5)
+    assert float(direct_au_loss(queries[:1], queries[:1])) == 0
+
+
+def test_contrast_tells_a_nodes_two_views_from_those_of_others() -> None:
+    first, second = units(4), 5 * units(4)  # length plays no part
+    expected = 0.0
+    for row in range(4):
+        cosines = [float(first[row] @ other / other.norm()) / 0.2 for other in second]
+        expected += cross_entropy(cosines, row) / 4
+    assert float(contrast_loss(first, second)) == pytest.approx(expected, abs=1e-5)

@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+BLOCK = {"cpu": 5_000_000}  # scores that log_partition holds at a time: 20 MB stay near the cores
+BLOCK_ELSEWHERE = 500_000_000  # on accelerators, which want large products
+
 
 def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
     """Bayesian personalised ranking (Rendle et al. 2009, arXiv:1205.2618): mean of -log σ(s_ui - s_uj).
@@ -96,7 +99,7 @@ class _LogPartition(torch.autograd.Function):
 
 def _score_blocks(queries: Tensor, items: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Row ranges of (B, num_items) scores and a buffer that is used for one after the other."""
-    held = 5_000_000 if queries.device.type == "cpu" else 500_000_000  # numbers at a time; 20 MB stay near the cores
+    held = BLOCK.get(queries.device.type, BLOCK_ELSEWHERE)
     size = max(held // max(len(items), 1), 16)
     buffer = queries.new_empty(min(size, len(queries)), len(items))
     for start in range(0, len(queries), size):
