@@ -465,7 +465,7 @@ BLOCKS = block_world()
         PAPER | {"loss": "softmax", "dim": 16},
         PAPER | {"loss": "softmax", "dim": 16, "cosine": True, "popularity": 0.5, "start": "spectral"},
         PAPER | {"loss": "slk", "dim": 16, "cosine": True, "l2": 0.0},
-        PAPER | {"loss": "directau", "dim": 16, "l2": 0.0, "cosine": True},
+        PAPER | {"loss": "directau", "cosine": True, "uniformity": 0.3, "learning_rate": 0.01, "patience": 40},
         PAPER | {"loss": "in-batch", "dim": 16, "cosine": True, "l2": 0.0},
         PAPER | {"dim": 16, "epochs": 60, "contrast": 0.1, "l2": 0.0},
     ],
