@@ -226,6 +226,34 @@ def test_dropped_edges_change_the_step_and_nothing_else(monkeypatch: pytest.Monk
     assert torch.equal(model.scores(KNOWN), staged(monkeypatch, **PAPER)[0].scores(KNOWN))  # served from all edges
 
 
+@pytest.mark.parametrize("loss", [{}, {"loss": "softmax", "negatives": 4}, {"loss": "in-batch"}, {"loss": "directau"}])
+def test_walks_over_all_neighbours_are_the_whole_graph(monkeypatch: pytest.MonkeyPatch, loss: dict[str, Any]) -> None:
+    settings = PAPER | {"num_layers": 2, "popularity": 0.5} | loss
+    _, whole, _ = staged(monkeypatch, **settings)
+    _, walks, _ = staged(monkeypatch, **settings | {"fanouts": (USERS, ITEMS)})
+    assert float(walks.loss(2, 1, ROWS).detach()) == pytest.approx(float(whole.loss(2, 1, ROWS).detach()), abs=1e-6)
+
+
+def test_sampled_walks_are_a_function_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, stage, _ = staged(monkeypatch, **PAPER | {"fanouts": (2, 2, 1)})
+    first = stage.loss(2, 1, ROWS)
+    assert torch.equal(stage.loss(2, 1, ROWS), first)
+    assert not torch.equal(stage.loss(2, 2, ROWS), first)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"fanouts": (2, 2)}, "2 fanouts for 3 layers"),
+        ({"fanouts": (2, 2, 2), "loss": "softmax"}, "a loss of single clicks"),
+        ({"fanouts": (2, 2, 2), "contrast": 0.1}, "neither contrast nor edge_dropout"),
+    ],
+)
+def test_fanouts_that_cannot_be_are_refused(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        build("lightgcn", PAPER | settings)
+
+
 def test_spectral_start_is_the_leading_singular_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     nets: list[Any] = []
     monkeypatch.setattr(lightgcn, "train", lambda stage, _: nets.append(stage.module))
@@ -468,8 +496,9 @@ BLOCKS = block_world()
         PAPER | {"loss": "directau", "cosine": True, "uniformity": 0.3, "learning_rate": 0.01, "patience": 40},
         PAPER | {"loss": "in-batch", "dim": 16, "cosine": True, "l2": 0.0},
         PAPER | {"dim": 16, "epochs": 60, "contrast": 0.1, "l2": 0.0},
+        PAPER | {"loss": "softmax", "negatives": 20, "fanouts": (3, 3, 3), "dim": 16},
     ],
-    ids=["history", "sampled", "paper", "user-softmax", "fast", "slk", "directau", "in-batch", "xsimgcl"],
+    ids=["history", "sampled", "paper", "user-softmax", "fast", "slk", "directau", "in-batch", "xsimgcl", "walks"],
 )
 def test_every_way_of_training_finds_the_blocks(settings: dict[str, Any]) -> None:
     model = build("lightgcn", {"batch_size": 64} | settings)

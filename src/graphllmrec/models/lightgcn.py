@@ -20,6 +20,8 @@ What makes training fast (recipe lightgcn-fast), each a setting of its own:
 - `cosine`: the score is cos(z_u, z_i) / temperature;
 - `popularity`: the score gets + c log(clicks of i), in training and in serving, so that angles need not hold it;
 - `user_weight`: the clicks of a user with n of them weigh n^(p-1) each, because ranking metrics count users alike;
+- `fanouts`: the layers are sums over sampled walks, unbiased (graph/sample.py), where propagating over the whole graph
+  in every step takes too long;
 - `start="spectral"`: layer 0 begins as the leading singular vectors of the normalised graph.
 
 `loss="slk"` is SL@K, "directau" and "in-batch" are DirectAU and the in-batch softmax with popularity correction, and
@@ -30,7 +32,7 @@ Recorded differences from the paper: mean of layers with equal weight (the paper
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -70,6 +72,9 @@ class LightGCNConfig(TrainedConfig):
     start: Literal["random", "spectral"] = Field(
         "random", description="layer 0 at the start: noise, or singular vectors"
     )
+    fanouts: tuple[Annotated[int, Field(ge=1, le=1_000)], ...] = Field(
+        (), max_length=16, description="neighbours sampled per layer in training, for huge graphs; none: all of them"
+    )
     edge_dropout: float = Field(0.0, ge=0, lt=1, description="share of edges left out of a training step's graph")
     contrast: float = Field(0.0, ge=0, le=100, description="weight of XSimGCL's contrast of noisy layers; 0 is off")
     noise: float = Field(0.2, ge=0, le=10, description="length of XSimGCL's noise per layer")
@@ -88,6 +93,13 @@ class LightGCNConfig(TrainedConfig):
             )
         if self.contrast and not self.num_layers:
             raise ValueError("contrast compares layers: it needs num_layers of at least 1")
+        if self.fanouts and len(self.fanouts) != self.num_layers:
+            raise ValueError(f"{len(self.fanouts)} fanouts for {self.num_layers} layers: give one per layer, or none")
+        if self.fanouts and (self.query == "history" or self.by_user or self.contrast or self.edge_dropout):
+            raise ValueError(
+                'fanouts need query = "user", a loss of single clicks (bpr, directau, in-batch, or softmax with '
+                "negatives), and neither contrast nor edge_dropout"
+            )
         return self
 
     @property

@@ -16,6 +16,7 @@ from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Ints
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.graph.propagate import combine, perturbed, propagate, propagate_items, propagate_layers, sparse_product
+from graphllmrec.graph.sample import Neighbourhoods, draws, propagate_sampled
 from graphllmrec.graph.spectral import truncated_svd
 from graphllmrec.models.base import unit
 from graphllmrec.rng import torch_rng
@@ -200,6 +201,8 @@ class _UserClicks(_Examples):
         super().__init__(net, graph, split, decay)
         self.user, self.item = split.train.user, split.train.item
         self.unclicked = UnclickedItems(self.known, split.num_items)
+        whole = not self.config.fanouts
+        self.sampled = None if whole else Neighbourhoods.of(split.train, split.num_users, split.num_items)
 
     def __len__(self) -> int:
         return len(self.item)
@@ -208,25 +211,43 @@ class _UserClicks(_Examples):
         """Mean loss of the clicks, plus L2 and contrast."""
         net, config = self.net, self.config
         user, item = torch.from_numpy(self.user[rows]), torch.from_numpy(self.item[rows])
-        users, items, contrast = self.user_vectors(user, item, at)
-        query, prior, touched = net.asking(users.index_select(0, user)), net.prior, item
+        nodes = torch.cat([item, self._others(self.user[rows], at)])  # (B + others,) items whose vectors are needed
+        users, items, contrast = self._vectors(user, nodes, at)
+        query, items, prior = net.asking(users), net.scored(items), net.prior.index_select(0, nodes)
+        clicked = len(item)
         if config.loss == "bpr":
-            other = torch.from_numpy(self.unclicked.draw(self.user[rows], *at))
-            touched = torch.cat([item, other])
-            vectors = net.scored(items.index_select(0, touched))  # (2 B, dim)
-            scores = (query.repeat(2, 1) * vectors).sum(1) + prior.index_select(0, touched)
-            value = bpr_loss(scores[: len(item)], scores[len(item) :])
+            scores = (query.repeat(2, 1) * items).sum(1) + prior
+            value = bpr_loss(scores[:clicked], scores[clicked:])
         elif config.loss == "softmax":
-            value = _softmax(config.negatives, query, net.scored(items), prior, self.item[rows], at)
+            value = _sampled_softmax(query, items, prior, nodes, self.num_items)
         elif config.loss == "directau":
-            value = direct_au_loss(
-                unit(users.index_select(0, user)), unit(items.index_select(0, item)), config.uniformity
-            )
+            value = direct_au_loss(unit(users), unit(items), config.uniformity)
         else:
-            scores = query @ net.scored(items.index_select(0, item)).T + prior.index_select(0, item)  # (B, B)
+            scores = query @ items.T + prior  # (B, B)
             value = in_batch_softmax_loss(scores, item, net.log_clicks.index_select(0, item))
+        touched = nodes if config.loss == "bpr" else item
         size = self.l2(net.users.index_select(0, user), net.items.index_select(0, touched)) if config.l2 else 0.0
         return value + size / len(rows) + contrast
+
+    def _others(self, users: Ints, at: At) -> Tensor:
+        """The items that the clicked ones are compared with, besides each other."""
+        if self.config.loss == "bpr":
+            return torch.from_numpy(self.unclicked.draw(users, *at))
+        return torch.from_numpy(
+            uniform_items(self.config.negatives if self.config.loss == "softmax" else 0, self.num_items, *at)
+        )
+
+    def _vectors(self, user: Tensor, nodes: Tensor, at: At) -> tuple[Tensor, Tensor, Tensor | float]:
+        """z of these users and items, and the contrast: propagated over the whole graph, or over sampled walks."""
+        if self.sampled is None:
+            users, items, contrast = self.user_vectors(user, nodes[: len(user)], at)
+            return users.index_select(0, user), items.index_select(0, nodes), contrast
+        tables, fanouts, random = (self.net.users, self.net.items), self.config.fanouts, draws(*at)
+        return (
+            propagate_sampled(self.sampled, *tables, user, "users", fanouts, random),
+            propagate_sampled(self.sampled, *tables, nodes, "items", fanouts, random),
+            0.0,
+        )
 
 
 class _Users(_Examples):
@@ -274,14 +295,19 @@ class _Users(_Examples):
 
 def _softmax(negatives: int, query: Tensor, items: Tensor, prior: Tensor, target: Ints, at: At) -> Tensor:
     """Cross-entropy of the targets among all items, or among sampled ones."""
-    positive_item = torch.from_numpy(target)
     if not negatives or negatives >= len(items):
-        return softmax_loss(query @ items.T + prior, positive_item)
-    drawn = torch.from_numpy(uniform_items(negatives, len(items), *at))
-    positive = (query * items.index_select(0, positive_item)).sum(1) + prior.index_select(0, positive_item)
-    others = query @ items.index_select(0, drawn).T + prior.index_select(0, drawn)  # (B, negatives)
-    others = others.masked_fill(drawn[None, :] == positive_item[:, None], -torch.inf)
-    return sampled_softmax_loss(positive, others, len(items))
+        return softmax_loss(query @ items.T + prior, torch.from_numpy(target))
+    nodes = torch.from_numpy(np.concatenate([target, uniform_items(negatives, len(items), *at)]))
+    return _sampled_softmax(query, items.index_select(0, nodes), prior.index_select(0, nodes), nodes, len(items))
+
+
+def _sampled_softmax(query: Tensor, items: Tensor, prior: Tensor, nodes: Tensor, num_items: int) -> Tensor:
+    """Cross-entropy of B targets, with which `nodes` (B + N,) begins, among N drawn ones; `items`: vectors of `nodes`."""
+    size = len(query)
+    positive = (query * items[:size]).sum(1) + prior[:size]
+    others = query @ items[size:].T + prior[size:]  # (B, N)
+    others = others.masked_fill(nodes[None, size:] == nodes[:size, None], -torch.inf)
+    return sampled_softmax_loss(positive, others, num_items)
 
 
 def _dropout(values: Tensor, share: float, at: At) -> Tensor:
