@@ -302,7 +302,7 @@ def _softmax(negatives: int, query: Tensor, items: Tensor, prior: Tensor, target
 
 
 def _sampled_softmax(query: Tensor, items: Tensor, prior: Tensor, nodes: Tensor, num_items: int) -> Tensor:
-    """Cross-entropy of B targets, with which `nodes` (B + N,) begins, among N drawn ones; `items`: vectors of `nodes`."""
+    """Cross-entropy of B targets, the first of `nodes` (B + N,), among N drawn ones; `items`: vectors of `nodes`."""
     size = len(query)
     positive = (query * items[:size]).sum(1) + prior[:size]
     others = query @ items[size:].T + prior[size:]  # (B, N)
