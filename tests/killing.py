@@ -109,7 +109,7 @@ def writer(folder: Path) -> dict[str, Any]:
     """Kill the toy training at every line of a checkpoint, at some lines of the first and the last; then resume it."""
     found: dict[str, str] = {}
     attempt(lambda: toy(folder / "whole"))
-    for of_save, stride in ((12, 1), (1, 5), (26, 5)):  # 26: after 20 steps and 5 epochs, the end
+    for of_save, stride in ((12, 1), (1, 10), (26, 10)):  # 26: after 20 steps and 5 epochs, the end
         number, alive = 0, False
         while not alive:
             name = f"checkpoint {of_save}, " + (f"line {number}" if number else "half written")
