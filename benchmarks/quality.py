@@ -27,7 +27,7 @@ from graphllmrec.evaluate import Evaluation
 from graphllmrec.models.base import BranchModel
 from graphllmrec.recommender import Recommender
 
-METRICS = ("hr@20", "ndcg@20")
+METRICS = ("hr@20", "recall@20", "ndcg@20")
 STRATA = ("0", "1-3", "4-10", "11-50", ">50")
 
 
@@ -78,7 +78,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     facts = {"commit": commit.stdout.strip(), "torch": torch.__version__, "threads": torch.get_num_threads()}
     print(json.dumps({"benchmark": "quality", "cpu": platform.processor() or platform.machine(), **facts,
-                      "split": "leave-last-out, all items ranked, seen items masked", "results": found}))  # fmt: skip
+                      "split": "ready-made, or leave-last-out; all items ranked, seen items masked", "results": found}))  # fmt: skip
 
 
 if __name__ == "__main__":
