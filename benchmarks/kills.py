@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/kills.py [--kills 30] [--models lightgcn-fast,hybrid,graphsage] [--seed 0]
 
-Fits on the packaged MovieLens (20-core) with small settings, a checkpoint at least every .2 s and a fresh cache of text
+Fits on the packaged MovieLens (40-core) with small settings, a checkpoint at least every .2 s and a fresh cache of text
 vectors per round. A round: fit, killed after a time drawn uniformly from the length of the unbroken fit (from the end
 of its imports), resumed, killed again …, until an attempt reaches the end; then SHA-256 of model.safetensors and
 log.jsonl are held against the unbroken run. After every kill all checkpoints must be readable. A recipe that is not
@@ -51,7 +51,7 @@ def attempt(name: str, path: Path) -> None:
     """Begin the fit, or continue it, or find it finished."""
     state = state_of(path)
     if state == "absent":
-        recipe = load_recipe(name, {"model": SETTINGS[name], "data": {"k_core": 20}})
+        recipe = load_recipe(name, {"model": SETTINGS[name], "data": {"k_core": 40}})
         Recommender(recipe).fit(DEMO, out=path, save_every=SAVE_EVERY)
     elif state == "interrupted":
         Recommender.resume(path, save_every=SAVE_EVERY)
@@ -110,6 +110,7 @@ def rounds(name: str, kills: int, folder: Path, seed: int) -> dict[str, Any]:
         path, cache, in_this_round = folder / f"round-{number}", folder / f"cache-{number}", 0
         while True:
             process = start(name, path, cache)
+            ready = time.monotonic()
             try:
                 if done + in_this_round < kills:
                     process.wait(timeout=float(draw.uniform(0, length)))
@@ -124,6 +125,8 @@ def rounds(name: str, kills: int, folder: Path, seed: int) -> dict[str, Any]:
                 continue
             if process.returncode:
                 raise SystemExit(f"an attempt at {name} failed")
+            if not in_this_round:  # too late a kill: the machine was busier during the first fit, which it came from
+                length = min(length, time.monotonic() - ready)
             break
         same = outcome(path) == expected
         done += in_this_round
@@ -136,7 +139,7 @@ def rounds(name: str, kills: int, folder: Path, seed: int) -> dict[str, Any]:
         "rounds": number,
         "kills_in_rounds_with_identical_outcome": identical,
         "unreadable_checkpoints": bad,
-        "unbroken_seconds": round(length, 1),
+        "shortest_unbroken_seconds": round(length, 1),
         "where": dict(where.most_common()),
         "sha256": {key: value[:16] for key, value in expected.items()},
         "seconds": round(time.monotonic() - began, 1),
