@@ -96,6 +96,8 @@ def _values(about: dict[str, Any]) -> str:
         return " or ".join(f"`{json.dumps(value)}`" for value in about.get("enum", [about.get("const")]))
     if about["type"] == "array":
         return f"list of {_values(about['items']).replace('number', 'numbers')}"
+    if about["type"] == "boolean":
+        return "`true` or `false`"
     kind = {"integer": "whole number", "number": "number", "string": "text", "object": "table"}[about["type"]]
     return kind + _limits(about)
 
