@@ -173,6 +173,7 @@ def main() -> None:
         return
     sizes = [round(float(part) * 1e6) for part in options.millions.split(",")]
     lightgcn_steps = options.lightgcn_steps.split(",") if options.lightgcn_steps else [options.steps] * len(sizes)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     result: dict[str, Any] = {"benchmark": "scale"}
     for model in options.models.split(","):
         steps = lightgcn_steps if model == "lightgcn" else [options.steps] * len(sizes)
@@ -181,7 +182,6 @@ def main() -> None:
             key: growth(found, key) for key in ("s_per_step", "cpu_s_per_step", "cpu_s_per_epoch_extrapolated")
         }
         result[model] = {"clicks": {str(size): values for size, values in found.items()}, "growth": exponents}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     about = {"threads": options.threads, "seed": SEED, "commit": commit.stdout.strip(), "versions": versions}
     print(json.dumps(result | about))
