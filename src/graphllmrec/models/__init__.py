@@ -13,6 +13,7 @@ MODELS: dict[str, str] = {
     "popularity": "popularity:Popularity",
     "item-knn": "item_knn:ItemKNN",
     "ease": "ease:EASE",
+    "ials": "ials:IALS",
     "graph-filter": "graph_filter:GraphFilter",
     "bspm": "bspm:BSPM",
     "text-knn": "text_knn:TextKNN",
