@@ -41,7 +41,7 @@ DEMO = Path(graphllmrec.data.__file__).parent / "demo"
 SAVE_EVERY = 0.2
 BATCHES = {"batch_size": 1024}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "lightgcn-fast": {"epochs": 4, **BATCHES},
+    "lightgcn-fast": {"epochs": 20, "patience": 20, **BATCHES},
     "hybrid": {"graph": {"epochs": 2, **BATCHES}, "text": {"epochs": 2, **BATCHES}, "gate": {"epochs": 2}},
     "graphsage": {"epochs": 2, **BATCHES},
 }
