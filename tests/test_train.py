@@ -29,6 +29,19 @@ def unbroken() -> Run:
 # what is learned
 
 
+@pytest.mark.parametrize(
+    ("least", "epochs"), [(0, EPOCHS), (1, EPOCHS), (STEPS * EPOCHS, EPOCHS), (STEPS * EPOCHS + 1, 6)]
+)
+def test_small_data_is_seen_more_often_until_there_are_min_steps(least: int, epochs: int) -> None:
+    more, plain = (
+        Run(CONFIG.model_copy(update=change), metric=None) for change in ({"min_steps": least}, {"epochs": epochs})
+    )
+    for run in (more, plain):
+        run.train()
+    assert more.bytes == plain.bytes
+    assert more.steps == plain.steps == epochs * STEPS
+
+
 WARM = {"warmup": 3}
 COSINE = {"schedule": "cosine"}
 

@@ -39,6 +39,9 @@ class TrainedConfig(Config):
     """Settings of everything that is trained by gradient."""
 
     epochs: int = Field(30, ge=0, le=100_000, description="passes over the training data at most")
+    min_steps: int = Field(
+        0, ge=0, le=1_000_000_000, description="more epochs than `epochs` where these have fewer steps than this"
+    )
     batch_size: int = Field(1024, ge=1, le=1_000_000, description="examples per step")
     learning_rate: float = Field(3e-3, gt=0, le=10, description="AdamW step size")
     schedule: Literal["constant", "cosine"] = Field("constant", description="course of the step size; cosine ends at 0")
@@ -69,6 +72,11 @@ class Stage:
         """Batches per epoch; the last one may be smaller."""
         return -(-self.num_examples // self.config.batch_size)
 
+    @property
+    def epochs(self) -> int:
+        """Passes over the examples at most: enough of them for `min_steps` on small data."""
+        return max(self.config.epochs, -(-self.config.min_steps // max(self.steps, 1)) if self.num_examples else 0)
+
 
 def train(stage: Stage, task: Task) -> float:
     """Train `stage.module` in place and leave it with its best weights. Returns the best validation metric.
@@ -87,14 +95,14 @@ def train(stage: Stage, task: Task) -> float:
         progress, best = saved[0], unpack(saved[1], module, optimizer)
         for entry in progress.log:
             task.journal.log(**entry)
-    task.journal.stage(f"train {stage.name}", config.epochs * stage.steps)
+    task.journal.stage(f"train {stage.name}", stage.epochs * stage.steps)
     task.journal.advance(progress.epoch * stage.steps + progress.step)
     keeper = _Keeper(task.checkpoints, stage.name, module, optimizer)
     if saved is None and stage.validate is not None:
         best = _validate(stage, task, progress, best)
     had_finished = progress.done
     with _asked_to_stop(active=task.checkpoints is not None) as asked:
-        while not progress.done and progress.epoch < config.epochs:
+        while not progress.done and progress.epoch < stage.epochs:
             _run_epoch(stage, task, optimizer, progress, asked, keeper, best)
             best = _end_of_epoch(stage, task, progress, best)
             keeper.save_if_due(progress, best)
@@ -153,7 +161,7 @@ def _run_epoch(
         loss = stage.loss(progress.epoch, progress.step, rows)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        rate = learning_rate(stage.config, progress.epoch * steps + progress.step, stage.config.epochs * steps)
+        rate = learning_rate(stage.config, progress.epoch * steps + progress.step, stage.epochs * steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
@@ -171,7 +179,7 @@ def _end_of_epoch(stage: Stage, task: Task, progress: Progress, best: dict[str, 
     """Count the epoch, validate if it is time to; returns the best weights."""
     loss = progress.loss_sum / max(progress.examples, 1)
     progress.epoch, progress.step, progress.loss_sum, progress.examples = progress.epoch + 1, 0, 0.0, 0
-    due = progress.epoch % stage.config.validate_every == 0 or progress.epoch == stage.config.epochs
+    due = progress.epoch % stage.config.validate_every == 0 or progress.epoch == stage.epochs
     if stage.validate is not None and due:
         return _validate(stage, task, progress, best, loss=loss)
     _log(stage, task, progress, loss=loss)
