@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from graphllmrec.data.tables import IdMap, Items
 from graphllmrec.errors import TextError
 from graphllmrec.models.base import SilentJournal
-from graphllmrec.text import source
+from graphllmrec.text import encoder, source
 from graphllmrec.text.encoder import TextConfig, _batches, encode_items, encode_texts
 from graphllmrec.text.source import find_source
 
@@ -292,6 +292,39 @@ def test_a_killed_run_is_continued_where_it_stopped(tiny_model: Callable[..., Pa
     assert 4 <= journal.facts["cached"] < len(texts)
     assert journal.steps == len(texts) - journal.facts["cached"]
     torch.testing.assert_close(vectors, encode_texts(texts, config, cache=tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize("stop", range(1, 8))
+def test_a_stopped_run_makes_the_batches_of_an_unbroken_one(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """Texts are looked at a few at a time; where one leaves off, the next few must not move up."""
+    monkeypatch.setattr(encoder, "_TEXTS_AT_A_TIME", 5)
+
+    class Stopping(SilentJournal):
+        batches = 0
+
+        def advance(self, steps: int = 1, **values: float | str) -> None:
+            self.batches += 1
+            if self.batches == stop:
+                raise KeyboardInterrupt
+
+    texts = [f"{'word ' * (n % 7 + 1)}{n}" for n in range(18)]
+    config = TextConfig(encoder=str(tiny_model()), batch_tokens=24)
+    made: list[tuple[tuple[int, ...], ...]] = []  # token ids of every batch
+    vectors = encoder.Encoder._vectors
+
+    def noted(self: Any, batch: Any) -> torch.Tensor:
+        made.append(tuple(tuple(ids) for ids in batch))
+        return vectors(self, batch)
+
+    monkeypatch.setattr(encoder.Encoder, "_vectors", noted)
+    whole = encode_texts(texts, config, cache=tmp_path / "whole")
+    batches = set(made)
+    with pytest.raises(KeyboardInterrupt):
+        encode_texts(texts, config, cache=tmp_path / "stopped", journal=Stopping())
+    assert torch.equal(encode_texts(texts, config, cache=tmp_path / "stopped"), whole)
+    assert set(made) == batches
 
 
 def test_empty_texts_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ needs no attention mask; where the hardware multiplies bfloat16 natively, dtype 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,19 +110,29 @@ def encode_texts(
     source = find_source(config.encoder, config.revision, config.pooling)
     with VectorCache(cache or default_folder(), _identity(source, config)) as store:
         known = store.read(list(first))
-        todo = {key: row for key, row in first.items() if key not in known}
+        todo = first.keys() - known.keys()
         journal.log("text", texts=len(texts), different=len(first), cached=len(known), encoder=source.identity)
         if todo:
             journal.stage("encode item text", total=len(todo))
-            new, of = list(todo), [names[row] for row in todo.values()]
-            for part, vectors in Encoder(source, config).encode([texts[row] for row in todo.values()]):
-                encoded = _sound(list(vectors.numpy()), [of[at] for at in part])
-                store.write([new[at] for at in part], encoded)
-                known.update(zip([new[at] for at in part], encoded, strict=True))
-                journal.advance(len(part))
+            encoder = Encoder(source, config)
+            for chunk in _chunks(first, todo):
+                rows = [first[key] for key in chunk]
+                for part, vectors in encoder.encode([texts[row] for row in rows]):
+                    encoded = _sound(list(vectors.numpy()), [names[rows[at]] for at in part])
+                    store.write([chunk[at] for at in part], encoded)
+                    known.update(zip([chunk[at] for at in part], encoded, strict=True))
+                    journal.advance(len(part))
     unique = _sound([known[key] for key in first], [names[row] for row in first.values()])  # (different, dim)
     place = {key: at for at, key in enumerate(first)}
     return torch.from_numpy(unique).index_select(0, torch.tensor([place[key] for key in keys]))
+
+
+def _chunks(first: dict[bytes, int], todo: Set[bytes]) -> Iterator[list[bytes]]:
+    """What is to do, cut where all texts would be: a run that goes on makes the batches of one that never stopped."""
+    keys = list(first)
+    for start in range(0, len(keys), _TEXTS_AT_A_TIME):
+        if chunk := [key for key in keys[start : start + _TEXTS_AT_A_TIME] if key in todo]:
+            yield chunk
 
 
 class Encoder:
