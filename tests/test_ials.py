@@ -82,10 +82,10 @@ def test_a_sweep_lowers_the_papers_loss() -> None:
         scores, total = users @ items.T, 0.0
         for user in range(USERS):
             for item in range(ITEMS):
-                total += CLICKS[user, item] * (scores[user, item] - 1) ** 2 + 0.1 * scores[user, item] ** 2
+                total += CLICKS[user, item] * (scores[user, item] - 1) ** 2 + 0.01 * scores[user, item] ** 2
         for side, clicks in ((users, CLICKS), (items, CLICKS.T)):
             for vector, clicked in zip(side, clicks, strict=True):
-                total += 0.01 * (sum(clicked) + 0.1 * len(clicked)) * sum(vector**2)
+                total += 0.01 * (sum(clicked) + 0.01 * len(clicked)) * sum(vector**2)
         return total
 
     losses = [loss(sweeps) for sweeps in (1, 2, 4, 8)]

@@ -47,10 +47,10 @@ _FILLED = 0.75  # the shortest row of a batch has at least this share of the cli
 class IALSConfig(Config):
     """Settings of iALS."""
 
-    dim: int = Field(128, ge=1, le=8_192, description="size of the vectors")
+    dim: int = Field(256, ge=1, le=8_192, description="size of the vectors")
     sweeps: int = Field(16, ge=1, le=10_000, description="times that all users, then all items are solved")
-    unobserved: float = Field(0.1, gt=0, le=1e3, description="weight α₀ of every pair, beside 1 for a clicked one")
-    l2: float = Field(0.003, gt=0, le=1e6, description="penalty λ per unit of weight^ν in a user's or item's pairs")
+    unobserved: float = Field(0.01, gt=0, le=1e3, description="weight α₀ of every pair, beside 1 for a clicked one")
+    l2: float = Field(0.01, gt=0, le=1e6, description="penalty λ per unit of weight^ν in a user's or item's pairs")
     frequency: float = Field(
         1.0, ge=0, le=2, description="ν: how the penalty grows with that weight; 0: alike for everybody"
     )
