@@ -58,11 +58,14 @@ class ZSumConfig(Config):
 
 
 def _problems(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """One line per setting of an expert that cannot be; a value of none of several types is one problem."""
+    found: dict[str, list[str]] = {}
     try:
         model_class(name).config_class(**settings)
     except ValidationError as error:
-        return [f"settings.{name}.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-    return []
+        for each in error.errors():
+            found.setdefault(str(each["loc"][0]) if each["loc"] else "", []).append(each["msg"])
+    return [f"settings.{name}.{key}: {' or: '.join(messages)}" for key, messages in found.items()]
 
 
 class ZSum:
