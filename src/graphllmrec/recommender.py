@@ -262,7 +262,7 @@ class Recommender:
         text = self._encode(dataset.items, model, journal)
         journal.stage(f"fit {model.name}")
         began = time.monotonic()
-        model.fit(Task(split, text, self.recipe.seed, journal, checkpoints))
+        model.fit(Task(split, text, self.recipe.seed, journal, checkpoints, encoder=self.recipe.text))
         return time.monotonic() - began
 
     def _learn_in(

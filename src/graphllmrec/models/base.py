@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
@@ -24,6 +24,9 @@ from torch import Tensor
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Histories, Ints
 
+if TYPE_CHECKING:
+    from graphllmrec.text.encoder import TextConfig
+
 
 class Config(BaseModel):
     """Settings of a model: validated, immutable, every unknown or impossible value reported at once."""
@@ -33,10 +36,11 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class TextVectors:
-    """Frozen language-model vectors of the catalogue."""
+    """Frozen language-model vectors of the catalogue (or of users)."""
 
     vectors: Tensor  # (num_items, dim) float32; rows of items without text are zero
     present: Tensor  # (num_items,) bool: has the item any text?
+    texts: tuple[str | None, ...] | None = None  # (num_items,) the texts themselves, for models that adapt the encoder
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -98,6 +102,8 @@ class Task:
     seed: int = 0
     journal: Journal = field(default_factory=SilentJournal)
     checkpoints: Any = None  # train.checkpoint.Checkpoints of the run folder; None: keep nothing
+    user_text: TextVectors | None = None  # (num_users rows) what users wrote in the train part; None: nothing known
+    encoder: TextConfig | None = None  # which language model made the vectors, for models that adapt it
 
 
 @runtime_checkable

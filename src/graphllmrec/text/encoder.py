@@ -82,7 +82,7 @@ def encode_items(
     some = encode_texts(texts.drop_nulls().to_list(), config, cache=cache, journal=journal, names=names)
     vectors = torch.zeros(len(items), some.shape[1])  # (num_items, dim)
     vectors[torch.from_numpy(present)] = some
-    return TextVectors(vectors, torch.from_numpy(present))
+    return TextVectors(vectors, torch.from_numpy(present), tuple(texts.to_list()))
 
 
 def encode_texts(
