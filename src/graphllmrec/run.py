@@ -4,7 +4,7 @@
     data.json             name of the data, how it was split, its fingerprint
     users.parquet         user ids, row by row
     items.parquet         the catalogue, row by row
-    interactions.parquet  user and item rows, part (train, valid, test), order, rating
+    interactions.parquet  user and item rows, part (train, valid, test), order, rating, review where there is one
     log.jsonl             epochs and what was tuned: the same bytes whether or not the fit was interrupted
     timings.jsonl         stages with time of day and seconds, how many texts were known; every attempt adds its own
     checkpoint/           while training only: what --resume continues from
@@ -171,15 +171,7 @@ def write_run(path: Path, recipe: Recipe, dataset: Dataset, split: Split, model:
 
 def joined(split: Split) -> Interactions:
     """All interactions of a split: per user by order where there is one, else train, then valid, then test."""
-    parts = [split.train, split.valid, split.test]
-    orders = [part.order for part in parts if part.order is not None]
-    ratings = [part.rating for part in parts if part.rating is not None]
-    return Interactions.sort(
-        np.concatenate([part.user for part in parts]),
-        np.concatenate([part.item for part in parts]),
-        np.concatenate(orders) if len(orders) == 3 else None,
-        np.concatenate(ratings) if len(ratings) == 3 else None,
-    )
+    return Interactions.joined([split.train, split.valid, split.test])
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -190,21 +182,16 @@ def fingerprint(dataset: Dataset) -> str:
     rows = dataset.interactions
     for values in (rows.user, rows.item, rows.order, rows.rating):
         digest.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
+    if rows.review is not None:
+        digest.update(rows.review.alias("review").to_frame().write_ndjson().encode())
     return digest.hexdigest()
 
 
 def _write_tables(folder: Path, dataset: Dataset, split: Split) -> None:
-    frames = [
-        pl.DataFrame(
-            {"user": part.user, "item": part.item, "order": part.order, "rating": part.rating},
-            schema={"user": pl.Int64, "item": pl.Int64, "order": pl.Int64, "rating": pl.Float32},
-        ).with_columns(part=pl.lit(name, dtype=pl.Enum(PARTS)))
-        for name, part in zip(PARTS, (split.train, split.valid, split.test), strict=True)
-    ]
     tables = {
         "users": pl.DataFrame({"user_id": dataset.users.ids}),
         "items": dataset.items.table,
-        "interactions": pl.concat(frames),
+        "interactions": _parts_table(split),
     }
     for name, table in tables.items():
         with atomic_file(folder / f"{name}.parquet") as temporary:
@@ -224,13 +211,31 @@ def _write_tables(folder: Path, dataset: Dataset, split: Split) -> None:
     write_text(folder / "data.json", json.dumps(about, indent=2) + "\n")
 
 
+def _parts_table(split: Split) -> pl.DataFrame:
+    """The interactions of all parts; a column `review` only where somebody wrote something."""
+    parts = (split.train, split.valid, split.test)
+    kinds = {"user": pl.Int64, "item": pl.Int64, "order": pl.Int64, "rating": pl.Float32, "review": pl.String}
+    frames = [
+        pl.DataFrame({key: getattr(part, key) for key in kinds}, schema=kinds).with_columns(
+            part=pl.lit(name, dtype=pl.Enum(PARTS))
+        )
+        for name, part in zip(PARTS, parts, strict=True)
+    ]
+    table = pl.concat(frames)
+    return table.drop("review") if all(part.review is None for part in parts) else table
+
+
 def _read_parts(table: pl.DataFrame) -> dict[str, Interactions]:
     parts = {}
     for part in PARTS:
         rows = table.filter(pl.col("part").cast(pl.String) == part)
         user, item, order, rating = (rows[name].to_numpy(writable=True) for name in ("user", "item", "order", "rating"))
         parts[part] = Interactions(
-            user, item, None if rows["order"].null_count() else order, None if rows["rating"].null_count() else rating
+            user,
+            item,
+            None if rows["order"].null_count() else order,
+            None if rows["rating"].null_count() else rating,
+            rows["review"] if "review" in rows.columns else None,
         )
     return parts
 

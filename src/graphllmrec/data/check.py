@@ -231,3 +231,12 @@ def _from_dates(problems: Problems, column: str, when: pl.Series) -> OrderColumn
     ticks = micros.fill_null(0).to_numpy()
     problems.add(ticks < 0, "date before 1970", column, TIME_HINT)
     return OrderColumn(ticks, 10**6, f"{column}: dates converted to unix seconds")
+
+
+def check_text(problems: Problems, column: str) -> pl.Series | None:
+    """A column of free text (n_rows,) String, null where nothing is written; None where it holds something else."""
+    raw = problems.table.frame[column]
+    if raw.dtype != pl.String:
+        return None
+    text = raw.str.strip_chars()
+    return text.set(text == "", None)

@@ -22,6 +22,8 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "rating": ("rating", "overall", "stars", "score"),
     "title": ("title", "item_title", "movie_title", "product_title", "name", "item_name"),
     "tag": ("tag",),
+    "review": ("review", "review_text", "text", "comment"),  # what the user wrote about the item
+    "summary": ("summary", "review_title"),  # a headline of it
     "items": ("items", "item_id_list"),  # a session per row
 }
 

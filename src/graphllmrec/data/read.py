@@ -23,13 +23,14 @@ from graphllmrec.data.check import (
     check_ids,
     check_position,
     check_ratings,
+    check_text,
     check_timestamp,
     place_in,
 )
 from graphllmrec.data.columns import match_columns
-from graphllmrec.data.files import find_tables
+from graphllmrec.data.files import find_tables, parse_name
 from graphllmrec.data.filter import drop_repeats, k_core_dataset
-from graphllmrec.data.formats import read_table
+from graphllmrec.data.formats import check_short_rows, read_table
 from graphllmrec.data.items import read_items
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
 from graphllmrec.errors import DataError
@@ -92,6 +93,7 @@ class _Rows:
     items: IdColumn
     order: OrderColumn | None
     rating: NDArray[np.float32] | None
+    review: pl.Series | None  # String
     order_kind: str | None  # "timestamp", "position" or None
     notes: list[str]
 
@@ -101,7 +103,7 @@ def _read_interactions(path: Path, min_rating: float | None) -> _Rows:
 
     def pick(names: Sequence[str]) -> Sequence[str]:
         _refuse_sessions(names, path.name)
-        optional = ("timestamp", "position", "rating")
+        optional = ("timestamp", "position", "rating", "review", "summary")
         columns.update(match_columns(names, ("user_id", "item_id"), optional, path.name))
         return list(columns.values())
 
@@ -126,7 +128,30 @@ def _read_interactions(path: Path, min_rating: float | None) -> _Rows:
     notes = [f"{path.name}: {order.note}"] if order is not None and order.note else []
     if kind == "timestamp" and "position" in columns:
         notes.append(f"{path.name}: ordered by {columns['timestamp']}; column {columns['position']} is not used")
-    return _kept(_Rows(users, items, order, rating, kind, notes), keep)
+    review = _reviews(problems, path, columns, notes)
+    return _kept(_Rows(users, items, order, rating, review, kind, notes), keep)
+
+
+def _reviews(problems: Problems, path: Path, columns: dict[str, str], notes: list[str]) -> pl.Series | None:
+    """What users wrote (n_rows,), a headline before its text; None where no row has any. Says so in `notes`."""
+    names, texts = [columns[meaning] for meaning in ("summary", "review") if meaning in columns], []
+    for name in names:
+        text = check_text(problems, name)
+        if text is None:
+            notes.append(f"{path.name}: column {name} holds no text, not read as a review")
+        elif text.null_count() < len(text):
+            texts.append(text.str.strip_chars_end(".") if name != names[-1] else text)
+    if not texts:
+        return None
+    lacking = (texts[-1].is_null() & pl.Series(~problems.blank)).any()
+    if lacking and (parse_name(path) or ("", ""))[1] in ("csv", "tsv"):
+        check_short_rows(path)  # a row cut in two by a line break in its text would become two wrong ones
+    frame = pl.DataFrame(texts)
+    joined = pl.concat_str(pl.all(), separator=". ", ignore_nulls=True).alias("review")
+    review = frame.select(pl.when(joined != "").then(joined)).to_series()
+    written = len(review) - review.null_count()
+    notes.append(f"{path.name}: {written:,} reviews read from {' and '.join(frame.columns)}")
+    return review
 
 
 def _refuse_sessions(names: Sequence[str], file: str) -> None:
@@ -149,6 +174,7 @@ def _kept(rows: _Rows, keep: NDArray[np.bool_]) -> _Rows:
         _compact(rows.items, keep),
         None if rows.order is None else replace(rows.order, ticks=rows.order.ticks[keep]),
         None if rows.rating is None else rows.rating[keep],
+        None if rows.review is None else rows.review.filter(pl.Series(keep)),
         rows.order_kind,
         rows.notes,
     )
@@ -181,7 +207,7 @@ def _numbered(parts: dict[str, _Rows], catalogue: pl.DataFrame | None, ready: bo
         user = place_in(users, rows.users.ids)[rows.users.code]
         item = place_in(items, rows.items.ids)[rows.items.code]
         ticks = None if rows.order is None else rows.order.ticks
-        numbered[part] = drop_repeats(Interactions.sort(user, item, ticks, rows.rating), len(items))
+        numbered[part] = drop_repeats(Interactions.sort(user, item, ticks, rows.rating, rows.review), len(items))
         repeats += len(user) - len(numbered[part])
         if rows.order is not None and rows.order.per_second > 1:
             numbered[part] = _in_seconds(numbered[part], rows.order.per_second)

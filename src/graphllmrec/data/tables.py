@@ -114,6 +114,7 @@ class Interactions:
     item: Ints  # (n,)
     order: Ints | None = None  # (n,) unix seconds or position; None when the data has no order
     rating: NDArray[np.float32] | None = None  # (n,)
+    review: pl.Series | None = None  # (n,) String: what the user wrote, null where nothing; None: nobody wrote
 
     def __len__(self) -> int:
         return len(self.user)
@@ -125,6 +126,7 @@ class Interactions:
             self.item[keep],
             None if self.order is None else self.order[keep],
             None if self.rating is None else self.rating[keep],
+            None if self.review is None else self.review.filter(pl.Series(keep)),
         )
 
     def histories(self, num_users: int) -> Histories:
@@ -138,7 +140,11 @@ class Interactions:
 
     @staticmethod
     def sort(
-        user: Ints, item: Ints, order: Ints | None = None, rating: NDArray[np.float32] | None = None
+        user: Ints,
+        item: Ints,
+        order: Ints | None = None,
+        rating: NDArray[np.float32] | None = None,
+        review: pl.Series | None = None,
     ) -> Interactions:
         """Interactions from unsorted columns; the sort is stable, so equal orders keep their place in the file."""
         index = np.argsort(_sort_key(user, order), kind="stable") if len(user) else np.empty(0, dtype=np.int64)
@@ -147,11 +153,15 @@ class Interactions:
             item[index],
             None if order is None else order[index],
             None if rating is None else rating[index],
+            None if review is None else review.gather(index),
         )
 
     @staticmethod
     def joined(parts: Sequence[Interactions]) -> Interactions:
-        """Several tables as one, re-sorted; equal orders keep the sequence of the parts. Lacks what any part lacks."""
+        """Several tables as one, re-sorted; equal orders keep the sequence of the parts.
+
+        Has no order or ratings where any part has none; reviews where any part has some.
+        """
         orders = [part.order for part in parts if part.order is not None]
         ratings = [part.rating for part in parts if part.rating is not None]
         return Interactions.sort(
@@ -159,7 +169,17 @@ class Interactions:
             np.concatenate([part.item for part in parts]),
             np.concatenate(orders) if len(orders) == len(parts) else None,
             np.concatenate(ratings) if len(ratings) == len(parts) else None,
+            _joined_reviews(parts),
         )
+
+
+def _joined_reviews(parts: Sequence[Interactions]) -> pl.Series | None:
+    if all(part.review is None for part in parts):
+        return None
+    nothing = pl.Series("review", [], dtype=pl.String)
+    return pl.concat(
+        [nothing.extend_constant(None, len(part)) if part.review is None else part.review for part in parts]
+    )
 
 
 def _sort_key(user: Ints, order: Ints | None) -> Ints:
