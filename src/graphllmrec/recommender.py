@@ -20,19 +20,21 @@ import polars as pl
 import torch
 
 from graphllmrec import run
-from graphllmrec.data.read import load_data
-from graphllmrec.data.split import Part, Split, make_split
-from graphllmrec.data.tables import Dataset, Histories, Interactions, Items
-from graphllmrec.errors import CheckpointError, DataError, GraphLLMRecError, Interrupted, UnknownIdError
+from graphllmrec.data.split import Part, Split
+from graphllmrec.data.tables import Dataset, Histories, IdMap, Items
+from graphllmrec.errors import CheckpointError, GraphLLMRecError, Interrupted, UnknownIdError
 from graphllmrec.evaluate import Evaluation, evaluate_model, top_k
 from graphllmrec.explain import explain_item, similarities
 from graphllmrec.files import discard
+from graphllmrec.incoming import checked_items, difference, read_dataset, split_dataset, split_in_rows_of
 from graphllmrec.journal import RunJournal
 from graphllmrec.models import build
 from graphllmrec.models.base import Model, Queries, Task, TextVectors
 from graphllmrec.recipe import Recipe, load_recipe
 from graphllmrec.results import Reason, Recommendation
+from graphllmrec.text.controls import TextControl, without_encoder
 from graphllmrec.text.encoder import encode_items
+from graphllmrec.text.users import user_text, with_reviews
 from graphllmrec.train.checkpoint import EVERY, Checkpoints
 
 
@@ -75,8 +77,8 @@ class Recommender:
             run.require_free(Path(out), overwrite)
         with _reporting(journal) as journal:
             journal.new_run()
-            dataset = _dataset(data, self._asked, journal)
-            split = _split(dataset, self._asked)
+            dataset = read_dataset(data, self._asked, journal)
+            split = split_dataset(dataset, self._asked)
             self.recipe = self._asked.for_data(split.ordered)
             model = build(self.recipe.model.name, self.recipe.model.config.model_dump())
             if out is None:
@@ -116,12 +118,12 @@ class Recommender:
             raise CheckpointError(f"{path} is finished, there is nothing to resume; load it, or overwrite it")
         tables = run.read_tables(path)
         if recipe is not None and (recipe := recipe.for_data(tables.split.ordered)) != tables.recipe:
-            raise CheckpointError(f"the recipe differs from the one of {path}: {_difference(recipe, tables.recipe)}")
+            raise CheckpointError(f"the recipe differs from the one of {path}: {difference(recipe, tables.recipe)}")
         recommender = cls(tables.recipe)
         with _reporting(journal) as journal:
             journal.new_run()
             if data is not None:
-                dataset = _dataset(data, tables.recipe, journal)
+                dataset = read_dataset(data, tables.recipe, journal)
                 if run.fingerprint(dataset) != tables.fingerprint:
                     raise CheckpointError(f"the data changed since {path} was begun; fit again with --overwrite")
             model = build(tables.recipe.model.name, tables.recipe.model.config.model_dump())
@@ -172,12 +174,17 @@ class Recommender:
         all its users and items must be known. Raises DataError for unknown ones, EvaluationError without any target.
         """
         with _reporting(journal) as journal:
+            known = self.split
+            if data is not None:
+                other = read_dataset(data, self.recipe, journal)
+                known = split_in_rows_of(self.dataset, other, self.recipe)
             return evaluate_model(
                 self.model,
-                self.split if data is None else self._split_of(data, journal),
+                known,
                 split,
                 ks=self.recipe.evaluate.ks,
                 branch=branch,
+                control=self.recipe.text.control if _may_read_text(self.model) else "none",
                 journal=journal,
             )
 
@@ -235,14 +242,11 @@ class Recommender:
         Raises DataError for missing, repeated or already known ids, unknown columns, and (for a model that ranks by
         text) an item without text; nothing is added then.
         """
-        table = _checked_items(list(rows), self.dataset.items, needs_text=self.model.needs_text)
+        table = checked_items(list(rows), self.dataset.items, needs_text=self.model.needs_text)
         model, dataset, split = self._get()
-        added = Items(type(dataset.items.ids)(table["item_id"]), table)
+        added = Items(IdMap(table["item_id"]), table)
         with _reporting(journal) as journal:
-            text = self._encode(added, model, journal)
-        if text is None:
-            text = TextVectors(torch.zeros(len(added), 0), torch.zeros(len(added), dtype=torch.bool))
-        model.add_items(text)
+            model.add_items(self._new_text(model, added, journal))
         items = Items(dataset.items.ids.extended(added.ids.ids.to_list()), pl.concat([dataset.items.table, table]))
         self._set(model, replace(dataset, items=items), replace(split, num_items=len(items)))
 
@@ -259,10 +263,11 @@ class Recommender:
         self, model: Model, dataset: Dataset, split: Split, journal: RunJournal, checkpoints: Checkpoints | None = None
     ) -> float:
         """Encode the texts and fit the model; returns the seconds that fitting took."""
-        text = self._encode(dataset.items, model, journal)
+        text, user_text = self._texts(model, dataset, split, journal)
         journal.stage(f"fit {model.name}")
         began = time.monotonic()
-        model.fit(Task(split, text, self.recipe.seed, journal, checkpoints, encoder=self.recipe.text))
+        recipe = self.recipe
+        model.fit(Task(split, text, recipe.seed, journal, checkpoints, user_text=user_text, encoder=recipe.text))
         return time.monotonic() - began
 
     def _learn_in(
@@ -274,34 +279,40 @@ class Recommender:
         journal.end_log()
         run.finish(path, model, {"seconds": round(seconds, 2)})
 
-    def _encode(self, items: Items, model: Model, journal: RunJournal) -> TextVectors | None:
-        """Text vectors for a model that needs them, or that uses them where there is text."""
-        wanted = model.needs_text or (getattr(model, "uses_text", False) and items.text_columns)
-        return encode_items(items, self.recipe.text, journal=journal) if wanted else None
+    def _texts(
+        self, model: Model, dataset: Dataset, split: Split, journal: RunJournal
+    ) -> tuple[TextVectors | None, TextVectors | None]:
+        """Vectors of items and of users as far as the model reads them, or those of the recipe's control."""
+        config, control = self.recipe.text, self._control(split)
+        items = users = None
+        if _reads_item_text(model, dataset.items):
+            items = self._encode(dataset.items, control, journal)
+            if config.reviews:
+                items = with_reviews(items, split, config, journal=journal)
+            items = control.items(items, dataset.items.ids)
+        if getattr(model, "uses_user_text", False):
+            users = user_text(split, config, read=control.reads_text, journal=journal)
+            users = None if users is None else control.users(users, dataset.users)
+        return items, users
 
-    def _split_of(self, data: Dataset | str | Path, journal: RunJournal) -> Split:
-        """The split of other data, in the row numbers of this recommender."""
-        dataset = _dataset(data, self.recipe, journal)
-        rows = {}
-        for kind, mine, theirs in (
-            ("user", self.dataset.users, dataset.users),
-            ("item", self.dataset.items.ids, dataset.items.ids),
-        ):
-            rows[kind] = mine.rows(theirs.ids.to_list())
-            unknown = np.flatnonzero(rows[kind] < 0)
-            if len(unknown):
-                raise DataError(f"{len(unknown):,} {kind}s are not in the data this recommender was fitted on",
-                                file=dataset.source, value=theirs.of(unknown[:1])[0],
-                                hint="leave them out, or fit again")  # fmt: skip
-        split = _split(dataset, self.recipe)
-        parts = {
-            name: Interactions.sort(rows["user"][part.user], rows["item"][part.item], part.order, part.rating)
-            for name, part in (("train", split.train), ("valid", split.valid), ("test", split.test))
-        }
-        return Split(
-            split.kind, len(self.dataset.users), len(self.dataset.items), parts["train"], parts["valid"], parts["test"],
-            split.valid_in_history, split.ordered, split.settings,
-        )  # fmt: skip
+    def _new_text(self, model: Model, added: Items, journal: RunJournal) -> TextVectors:
+        """Vectors of items that join the catalogue; none for a model that reads no text."""
+        _, dataset, split = self._get()
+        if not _reads_item_text(model, added):
+            return TextVectors(torch.zeros(len(added), 0), torch.zeros(len(added), dtype=torch.bool))
+        control = self._control(split)
+        if control.kind == "shuffled":
+            added = control.donors(added, dataset.items, self.recipe.text)
+        return control.new_items(self._encode(added, control, journal), added.ids)
+
+    def _control(self, split: Split) -> TextControl:
+        return TextControl(self.recipe.text.control, self.recipe.seed, split)
+
+    def _encode(self, items: Items, control: TextControl, journal: RunJournal) -> TextVectors:
+        """Text vectors of items; of no dimensions where the control does not need them."""
+        if control.reads_text:
+            return encode_items(items, self.recipe.text, journal=journal)
+        return without_encoder(items, self.recipe.text)
 
     def _known(self, users: Sequence[object]) -> Queries:
         ids, everything = self.dataset.users, self._everything
@@ -329,29 +340,6 @@ class Recommender:
         return [Recommendation(*entry) for entry in zip(ids, titles, scores[keep].tolist(), strict=True)]
 
 
-def _dataset(data: Dataset | str | Path, recipe: Recipe, journal: RunJournal) -> Dataset:
-    """A Dataset as it is, a data folder read and filtered as the recipe says. Raises DataError."""
-    if isinstance(data, Dataset):
-        return data
-    journal.stage("reading data")
-    dataset = load_data(data, min_rating=recipe.data.min_rating, k_core=recipe.data.k_core)
-    for note in dataset.notes:
-        journal.say(f"note: {note}")
-    return dataset
-
-
-def _split(dataset: Dataset, recipe: Recipe) -> Split:
-    section = recipe.data
-    return make_split(
-        dataset,
-        kind=section.split,
-        seed=recipe.seed,
-        valid_ratio=section.valid_ratio,
-        test_ratio=section.test_ratio,
-        cold_ratio=section.cold_ratio,
-    )
-
-
 @contextmanager
 def _reporting(journal: RunJournal | None) -> Iterator[RunJournal]:
     """The caller's journal as it is, or a silent one that is closed at the end."""
@@ -362,42 +350,10 @@ def _reporting(journal: RunJournal | None) -> Iterator[RunJournal]:
         yield silent
 
 
-def _difference(given: Recipe, stored: Recipe) -> str:
-    """The first settings in which two recipes differ, as "section.key: given, not stored"."""
-    flat = [_flat(recipe.values()) for recipe in (given, stored)]
-    keys = [key for key in sorted(flat[0].keys() | flat[1].keys()) if flat[0].get(key) != flat[1].get(key)]
-    return "; ".join(f"{key}: {flat[0].get(key)!r}, not {flat[1].get(key)!r}" for key in keys[:5])
+def _reads_item_text(model: Model, items: Items) -> bool:
+    """Does the model need text, or use it where there is some, as there is here?"""
+    return model.needs_text or bool(getattr(model, "uses_text", False) and items.text_columns)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out
-
-
-def _checked_items(rows: Sequence[Mapping[str, Any]], items: Items, *, needs_text: bool) -> pl.DataFrame:
-    """New rows as a table with the columns of the catalogue. Raises DataError naming the row (counted from 1)."""
-    columns, ids = items.table.columns, set()
-    for number, row in enumerate(rows, start=1):
-        where = f"new item {number}"
-        value = row.get("item_id")
-        if value is None or not str(value).strip():
-            raise DataError(f"{where} has no item_id", hint='give {"item_id": …, "title": …}')
-        if str(value) in items.ids or str(value) in ids:
-            raise DataError(f"{where}: this id is already in the catalogue", column="item_id", value=value)
-        ids.add(str(value))
-        unknown = [name for name in row if name not in columns]
-        if unknown:
-            raise DataError(f"{where}: the catalogue has no such column", column=unknown[0],
-                            hint=f"columns are {', '.join(columns)}")  # fmt: skip
-        if needs_text and not any(row.get(name) for name in items.text_columns):
-            raise DataError(f"{where} has no text, so nothing could place it", value=value,
-                            hint=f"fill one of {', '.join(items.text_columns)}")  # fmt: skip
-    if not rows:
-        raise DataError("no items to add")
-    try:
-        return pl.DataFrame([{**row, "item_id": str(row["item_id"])} for row in rows], schema=items.table.schema)
-    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-        kinds = ", ".join(f"{name} {kind}" for name, kind in items.table.schema.items())
-        raise DataError("new items do not fit the catalogue", hint=f"columns are {kinds} ({error})") from None
+def _may_read_text(model: Model) -> bool:
+    return model.needs_text or any(getattr(model, name, False) for name in ("uses_text", "uses_user_text"))

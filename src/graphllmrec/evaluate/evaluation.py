@@ -55,9 +55,10 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """The model's name, with the branch where only one was ranked: "hybrid (text)"."""
-        branch = self.protocol["branch"]
-        return f"{self.protocol['model']} ({branch})" if branch else str(self.protocol["model"])
+        """The model's name, with the branch where only one was ranked, and the control: "hybrid (shuffled text)"."""
+        control = _control(self.protocol)
+        said = [part for part in (self.protocol["branch"], f"{control} text" if control else None) if part]
+        return f"{self.protocol['model']} ({', '.join(said)})" if said else str(self.protocol["model"])
 
     def within(self, kind: str, stratum: str) -> pl.DataFrame:
         """Per-user values of one stratum: `user` and a column per metric, e.g. `within("item_degree", "1-3")`.
@@ -112,12 +113,14 @@ def evaluate_model(
     *,
     ks: Sequence[int] = (10, 20),
     branch: str | None = None,
+    control: str = "none",
     batch_size: int | None = None,
     journal: Journal | None = None,
 ) -> Evaluation:
     """Rank all items for every user with a target in `part`; known items are masked (`split.known(part)`).
 
-    `branch` evaluates one branch of a BranchModel alone. Raises EvaluationError when no user has a target, for scores
+    `branch` evaluates one branch of a BranchModel alone; `control` says in the protocol what stood in the place of the
+    texts the model was fitted on (text/controls.py). Raises EvaluationError when no user has a target, for scores
     that are NaN or not one per item, for an unknown branch, and for a cut-off below 1.
     """
     if not ks or min(ks) < 1:
@@ -140,7 +143,7 @@ def evaluate_model(
     per_user.insert_column(2, activity.alias("user_activity"))
     metrics = {name: per_user[name].to_numpy() for name in per_user.columns if "@" in name}
     return Evaluation(
-        protocol=_protocol(model, split, part, ks, branch, users, targets, known),
+        protocol=_protocol(model, split, part, ks, branch, users, targets, known) | {"control": control},
         overall={name: float(value.mean()) for name, value in metrics.items()} | catalogue_metrics(lists, degree, ks),
         overall_ci={name: mean_interval(value) for name, value in metrics.items()},
         strata=_strata(per_user, target_table, ks, activities),
@@ -246,10 +249,18 @@ def _protocol(
 
 def protocol_line(protocol: dict[str, Any]) -> str:
     """The protocol in one line, to be printed with every figure."""
+    control = _control(protocol)
     return (
         f"{protocol['split']} split, {protocol['part']} part · {protocol['users']:,} users, "
         f"{protocol['targets']:,} targets · all {protocol['items']:,} items ranked, {protocol['masked']} masked"
+        + (f" · control: {control} in the place of text" if control else "")
     )
+
+
+def _control(protocol: dict[str, Any]) -> str | None:
+    """What stood in the place of the text; None where the text itself did."""
+    control = protocol.get("control", "none")  # evaluations written before there were controls lack it
+    return None if control == "none" else str(control)
 
 
 def _file_part(part: str, branch: str | None) -> str:

@@ -35,6 +35,8 @@ _BATCH_TOKENS_PER_THREAD = 1024  # activations that stay in a core's cache; larg
 _BATCH_TOKENS_GPU = 32_768
 _MOST_WORKERS = 8  # more would wait for Python's lock
 
+Control = Literal["none", "shuffled", "random", "item2vec"]  # text/controls.py
+
 
 class TextConfig(BaseModel):
     """Which language model reads the items, and how."""
@@ -60,6 +62,10 @@ class TextConfig(BaseModel):
     )
     prompt: str = Field("", description="put before every text, as instruction-tuned embedding models want it")
     device: str = Field("auto", description='"auto", "cpu", "cuda", "cuda:1" or "mps"')
+    reviews: bool = Field(False, description="add the mean vector of an item's training reviews to that of its text")
+    control: Control = Field(
+        "none", description="vectors without the texts' meaning in their place; none: the texts (docs/text.md)"
+    )
 
 
 def encode_items(
