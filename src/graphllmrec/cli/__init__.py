@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from graphllmrec.cli import ask, checkup, measure, train
+from graphllmrec.cli.study import study
 from graphllmrec.errors import GraphLLMRecError, Interrupted
 
 
@@ -77,6 +78,7 @@ app.command("doctor", rich_help_panel="Start")(checkup.doctor)
 app.command("fit", rich_help_panel="Train and measure")(train.fit)
 app.command("evaluate", rich_help_panel="Train and measure")(measure.evaluate)
 app.command("compare", rich_help_panel="Train and measure")(measure.compare)
+app.command("study", rich_help_panel="Train and measure", context_settings={"allow_extra_args": True})(study)
 app.command("report", rich_help_panel="Train and measure")(measure.report)
 app.command("stats", rich_help_panel="Train and measure")(measure.stats)
 app.command("recommend", rich_help_panel="Ask")(ask.recommend)

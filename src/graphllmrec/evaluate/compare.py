@@ -151,10 +151,16 @@ def flipped_means(differences: Floats, rounds: int, random: np.random.Generator)
     return np.concatenate(means)
 
 
-def _paired(
-    a: Evaluation, b: Evaluation, rows_a: pl.DataFrame, rows_b: pl.DataFrame, metric: str, rounds: int, seed: int
+def compare_values(
+    values_a: Floats,
+    values_b: Floats,
+    *,
+    metric: str,
+    names: tuple[str, str],
+    rounds: int = 10_000,
+    seed: int = 0,
 ) -> Comparison:
-    values_a, values_b = rows_a[metric].to_numpy(), rows_b[metric].to_numpy()
+    """Compare values (n,) of the same n users in the same order, e.g. each averaged over the seeds of a model."""
     differences = values_a - values_b
     observed = float(differences.mean())
     resampled = bootstrap_means(differences, rounds, rng(seed, "bootstrap"))
@@ -165,8 +171,8 @@ def _paired(
     mean_b = float(values_b.mean())
     return Comparison(
         metric=metric,
-        a=a.name,
-        b=b.name,
+        a=names[0],
+        b=names[1],
         users=len(differences),
         mean_a=float(values_a.mean()),
         mean_b=mean_b,
@@ -176,6 +182,13 @@ def _paired(
         p=(as_far + 1) / (rounds + 1),
         p_bootstrap=min(2 * (beyond_zero + 1) / (rounds + 1), 1.0),
     )
+
+
+def _paired(
+    a: Evaluation, b: Evaluation, rows_a: pl.DataFrame, rows_b: pl.DataFrame, metric: str, rounds: int, seed: int
+) -> Comparison:
+    values_a, values_b = rows_a[metric].to_numpy(), rows_b[metric].to_numpy()
+    return compare_values(values_a, values_b, metric=metric, names=(a.name, b.name), rounds=rounds, seed=seed)
 
 
 def _check_same(a: Evaluation, b: Evaluation, metric: str) -> None:

@@ -1,0 +1,130 @@
+"""How far a study is: one bar for all fits, one line below it for what the current fit is doing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from graphllmrec.journal import RunJournal
+
+Kind = tuple[str, str]  # data set, model: fits of the same kind take about as long
+
+
+class Display:
+    """Bars on a terminal, a line per fit elsewhere (both on stderr).
+
+    `left` holds the kind of every fit that is still to be made, in order, and is shortened as they end; the time left
+    is estimated from the fits made so far: of the same kind, else of the same model, else of any.
+    """
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, quiet=quiet)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[values]}", style="dim"),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
+            redirect_stdout=False,  # stdout carries results only
+        )
+        self._all = self._progress.add_task("study", values="")
+        self._stage = self._progress.add_task("", visible=False, values="")
+        self._times: dict[Kind, list[float]] = {}
+        self._left: list[Kind] = []
+        self._number, self._began = 0, 0.0
+
+    def __enter__(self) -> Display:
+        """Start drawing."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop drawing."""
+        self._progress.stop()
+
+    def plan(self, kinds: Sequence[Kind], known: dict[Kind, list[float]], done: int) -> None:
+        """What is to be done, how long such fits took before, and how many are done already."""
+        self._left, self._times, self._number = list(kinds), known, done
+        self._progress.update(self._all, total=done + len(kinds), completed=done)
+
+    def begin(self, what: str) -> None:
+        """A fit begins."""
+        self._began = time.monotonic()
+        self._progress.update(self._all, description=what, values=self._estimate())
+
+    def end(self, what: str, kind: Kind, *, failed: bool = False) -> None:
+        """The fit is over; `what` came out."""
+        seconds = time.monotonic() - self._began
+        self._times.setdefault(kind, []).append(seconds)
+        self._left.remove(kind)
+        self._number += 1
+        self._progress.update(self._all, advance=1, values=self._estimate())
+        self._progress.update(self._stage, visible=False)
+        total = self._number + len(self._left)
+        self.say(f"[{self._number}/{total}] {what}, {_duration(seconds)}{self._left_text()}", "red" if failed else "")
+
+    def say(self, message: str, style: str = "") -> None:
+        """One line for the person, above the bars."""
+        self.console.print(Text(message, style=style), soft_wrap=True)
+
+    def stage(self, name: str, total: int | None) -> None:
+        """The current fit begins a stage."""
+        self._progress.reset(self._stage, total=total, description=f"  {name}", visible=True, values="")
+
+    def advance(self, steps: int) -> None:
+        """The current stage went on."""
+        self._progress.update(self._stage, advance=steps)
+
+    def _estimate(self) -> str:
+        seconds = remaining(self._left, self._times)
+        return "" if seconds is None else f"about {_duration(seconds)} left"
+
+    def _left_text(self) -> str:
+        return f" ({estimate})" if self._left and (estimate := self._estimate()) else ""
+
+
+class FitJournal(RunJournal):
+    """The journal of one fit of a study: logs into its run folder, and shows its stages on the study's display."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__(quiet=True)
+        self._display = display
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """A new stage begins."""
+        super().stage(name, total)
+        self._display.stage(name, total)
+
+    def advance(self, steps: int = 1, **values: float | str) -> None:
+        """`steps` done."""
+        super().advance(steps, **values)
+        self._display.advance(steps)
+
+
+def remaining(left: Sequence[Kind], times: dict[Kind, list[float]]) -> float | None:
+    """Seconds that the fits `left` will take, from the `times` of others; None before anything is known."""
+    if not times:
+        return None
+    everything = [seconds for each in times.values() for seconds in each]
+    total = 0.0
+    for kind in left:
+        model = [seconds for (_, name), each in times.items() if name == kind[1] for seconds in each]
+        known = times.get(kind) or model or everything
+        total += sum(known) / len(known)
+    return total
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,186 @@
+"""The outcome of a study as one self-contained HTML page, in the manner of evaluate/report.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from importlib.metadata import version
+from importlib.resources import files
+
+from graphllmrec.evaluate.console import p_text
+from graphllmrec.evaluate.evaluation import protocol_line
+from graphllmrec.study.drawing import bars, colours_of, forest, verdict_colour
+from graphllmrec.study.words import (
+    Json,
+    about,
+    compared,
+    failures,
+    interval,
+    percent,
+    seeds_text,
+    settings_text,
+    spread,
+    trials_text,
+    verdict,
+)
+
+_DOCUMENT = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+{css}figure svg text {{ font-family: inherit; }}
+</style>
+</head>
+<body><main>
+{body}
+</main></body>
+</html>
+"""
+
+
+def page_of(outcome: Json) -> str:
+    """The whole page."""
+    title = outcome["title"] or "Study"
+    body = [f"<h1>{escape(title)}</h1>", f"<p class='protocol'>{escape(about(outcome))}</p>"]
+    body += [f"<p>{escape(part)}</p>" for part in outcome["notes"].strip().split("\n\n") if part.strip()]
+    body += [f"<p class='verdict'>{escape(verdict(outcome, name))}</p>" for name in outcome["data"]]
+    body += [section for name in outcome["data"] for section in _data(outcome, name)]
+    body += [*_settings(outcome), *_failures(outcome)]
+    body.append(f"<footer class='note'>Made by graphllmrec {version('graphllmrec')}; all figures: study.json.</footer>")
+    css = files("graphllmrec.evaluate").joinpath("page.css").read_text(encoding="utf-8")
+    return _DOCUMENT.format(title=escape(title), css=css, body="\n".join(body))
+
+
+def _data(outcome: Json, data: str) -> Iterator[str]:
+    entries = [entry for entry in outcome["entries"] if entry["data"] == data]
+    protocol = outcome["data"][data]["protocol"]
+    yield f"<h2>{escape(data)}</h2>"
+    yield _overall(outcome, data, entries)
+    yield f"<p class='note'>{escape(protocol_line(protocol)) if protocol else 'No results.'}</p>"
+    rows = [row for row in outcome["comparisons"] if row["data"] == data and row["metric"] == outcome["metric"]]
+    done = [entry for entry in entries if "strata" in entry]
+    plain = [entry for entry in done if entry["control"] == "none"]
+    figures = []
+    if rows:
+        caption = (
+            "Relative difference of the first model to the second, 95 % interval; green or red where p < .05 (Holm)."
+        )
+        figures.append(_figure("Who is better", forest(rows, f"differences in {outcome['metric']} on {data}"), caption))
+    if plain:
+        drawn = bars(plain, outcome["metric"], outcome["baseline"], f"{outcome['metric']} by item degree on {data}")
+        key = _legend([entry["label"] for entry in plain], outcome["baseline"])
+        caption = f"{outcome['metric']} by training clicks of the target item; lines: 95 % intervals over users."
+        figures.append(_figure("Who is good where", key + drawn, caption))
+    yield f"<div class='figures'>{''.join(figures)}</div>"
+    if done:
+        yield _strata(outcome, done)
+    yield from _comparisons(outcome, data)
+
+
+def _overall(outcome: Json, data: str, entries: Sequence[Json]) -> str:
+    metrics, baseline = outcome["metrics"], outcome["baseline"]
+    best = {metric: max((e["test"][metric]["mean"] for e in entries if "test" in e), default=0.0) for metric in metrics}
+    head = ["model", metrics[0], "95 % interval", "± seeds", *metrics[1:], "validation"]
+    head += [f"vs {baseline}"] if baseline else []
+    rows = []
+    for entry in entries:
+        if "test" not in entry:
+            rows.append([escape(entry["label"]), "<span class='bad'>failed</span>", *[""] * (len(head) - 1)])
+            continue
+        values = [_number(entry["test"][metric]["mean"], best[metric]) for metric in metrics]
+        low, high = entry["test"][metrics[0]]["ci"]
+        row = [escape(entry["label"] + seeds_text(entry)), values[0], f"<span class='ci'>{low:.4f}–{high:.4f}</span>"]
+        row += [f"<span class='ci'>{spread(entry['test'][metrics[0]]['std'])}</span>", *values[1:]]
+        row.append(f"{entry['valid'][metrics[0]]:.4f}")
+        row += [_versus(compared(outcome, data, entry["label"], baseline, metrics[0]))] if baseline else []
+        rows.append([*row, f"{entry['fit_seconds']:,.1f}"])
+    return _table([*head, "fit, s"], rows)
+
+
+def _strata(outcome: Json, entries: Sequence[Json]) -> str:
+    metric, names = outcome["metric"], list(entries[0]["strata"]["item_degree"])
+    lines = {entry["label"]: entry["strata"]["item_degree"] for entry in entries}
+    best = {name: max(line[name][metric]["mean"] for line in lines.values()) for name in names}
+    rows = [["users", *(f"{entries[0]['strata']['item_degree'][name]['users']:,}" for name in names)]]
+    for label, line in lines.items():
+        rows.append([escape(label), *(_number(line[name][metric]["mean"], best[name]) for name in names)])
+    table = _table([f"{metric} by item clicks", *names], rows)
+    return f"<h3>Strata</h3>\n{table}"
+
+
+def _comparisons(outcome: Json, data: str) -> Iterator[str]:
+    rows = []
+    for row in outcome["comparisons"]:
+        if row["data"] == data:
+            strata = row["strata"].get("item_degree", {})
+            by_degree = "; ".join(
+                f"{name}: {percent(s['relative'])} {p_text(s['p_holm'])}" for name, s in strata.items()
+            )
+            names, difference = escape(f"{row['a']} vs {row['b']}"), f"{row['difference']:+.4f}".replace("-", "−")
+            small = [f"<span class='ci'>{escape(words)}</span>" for words in (interval(row), by_degree)]
+            rows.append([names, row["metric"], difference, _versus(row), *small])
+    for row in outcome["missing"]:
+        if row["data"] == data:
+            rows.append([escape(f"{row['a']} vs {row['b']}"), "", "<span class='bad'>missing</span>", "", "", ""])
+    if rows:
+        yield "<h3>Comparisons</h3>"
+        yield _table(["", "metric", "difference", "relative", "95 % interval", "by item clicks"], rows)
+
+
+def _settings(outcome: Json) -> Iterator[str]:
+    rows = [
+        [
+            escape(f"{e['data']} · {e['label']}"),
+            escape(settings_text(e["settings"])),
+            trials_text(e),
+            f"{e['tune_seconds']:,.0f}",
+        ]
+        for e in outcome["entries"]
+        if e["trials"]
+    ]
+    if rows:
+        yield "<h2>Settings</h2>"
+        yield _table(["", "chosen on validation", "trials", "search, s"], rows)
+
+
+def _failures(outcome: Json) -> Iterator[str]:
+    found = failures(outcome)
+    if found:
+        items = "".join(f"<li><strong>{escape(name)}</strong>: {escape(error)}</li>" for name, error in found)
+        yield f"<h2>Failed</h2>\n<ul>{items}</ul>\n<p class='note'>The same command tries them again.</p>"
+
+
+def _figure(title: str, drawing: str, caption: str) -> str:
+    return f"<figure><h3>{escape(title)}</h3>\n{drawing}<figcaption>{escape(caption)}</figcaption></figure>\n"
+
+
+def _legend(labels: Sequence[str], baseline: str | None) -> str:
+    keys = [
+        f"<span style='white-space:nowrap;margin-right:14px'><span class='key' style='background:{colour}'></span>"
+        f"{escape(label)}</span>"
+        for label, colour in colours_of(labels, baseline).items()
+    ]
+    return f"<p class='note'>{' '.join(keys)}</p>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table from header texts (escaped here) and cells (HTML)."""
+    lines = ["<div class='scroll'><table>", "<thead><tr>", *(f"<th>{escape(name)}</th>" for name in head)]
+    lines.append("</tr></thead><tbody>")
+    lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
+    return "\n".join([*lines, "</tbody></table></div>"])
+
+
+def _versus(row: Json | None) -> str:
+    if row is None:
+        return ""
+    words = f"{percent(row['relative'])}</span> <span class='ci'>{escape(p_text(row['p_holm']))}</span>"
+    return f"<span style='color:{verdict_colour(row)}'>{words}"
+
+
+def _number(value: float, best: float) -> str:
+    return f"<b>{value:.4f}</b>" if value == best else f"{value:.4f}"
