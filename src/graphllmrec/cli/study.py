@@ -91,7 +91,7 @@ def _say_plan(plan: Plan, *, as_json: bool) -> None:
                     "changed": changed, "plan": listed})  # fmt: skip
         return
     for source in plan.sources:
-        for case in plan.study.cases:
+        for case in plan.cases:
             cells = plan.cells_of(source, case)
             done, size = trials.get(cells[0].search.folder, (0, 0))
             search = f"{done} of {size} trials, " if size else ""

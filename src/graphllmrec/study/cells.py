@@ -152,10 +152,15 @@ class Plan:
     sources: tuple[Source, ...]
 
     @cached_property
+    def cases(self) -> tuple[Case, ...]:
+        """Every model under every control."""
+        return self.study.cases
+
+    @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Every cell."""
         return tuple(
-            cell for source in self.sources for case in self.study.cases for cell in self.cells_of(source, case)
+            cell for source in self.sources for case in self.cases for cell in self.cells_of(source, case)
         )
 
     @cached_property

@@ -72,7 +72,7 @@ class Entry:
 def outcome_of(plan: Plan) -> dict[str, Any]:
     """Everything that is in study.json. Only keys named "seconds", "fit_seconds" and "tune_seconds" tell the time."""
     study = plan.study
-    entries = [_entry(plan, source, case) for source in plan.sources for case in study.cases]
+    entries = [_entry(plan, source, case) for source in plan.sources for case in plan.cases]
     comparisons = list(_comparisons(plan, entries))
     failed = [cell for cell in plan.cells if cell.state() != "done"]
     return {

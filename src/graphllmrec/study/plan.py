@@ -10,8 +10,8 @@
     trials = 20                  # settings tried per model, data set and control: the same number for all
     [[models]]
     recipe = "hybrid"            # a packaged recipe, or a file (beside STUDY.toml, or from the current folder)
-    set = { "model.gate.hidden" = 32 }
-    tune = { "model.l2" = [10.0, 50.0], "model.rate" = { low = 1e-4, high = 1e-1, log = true } }
+    set = { "text.max_tokens" = 64 }
+    tune = { "model.gate.learning_rate" = { low = 1e-4, high = 1e-2, log = true } }
 
 A *case* is a model under a control; a *cell* is a case with a data set and a seed, and is one fit.
 """
@@ -23,7 +23,6 @@ import itertools
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -160,7 +159,7 @@ class Study(Config):
         """The headline metric first, each once."""
         return tuple(dict.fromkeys([self.metric, *self.metrics]))
 
-    @cached_property
+    @property
     def cases(self) -> tuple[Case, ...]:
         """Every model under every control; models that read no text only without one."""
         found = []
@@ -240,7 +239,8 @@ def load_study(source: str | Path | Mapping[str, Any] | Study) -> Study:
     try:
         study = Study.model_validate(values)
     except ValidationError as error:
-        problems += [_problem(entry) for entry in error.errors()]
+        # A list of which no entry is valid is reported as too short as well, though it is not.
+        problems += [_problem(e) for e in error.errors() if e["type"] != "too_short" or not e["input"]]
     problems += _model_problems(values, study)
     if study is not None and not problems:
         problems += _cross_problems(study)

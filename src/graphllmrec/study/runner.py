@@ -105,7 +105,7 @@ def _run(plan: Plan, display: Display) -> None:
         cells = [cell for cell in plan.cells if cell.source == source and cell.state() != "done"]
         if not cells:
             continue
-        dataset = _read(source.path, plan.study.cases[0].recipe(0))
+        dataset = _read(source.path, plan.cases[0].recipe(0))
         if run.fingerprint(dataset) != source.fingerprint:
             raise CheckpointError(f"{source.path} changed while the study was running")
         for note in dataset.notes:

@@ -67,22 +67,27 @@ def next_settings(
 ) -> dict[str, Any] | None:
     """Settings of the next trial, None when the search is over. `usual`: the recipe's own values of these settings.
 
-    With a large space, a combination that was tried already comes up again only when ATTEMPTS draws find no other.
+    What was tried already does not come up again: after ATTEMPTS proposals of it, the next combination is taken.
     """
     if len(done) >= budget(space, trials):
         return None
     tried = [trial.settings for trial in done]
     if not needs_optuna(space, trials):
-        lists = [values for values in space.values() if not isinstance(values, Range)]
-        whole = (dict(zip(space, values, strict=True)) for values in itertools.product(*lists))
-        return next((settings for settings in whole if settings not in tried), None)
+        return _untried(space, tried)
     if not done and all(_holds(values, usual.get(key)) for key, values in space.items()):
         return {key: usual[key] for key in space}
     for attempt in range(ATTEMPTS):
         settings = _proposed(space, done, stream_seed(seed, "tune", len(done), attempt))
         if settings not in tried:
-            break
-    return settings
+            return settings
+    return settings if combinations(space) is None else _untried(space, tried)
+
+
+def _untried(space: Space, tried: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The first combination of a space of lists that was not tried."""
+    lists = [values for values in space.values() if not isinstance(values, Range)]
+    whole = (dict(zip(space, values, strict=True)) for values in itertools.product(*lists))
+    return next((settings for settings in whole if settings not in tried), None)
 
 
 def _holds(values: Range | tuple[Any, ...], value: Any) -> bool:
