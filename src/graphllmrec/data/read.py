@@ -63,6 +63,8 @@ def load_data(
         for part in (PARTS if ready else ("interactions",))
         if part in tables
     }
+    if "tags" in tables:
+        parts = {part: _tags_as_reviews(rows, tables["tags"], part) for part, rows in parts.items()}
     order = _common_order(folder, parts)
     catalogue, notes = read_items(tables["items"], tables.get("tags")) if "items" in tables else (None, [])
     dataset = _numbered(parts, catalogue, ready, order)
@@ -152,6 +154,40 @@ def _reviews(problems: Problems, path: Path, columns: dict[str, str], notes: lis
     written = len(review) - review.null_count()
     notes.append(f"{path.name}: {written:,} reviews read from {' and '.join(frame.columns)}")
     return review
+
+
+def _tags_as_reviews(rows: _Rows, path: Path, part: str) -> _Rows:
+    """The tags that a user gave an item as the review of that interaction, where the tags name users and none has one.
+
+    Tags without a rating of the same user are left to the item alone.
+    """
+    columns: dict[str, str] = {}
+
+    def pick(names: Sequence[str]) -> Sequence[str]:
+        columns.update(match_columns(names, ("item_id", "tag"), ("user_id",), path.name))
+        return list(columns.values())
+
+    table = read_table(path, pick)
+    problems = Problems(table)  # none are raised: a tag that lacks something is nobody's
+    tags = check_text(problems, columns["tag"])
+    if rows.review is not None or "user_id" not in columns or tags is None:
+        return rows
+    users, items = check_ids(problems, columns["user_id"]), check_ids(problems, columns["item_id"])
+    known = (users.code >= 0) & (items.code >= 0)
+    given = pl.DataFrame({
+        "user": place_in(rows.users.ids, users.ids)[users.code[known]],
+        "item": place_in(rows.items.ids, items.ids)[items.code[known]],
+        "review": tags.filter(pl.Series(known)),
+    })  # fmt: skip
+    given = given.filter((pl.col("user") >= 0) & (pl.col("item") >= 0)).drop_nulls().unique(maintain_order=True)
+    joined = given.group_by("user", "item", maintain_order=True).agg(pl.col("review").str.join(", "))
+    pairs = pl.DataFrame({"user": rows.users.code, "item": rows.items.code})
+    review = pairs.join(joined, on=["user", "item"], how="left", maintain_order="left")["review"]
+    written = len(review) - review.null_count()
+    if not written:
+        return rows
+    note = f"{path.name}: tags serve as reviews of {written:,} rows of {part}"
+    return replace(rows, review=review, notes=[*rows.notes, note])
 
 
 def _refuse_sessions(names: Sequence[str], file: str) -> None:

@@ -15,13 +15,15 @@ item2vec (Barkan & Koenigstein 2016, arXiv:1603.04259) is skip-gram with negativ
 factorises a shifted matrix of pointwise mutual information (Levy & Goldberg 2014, "Neural Word Embedding as Implicit
 Matrix Factorization"), which needs no training: with C_ij the number of times that j stands near i in a history,
 
-    M_ij = max( log( C_ij / (r_i P_j) ) - log k, 0 ),   r_i = Σ_j C_ij,   P_j = r_j^α / Σ_l r_l^α,   C_ij > 0
+    M_ij = log( 1 + C_ij / (k r_i P_j) ),   r_i = Σ_j C_ij,   P_j = r_j^α / Σ_l r_l^α
     M ≈ U diag(S) Vᵀ,   e_i = U_i diag(S)^½ / |U_i diag(S)^½|
 
 k: negatives per pair, α = .75: the distribution that word2vec draws them from. Where clicks have an order, "near" is a
 window in which the weight falls linearly with distance (what word2vec's random window size amounts to); else the whole
 history counts alike, as in the paper, up to a window of 50 places in a random order of the history, which bounds the
-work for long ones. Differences from the paper: the factorisation, and the window.
+work for long ones. Differences from the papers: the factorisation, the window, and log(1 + x) in the place of their
+max(log x, 0), which is nearly the same for strong pairs but leaves no clicked item without a single entry, as a small
+catalogue's popular items are otherwise.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ from graphllmrec.text.encoder import Control, TextConfig
 DIM = 384  # of vectors that no encoder made: that of the default encoder
 WINDOW = 5  # places to either side, as in word2vec
 WIDE_WINDOW = 50  # where clicks have no order
-NEGATIVES = 5  # k: as in word2vec; on validation 1 was worse, at every window
+NEGATIVES = 20  # k: the most that word2vec recommends; for small data
 SMOOTHING = 0.75  # α
 
 
@@ -141,7 +143,7 @@ def item2vec(histories: Histories, num_items: int, ordered: bool, seed: int) -> 
 
     Where the matrix has a lower rank than DIM, the last dimensions are zero.
     """
-    matrix = shifted_ppmi(cooccurrence(histories, num_items, ordered, seed))
+    matrix = shifted_pmi(cooccurrence(histories, num_items, ordered, seed))
     vectors = torch.zeros(num_items, DIM)
     if matrix.nnz:
         found = truncated_svd(sparse_tensor(matrix), sparse_tensor(sp.csr_array(matrix.T)), DIM, seed)
@@ -168,14 +170,13 @@ def cooccurrence(histories: Histories, num_items: int, ordered: bool, seed: int)
     return (total + total.T).tocsr()
 
 
-def shifted_ppmi(counts: sp.csr_array, negatives: int = NEGATIVES, smoothing: float = SMOOTHING) -> sp.csr_array:
-    """M (num_items, num_items) of the module's equation, zeros left out."""
+def shifted_pmi(counts: sp.csr_array, negatives: int = NEGATIVES, smoothing: float = SMOOTHING) -> sp.csr_array:
+    """M (num_items, num_items) of the module's equation, from C."""
     entries = counts.tocoo()
     row_sum = np.asarray(counts.sum(1), dtype=np.float64).ravel()
     context = row_sum**smoothing / max((row_sum**smoothing).sum(), np.finfo(np.float64).tiny)
-    value = np.log(entries.data / (row_sum[entries.row] * context[entries.col])) - np.log(negatives)
-    kept = value > 0
-    return sp.csr_array((value[kept], (entries.row[kept], entries.col[kept])), shape=counts.shape)
+    value = np.log1p(entries.data / (negatives * row_sum[entries.row] * context[entries.col]))
+    return sp.csr_array((value, (entries.row, entries.col)), shape=counts.shape)
 
 
 def _placed(vectors: Tensor, present: Tensor) -> TextVectors:
