@@ -21,6 +21,9 @@ MODELS: dict[str, str] = {
     "z-sum": "z_sum:ZSum",
     "lightgcn": "lightgcn:LightGCN",
     "graphsage": "graphsage:GraphSAGE",
+    "textgcn": "textgcn:TextGCN",
+    "alpharec": "alpharec:AlphaRec",
+    "alphafuse": "alphafuse:AlphaFuse",
     "hybrid": "hybrid:Hybrid",
 }
 
