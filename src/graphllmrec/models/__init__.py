@@ -25,6 +25,7 @@ MODELS: dict[str, str] = {
     "alpharec": "alpharec:AlphaRec",
     "alphafuse": "alphafuse:AlphaFuse",
     "hybrid": "hybrid:Hybrid",
+    "recmind": "recmind:RecMind",
 }
 
 

@@ -1,0 +1,503 @@
+"""RecMind against its equations in loops: training steps by finite differences, served vectors, new users and items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load, save
+
+from dense import Dense, cross_entropy, faded_mean, normalised, slope, softplus
+from graphllmrec.data.tables import Histories
+from graphllmrec.errors import Interrupted, TextError
+from graphllmrec.evaluate import evaluate_model
+from graphllmrec.models import build, recmind
+from graphllmrec.models.base import Queries, SilentJournal, Task, TextVectors, unit
+from graphllmrec.recipe import load_recipe
+from graphllmrec.rng import rng, torch_rng
+from graphllmrec.text.whiten import Whitening
+from graphllmrec.train.batches import NextClicks, UnclickedItems
+from graphllmrec.train.checkpoint import Checkpoints
+from graphllmrec.train.loop import Stage
+from tiny import CLICKS, DECAY, DIM, ITEMS, QUERY, SPLIT, TASK, TEXT, TRAIN, USERS
+from world import block_world
+
+SEED, WIDTH, AXES, LAYERS = 5, 4, 3, 2
+TEMPERATURE, CLOSE, LAMBDA = 0.8, 0.5, 0.7
+AT = (SEED, "recmind", 2, 1)
+ROWS = np.array([3, 0, 11, 7, 4, 7])
+SMALL = {
+    "dim": WIDTH, "dims": AXES, "num_layers": LAYERS, "decay": DECAY, "temperature": TEMPERATURE, "queue": 5,
+    "align": LAMBDA, "align_temperature": CLOSE, "hardness": 0.0, "dropout": 0.0, "cold_share": 0.0, "hidden": 0,
+}  # fmt: skip
+WORDS = unit(Whitening.fit(TEXT, AXES).apply(TEXT)).double().numpy()
+HAS_TEXT = TEXT.present.numpy()
+NORM = normalised(CLICKS)
+DEGREE = (CLICKS.sum(1), CLICKS.sum(0))
+SCALED = tuple(np.log1p(degree) / np.log1p(degree).max() for degree in DEGREE)
+EXAMPLES = NextClicks(SPLIT.train.histories(USERS), ordered=True, max_history=50)
+Weights = dict[str, Dense]
+Pair = tuple[Dense, Dense]
+
+
+def staged(monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any) -> tuple[Any, list[Stage], Weights]:
+    """A model served from random weights, its training stages, and those weights in float64."""
+    kept: list[Stage] = []
+
+    def instead_of_training(stage: Stage, _: Task) -> float:
+        if not kept:
+            random = rng(SEED, "weights")
+            for tensor in stage.module.parameters():
+                tensor.data = torch.from_numpy(np.asarray(random.normal(0, 0.6, tuple(tensor.shape)), dtype=np.float32))
+        kept.append(stage)
+        return 0.0
+
+    monkeypatch.setattr(recmind, "train", instead_of_training)
+    model = build("recmind", SMALL | settings)
+    model.fit(replace(task, seed=SEED))
+    weights = {name: value.detach().double().numpy().copy() for name, value in kept[0].module.named_parameters()}
+    return model, kept, weights
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def unit_of(vector: Dense) -> Dense:
+    length = math.sqrt(float(vector @ vector))
+    return vector / length if length else vector
+
+
+def projected(words: Dense, weights: Weights) -> Dense:
+    """W_proj x, behind the residual network where it has hidden units."""
+    inner, outer = weights["projection.inner"], weights["projection.outer"]
+    if len(inner):
+        raw = inner @ words
+        gelu = np.array([x * 0.5 * (1 + math.erf(x / math.sqrt(2))) for x in raw])
+        words = unit_of(words + outer @ gelu)
+    out: Dense = weights["projection.matrix"] @ words
+    return out
+
+
+def language(weights: Weights, user_words: dict[int, Dense] | None = None) -> Pair:
+    """z_L of users and items."""
+    items = np.zeros((ITEMS, WIDTH))
+    for item in range(ITEMS):
+        if HAS_TEXT[item]:
+            items[item] = projected(WORDS[item], weights)
+        else:
+            items[item] = weights["stand_in"] + weights["stand_in_turn"] @ weights["items"][item]
+    users = np.zeros((USERS, WIDTH))
+    for user in range(USERS):
+        own = (user_words or {}).get(user)
+        users[user] = np.mean([items[i] for i in TRAIN[user]], axis=0) if own is None else projected(own, weights)
+    return users, items
+
+
+def embedded(weights: Weights) -> Pair:
+    return weights.get("users", np.zeros((USERS, WIDTH))), weights["items"]
+
+
+def one_hop(users: Dense, items: Dense) -> Pair:
+    out = np.zeros_like(users), np.zeros_like(items)
+    for user in range(USERS):
+        for item in range(ITEMS):
+            out[0][user] += NORM[user, item] * items[item]
+            out[1][item] += NORM[user, item] * users[user]
+    return out
+
+
+def lightgcn(weights: Weights) -> Pair:
+    """z_G: the mean of the layers of the embeddings."""
+    layers = [embedded(weights)]
+    for _ in range(LAYERS):
+        layers.append(one_hop(*layers[-1]))
+    return np.mean([users for users, _ in layers], axis=0), np.mean([items for _, items in layers], axis=0)
+
+
+def gate(side: int, node: int, graph: Dense, text: Dense, weights: Weights) -> float:
+    name = ("user_gate", "item_gate")[side]
+    if not DEGREE[side][node]:
+        return 1.0
+    raw = float(weights[f"{name}.by_graph"] @ graph + weights[f"{name}.by_text"] @ text)
+    return sigmoid(raw + float(weights[f"{name}.by_degree"]) * SCALED[side][node] + float(weights[f"{name}.bias"]))
+
+
+def gated(graph: Pair, text: Pair, weights: Weights) -> tuple[Pair, list[Dense]]:
+    """(1 - γ) E + γ z_L of users and items, and γ of both."""
+    mixed, gates = [], []
+    for side in (0, 1):
+        own = [gate(side, node, graph[side][node], text[side][node], weights) for node in range(len(graph[side]))]
+        rows = zip(own, graph[side], text[side], strict=True)
+        mixed.append(np.array([(1 - g) * e + g * z for g, e, z in rows]))
+        gates.append(np.array(own))
+    return (mixed[0], mixed[1]), gates
+
+
+def fused(weights: Weights, text: Pair, fusion: str) -> tuple[Pair, Dense]:
+    """h of users and items, and the items' γ."""
+    if fusion == "text":
+        return text, np.ones(ITEMS)
+    if fusion == "graph":
+        return lightgcn(weights), np.zeros(ITEMS)
+    if fusion == "late":
+        mixed, gates = gated(lightgcn(weights), text, weights)
+        return mixed, gates[1]
+    layer, layers, seen = embedded(weights), [], []
+    for _ in range(LAYERS):
+        mixed, gates = gated(layer, text, weights)
+        layers.append(mixed)
+        seen.append(gates[1])
+        layer = one_hop(*mixed)
+    layers.append(layer)
+    h = np.mean([users for users, _ in layers], axis=0), np.mean([items for _, items in layers], axis=0)
+    return h, np.mean(seen, axis=0)
+
+
+def asked(query: Dense, weights: Weights, cosine: bool) -> Dense:
+    query = unit_of(query) if cosine else query
+    query = query @ weights["turn"] if "turn" in weights else query
+    return query / TEMPERATURE if cosine else query
+
+
+def scored(item: Dense, cosine: bool) -> Dense:
+    return unit_of(item) if cosine else item
+
+
+def prior(weights: Weights) -> Dense:
+    bias = weights.get("bias", np.zeros(ITEMS))
+    out: Dense = float(weights["popularity"]) * np.log1p(DEGREE[1]) + bias * (DEGREE[1] > 0)
+    return out
+
+
+def alignment(weights: Weights, users: list[int], items: list[int]) -> float:
+    """Symmetric InfoNCE of the batch's distinct users and items, nothing queued, halved for the two kinds."""
+    total = 0.0
+    for nodes, graph, text in zip((users, items), lightgcn(weights), language(weights), strict=True):
+        for first, second in ((graph, text), (text, graph)):
+            for place, node in enumerate(nodes):
+                scores = [float(unit_of(first[node]) @ unit_of(second[other])) / CLOSE for other in nodes]
+                total += cross_entropy(scores, place) / (2 * len(nodes))
+    return total / 2
+
+
+def assert_step(stage: Stage, weights: Weights, rows: np.ndarray, expected: Callable[[], float]) -> None:
+    """Loss and all gradients of a batch, against `expected` (which reads `weights`) and its slopes."""
+    loss = stage.loss(AT[2], AT[3], rows)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(expected(), abs=2e-6)
+    for name, parameter in stage.module.named_parameters():
+        if parameter.requires_grad and name in weights:
+            found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            np.testing.assert_allclose(found.numpy(), slope(expected, weights[name]), atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+@pytest.mark.parametrize("fusion", ["intra", "late", "text", "graph"])
+def test_a_step_of_histories(monkeypatch: pytest.MonkeyPatch, fusion: str, cosine: bool) -> None:
+    settings = {"fusion": fusion, "cosine": cosine, "item_bias": not cosine, "hidden": 3 if cosine else 0}
+    _, stages, weights = staged(monkeypatch, **settings, text_dropout=0.0)
+    users, items = np.unique(EXAMPLES.user[ROWS]).tolist(), np.unique(EXAMPLES.target[ROWS]).tolist()
+
+    def expected() -> float:
+        (_, h), _ = fused(weights, language(weights), fusion)
+        total = 0.0
+        for row in ROWS:
+            history = EXAMPLES.histories(np.array([row])).items.tolist()
+            query = asked(faded_mean(history, h, DECAY), weights, cosine)
+            scores = [float(query @ scored(h[i], cosine)) + prior(weights)[i] for i in range(ITEMS)]
+            total += cross_entropy(scores, int(EXAMPLES.target[row])) / len(ROWS)
+        return total + (LAMBDA * alignment(weights, users, items) if fusion in ("intra", "late") else 0.0)
+
+    assert [stage.name for stage in stages] == (["recmind-align"] if fusion in ("intra", "late") else []) + ["recmind"]
+    assert_step(stages[-1], weights, ROWS, expected)
+
+
+@pytest.mark.parametrize("fusion", ["intra", "late"])
+def test_a_step_of_the_warm_up(monkeypatch: pytest.MonkeyPatch, fusion: str) -> None:
+    _, stages, weights = staged(monkeypatch, fusion=fusion, query="user", loss="bpr")
+    users, items = np.unique(SPLIT.train.user[ROWS]).tolist(), np.unique(SPLIT.train.item[ROWS]).tolist()
+    assert stages[0].validate is None
+    assert_step(stages[0], weights, ROWS, lambda: alignment(weights, users, items))
+
+
+@pytest.mark.parametrize("fusion", ["intra", "late"])
+def test_a_step_as_published(monkeypatch: pytest.MonkeyPatch, fusion: str) -> None:
+    _, stages, weights = staged(monkeypatch, fusion=fusion, query="user", loss="bpr", cosine=False)
+    user, liked = SPLIT.train.user[ROWS], SPLIT.train.item[ROWS]
+    other = UnclickedItems(SPLIT.train.histories(USERS), ITEMS).draw(user, *AT)
+
+    def expected() -> float:
+        (users, items), _ = fused(weights, language(weights), fusion)
+        own = users @ items.T + prior(weights)
+        losses = [softplus(own[u, j] - own[u, i]) for u, i, j in zip(user, liked, other, strict=True)]
+        return float(np.mean(losses)) + LAMBDA * alignment(weights, sorted(set(user)), sorted(set(liked)))
+
+    assert_step(stages[-1], weights, ROWS, expected)
+
+
+def test_a_step_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, stages, weights = staged(monkeypatch, query="user", loss="softmax", align=0.0)
+    rows = np.array([1, 4, 0])
+
+    def expected() -> float:
+        (users, items), _ = fused(weights, language(weights), "intra")
+        losses = []
+        for user in rows:
+            query = asked(users[user], weights, cosine=True)
+            scores = [float(query @ unit_of(items[i])) + prior(weights)[i] for i in range(ITEMS)]
+            losses += [cross_entropy(scores, int(item)) for item in TRAIN[user]]
+        return float(np.mean(losses))
+
+    assert_step(stages[-1], weights, rows, expected)
+
+
+def test_items_that_play_cold_are_their_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, stages, weights = staged(monkeypatch, cold_share=0.5, align=0.0)
+    cold = (torch.rand(ITEMS, 1, generator=torch_rng(SEED, "recmind/cold", 2, 1)) < 0.5).numpy()
+    assert 0 < cold.sum() < ITEMS
+
+    def expected() -> float:
+        text = language(weights)
+        (_, h), _ = fused(weights, text, "intra")
+        h = np.where(cold, text[1] * LAYERS / (LAYERS + 1), h)
+        total = 0.0
+        for row in ROWS:
+            history = EXAMPLES.histories(np.array([row])).items.tolist()
+            query = asked(faded_mean(history, h, DECAY), weights, cosine=True)
+            scores = [float(query @ unit_of(h[i])) + prior(weights)[i] for i in range(ITEMS)]
+            total += cross_entropy(scores, int(EXAMPLES.target[row])) / len(ROWS)
+        return total
+
+    assert_step(stages[-1], weights, ROWS, expected)
+
+
+# serving
+
+
+@pytest.mark.parametrize("fusion", ["intra", "late", "text", "graph"])
+def test_histories_get_the_scores_of_the_equation(monkeypatch: pytest.MonkeyPatch, fusion: str) -> None:
+    model, _, weights = staged(monkeypatch, fusion=fusion)
+    text = language(weights)
+    (_, h), gates = fused(weights, text, fusion)
+    views = {"fused": h, "text": text[1], "graph": lightgcn(weights)[1]}
+    queries = Queries.anonymous(Histories.from_lists(QUERY))
+    for view, vectors in views.items():
+        expected = [
+            [float(asked(faded_mean(list(q), vectors, DECAY), weights, True) @ unit_of(v)) for v in vectors]
+            for q in QUERY
+        ]
+        found = model.scores(queries) if view == "fused" else model.branch_scores(queries, view)
+        np.testing.assert_allclose(found.numpy(), np.array(expected) + prior(weights), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(model.gate_values()[0].numpy(), gates, atol=1e-6)
+    with pytest.raises(ValueError, match="unknown branch 'words'"):
+        model.branch_scores(queries, "words")
+
+
+@pytest.mark.parametrize("fusion", ["intra", "late", "text", "graph"])
+def test_users_of_training_get_the_scores_of_training(monkeypatch: pytest.MonkeyPatch, fusion: str) -> None:
+    """Their vector is made from their history when they ask; with the history of training it is that of training."""
+    model, _, weights = staged(monkeypatch, fusion=fusion, query="user", loss="bpr", cosine=False)
+    text = language(weights)
+    everybody = Queries.of(SPLIT.train.histories(USERS), np.arange(USERS))
+    for view, pair in {"": fused(weights, text, fusion)[0], "text": text, "graph": lightgcn(weights)}.items():
+        found = model.branch_scores(everybody, view) if view else model.scores(everybody)
+        np.testing.assert_allclose(found.numpy(), pair[0] @ pair[1].T + prior(weights), rtol=1e-5, atol=5e-6)
+
+
+def test_somebody_new_is_a_user_whose_embedding_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, stages, weights = staged(monkeypatch, query="user", loss="bpr", cosine=False)
+    net = stages[-1].module
+    net.users.data[4] = 0  # type: ignore[union-attr]
+    weights["users"][4] = 0
+    model._take_over(net)
+    expected = fused(weights, language(weights), "intra")[0]
+    stranger = Queries.anonymous(Histories.from_lists([TRAIN[4]]))
+    found = model.scores(stranger)[0].numpy()
+    np.testing.assert_allclose(found, expected[1] @ expected[0][4] + prior(weights), rtol=1e-5, atol=5e-6)
+
+
+def test_a_later_click_moves_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, _ = staged(monkeypatch, query="user", loss="bpr")
+    now, then = (Queries.of(SPLIT.known(part), np.arange(USERS)) for part in ("test", "valid"))  # type: ignore[arg-type]
+    assert not torch.allclose(model.scores(now), model.scores(then), atol=1e-3)
+
+
+def test_what_users_wrote_stands_in_for_the_mean_of_their_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = torch.from_numpy(rng(SEED, "reviews").normal(size=(USERS, DIM)).astype(np.float32))
+    present = torch.arange(USERS) % 3 == 0
+    reviews = TextVectors(vectors * present[:, None], present)
+    task = replace(TASK, user_text=reviews)
+    model, _, weights = staged(monkeypatch, task, query="user", loss="bpr", cosine=False)
+    words = unit(Whitening.fit(TEXT, AXES).apply(reviews)).double().numpy()
+    text = language(weights, {user: words[user] for user in range(0, USERS, 3)})
+    expected = fused(weights, text, "intra")[0]
+    everybody = Queries.of(SPLIT.train.histories(USERS), np.arange(USERS))
+    found = model.scores(everybody).numpy()
+    np.testing.assert_allclose(found, expected[0] @ expected[1].T + prior(weights), rtol=1e-5, atol=5e-6)
+    with pytest.raises(TextError, match="13 text vectors for 14 users"):
+        build("recmind", SMALL).fit(replace(task, user_text=TextVectors(vectors[1:], present[1:])))
+
+
+@pytest.mark.parametrize("fusion", ["intra", "late", "text", "graph"])
+def test_new_items_are_their_words(monkeypatch: pytest.MonkeyPatch, fusion: str) -> None:
+    model, _, weights = staged(monkeypatch, fusion=fusion, query="user", loss="bpr", cosine=False)
+    before = model.scores(Queries.anonymous(Histories.from_lists(QUERY)))
+    model.add_items(TextVectors(TEXT.vectors[:2], torch.tensor([True, False])))
+    share = {"intra": LAYERS / (LAYERS + 1), "graph": 0.0}.get(fusion, 1.0)
+    expected = [share * projected(WORDS[0], weights), share * weights["stand_in"]]
+    np.testing.assert_allclose(model.item_vectors()[-2:, :-1].numpy(), expected, atol=1e-6)
+    after = model.scores(Queries.anonymous(Histories.from_lists(QUERY)))
+    assert torch.equal(after[:, :ITEMS], before)
+    assert model.gate_values()[0][-2:].tolist() == ([0.0, 0.0] if fusion == "graph" else [1.0, 1.0])
+    assert torch.isfinite(model.scores(Queries.anonymous(Histories.from_lists([[ITEMS, 1], [ITEMS + 1]])))).all()
+
+
+@pytest.mark.parametrize("fusion", ["intra", "late", "text", "graph"])
+@pytest.mark.parametrize("query", ["user", "history"])
+def test_shares_of_an_explanation_add_up_to_the_score(monkeypatch: pytest.MonkeyPatch, fusion: str, query: str) -> None:
+    model, _, _ = staged(monkeypatch, fusion=fusion, query=query)
+    asking = Queries.of(SPLIT.train.histories(USERS), np.array([3]))
+    for item in range(ITEMS):
+        found = model.explain(asking, item)
+        assert found.score == pytest.approx(float(model.scores(asking)[0, item]), abs=1e-5)
+        assert sum(found.shares.values()) == pytest.approx(found.score, abs=1e-6)
+        assert found.gate == pytest.approx(float(model.gate_values()[0][item]))
+        if fusion == "graph":
+            assert found.shares["text"] == pytest.approx(0, abs=1e-6)
+        if fusion == "text" or found.gate == 1.0:
+            assert found.shares["clicks"] == pytest.approx(0, abs=1e-6)
+
+
+# training
+
+
+def test_at_the_start_fewer_clicks_mean_more_language() -> None:
+    model = build("recmind", SMALL | {"epochs": 0, "warmup_epochs": 0})
+    model.fit(TASK)
+    gates, degree = model.gate_values()[0].numpy(), DEGREE[1]
+    order = np.argsort(degree, kind="stable")
+    assert (np.diff(gates[order]) <= 1e-6).all()
+    assert gates[order][0] > gates[order][-1]
+    assert set(gates[degree == 0]) <= {1.0}
+
+
+def test_ablations_are_settings() -> None:
+    kind = recmind.RecMindConfig
+    assert kind().aligned
+    assert not kind(align=0.0).aligned
+    assert not kind(fusion="text").aligned
+    with pytest.raises(ValidationError, match="needs num_layers of at least 1"):
+        kind(num_layers=0)
+    with pytest.raises(ValidationError, match='needs query = "user"'):
+        kind(loss="slk", query="history")
+
+
+@pytest.mark.parametrize("name", ["recmind", "recmind-lora"])
+def test_recipes(name: str) -> None:
+    recipe = load_recipe(name)
+    config = recipe.model.config
+    assert isinstance(config, recmind.RecMindConfig)
+    assert config.query == "history"
+    assert bool(config.lora.epochs) == (name == "recmind-lora")
+    unordered = recipe.for_data(ordered=False).model.config
+    assert isinstance(unordered, recmind.RecMindConfig)
+    assert unordered.query == "user"
+
+
+@pytest.mark.parametrize("loss", ["bpr", "softmax", "slk"])
+def test_users_who_ask_learn_their_block(loss: str) -> None:
+    world = block_world()
+    model = build("recmind", {"query": "user", "loss": loss, "batch_size": 32, "epochs": 8, "dim": 16, "queue": 32})
+    model.fit(world.task())
+    everybody = Queries.of(world.split.known("test"), np.arange(world.split.num_users))
+    scores = model.scores(everybody)
+    known = everybody.histories
+    scores[torch.from_numpy(known.row_of_entry), torch.from_numpy(known.items)] = -torch.inf
+    assert (world.item_block[scores.argmax(1).numpy()] == world.user_block).mean() > 0.9
+    new = model.scores(Queries.anonymous(Histories.from_lists([[12, 13, 14]])))[0]
+    new[[12, 13, 14]] = -torch.inf
+    assert world.item_block[int(new.argmax())] == 1
+
+
+@pytest.mark.parametrize("query", ["history", "user"])
+def test_cold_items_are_found_by_their_words(query: str) -> None:
+    world = block_world()
+    model = build("recmind", {"query": query, "batch_size": 64, "epochs": 5, "dim": 16})
+    model.fit(world.task())
+    cold = evaluate_model(model, world.cold_split()).overall["recall@10"]
+    alone = build("recmind", {"query": query, "batch_size": 64, "epochs": 5, "dim": 16, "fusion": "graph"})
+    alone.fit(world.task())
+    assert cold > 0.95 > evaluate_model(alone, world.cold_split()).overall["recall@10"]
+
+
+def test_the_warm_up_brings_the_views_together() -> None:
+    world = block_world()
+    likeness = []
+    for epochs in (0, 20):
+        model = build("recmind", {"epochs": 0, "warmup_epochs": epochs, "batch_size": 64, "dim": 8, "dims": 8})
+        model.fit(replace(world.task(), split=replace(world.split, valid=world.split.valid.where(np.zeros(120) > 0))))
+        warm = np.setdiff1d(np.arange(world.split.num_items), [*world.cold, 0])
+        graph, text = (unit(model.tables[view])[warm] for view in ("graph", "text"))
+        scores = graph @ text.T
+        likeness.append(float((scores.diag()[:, None] >= scores).float().mean()))  # rank of the own words among all
+    assert likeness[1] > likeness[0] + 0.2
+
+
+class _Stops(SilentJournal):
+    """Asks the process to stop after some steps, as Ctrl-C does."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def advance(self, steps: int = 1, **values: float | str) -> None:
+        import os
+        import signal
+
+        self.left -= steps
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("after", [3, 14])  # in the warm-up, in the joint phase
+def test_stopped_and_resumed_is_never_stopped(tmp_path: Path, after: int) -> None:
+    """The queue is training state: what it holds must come back with the checkpoint."""
+    world = block_world()
+    settings = {"warmup_epochs": 1, "epochs": 2, "batch_size": 64, "dim": 8, "queue": 100}
+    whole = build("recmind", settings)
+    whole.fit(world.task())
+    stopped = build("recmind", settings)
+    task = replace(world.task(), checkpoints=Checkpoints(tmp_path))
+    with pytest.raises(Interrupted):
+        stopped.fit(replace(task, journal=_Stops(after)))
+    resumed = build("recmind", settings)
+    resumed.fit(task)
+    assert save(resumed.state()) == save(whole.state())
+
+
+def test_without_text_there_is_an_error_that_says_what_to_do() -> None:
+    for text in (None, TextVectors(torch.zeros(ITEMS, DIM), torch.zeros(ITEMS, dtype=torch.bool))):
+        with pytest.raises(TextError, match="use lightgcn-fast"):
+            build("recmind", SMALL).fit(replace(TASK, text=text))
+    with pytest.raises(TextError, match="8 text vectors for 9 items"):
+        build("recmind", SMALL).fit(replace(TASK, text=TextVectors(TEXT.vectors[1:], TEXT.present[1:])))
+
+
+@pytest.mark.parametrize("query", ["history", "user"])
+def test_state_holds_all_that_is_served(query: str) -> None:
+    model = build("recmind", SMALL | {"query": query, "epochs": 1})
+    model.fit(TASK)
+    other = build("recmind", SMALL | {"query": query})
+    other.restore(load(save(model.state())))
+    known = Queries.of(SPLIT.known("test"), np.arange(USERS))
+    for branch in model.branches:
+        assert torch.equal(model.branch_scores(known, branch), other.branch_scores(known, branch))
+    assert torch.equal(model.similar_scores(2), other.similar_scores(2))
+    assert int(model.similar_scores(2).argmax()) == 2
