@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 
@@ -9,11 +10,15 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from rich.console import Console
 
 from front_door_world import encode_first_word, write_world
 from graphllmrec.data.tables import Histories, IdMap, Interactions, Items
 from graphllmrec.errors import Interrupted, RecipeError
 from graphllmrec.evaluate import protocol_line
+from graphllmrec.evaluate.console import models_table
+from graphllmrec.evaluate.evaluation import shared_protocol_line
+from graphllmrec.evaluate.report import ReportEntry, write_report
 from graphllmrec.models.base import TextVectors
 from graphllmrec.models.text_knn import TextKNN
 from graphllmrec.recommender import Recommender
@@ -220,6 +225,18 @@ def test_a_control_is_named_wherever_its_figures_are(world, seen, tmp_path, kind
     assert protocol_line(evaluation.protocol).endswith(f"control: {kind} in the place of text")
     assert evaluation.name == f"text-knn ({kind} text)"
     assert evaluation.protocol["fingerprint"] == found.evaluate().protocol["fingerprint"]  # can be compared
+
+
+def test_controls_among_several_are_told_by_name(world, seen, tmp_path):
+    runs = {kind: recommender(kind).fit(world).evaluate() for kind in ("random", "none")}
+    line = shared_protocol_line(runs)
+    assert line.endswith("masked · controls in the place of text: random: random")
+    printed = io.StringIO()
+    Console(file=printed, width=300).print(models_table(runs))
+    assert line in printed.getvalue()
+    write_report(tmp_path / "report.html", "Two", [ReportEntry(name, row) for name, row in runs.items()])
+    assert line in (tmp_path / "report.html").read_text()
+    assert "control" not in shared_protocol_line({"none": runs["none"]})
 
 
 def test_a_model_that_reads_no_text_has_no_control(world):

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphllmrec.evaluate.compare import Comparison
-from graphllmrec.evaluate.evaluation import Evaluation, protocol_line
+from graphllmrec.evaluate.evaluation import Evaluation, protocol_line, shared_protocol_line
 from graphllmrec.evaluate.metrics import CATALOGUE_METRICS, METRICS
 
 STRATUM_TITLES = {
@@ -52,7 +52,7 @@ def models_table(
             cells.append(_versus(comparisons.get(name)))
         table.add_row(name, *cells)
     note = f"columns {degrees[0]} to {degrees[-1]}: ndcg@{k} of target items with that many training clicks"
-    return Group(table, Text(note, style="dim"), _protocol(first))
+    return Group(table, Text(note, style="dim"), Text(shared_protocol_line(evaluations), style="dim"))
 
 
 def comparison_table(comparison: Comparison) -> RenderableType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,6 +255,15 @@ def protocol_line(protocol: dict[str, Any]) -> str:
         f"{protocol['targets']:,} targets · all {protocol['items']:,} items ranked, {protocol['masked']} masked"
         + (f" · control: {control} in the place of text" if control else "")
     )
+
+
+def shared_protocol_line(evaluations: Mapping[str, Evaluation]) -> str:
+    """The line for several evaluations, by name, of one protocol; it names those that are controls."""
+    protocols = {name: evaluation.protocol for name, evaluation in evaluations.items()}
+    found = {name: _control(protocol) for name, protocol in protocols.items()}
+    said = ", ".join(f"{name}: {control}" for name, control in found.items() if control)
+    line = protocol_line(next(iter(protocols.values())) | {"control": "none"})
+    return line + (f" · controls in the place of text: {said}" if said else "")
 
 
 def _control(protocol: dict[str, Any]) -> str | None:

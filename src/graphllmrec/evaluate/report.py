@@ -17,7 +17,7 @@ from typing import Any
 from graphllmrec.errors import EvaluationError
 from graphllmrec.evaluate.compare import Comparison, compare_many
 from graphllmrec.evaluate.console import STRATUM_TITLES, p_text, relative_text
-from graphllmrec.evaluate.evaluation import Evaluation, protocol_line
+from graphllmrec.evaluate.evaluation import Evaluation, shared_protocol_line
 from graphllmrec.evaluate.metrics import parse_metric
 from graphllmrec.evaluate.plots import (
     BASELINE,
@@ -83,7 +83,7 @@ def write_report(
     best = max(names, key=lambda name: evaluations[name].overall[metric])
     page = _Page(
         rows, evaluations, comparisons, baseline, metric, parse_metric(metric)[1],
-        looks(names, baseline, best), protocol_line(rows[0].evaluation.protocol),
+        looks(names, baseline, best), shared_protocol_line(evaluations),
     )  # fmt: skip
     sections = [
         f"<h1>{escape(title)}</h1>\n<p class='protocol'>{escape(page.protocol)}</p>",
