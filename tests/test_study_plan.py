@@ -37,7 +37,9 @@ def test_dotted_and_nested_keys_mean_the_same():
     nested = study(
         models=[{"recipe": "ease", "set": {"model": {"decay": 0.5}}, "tune": {"model": {"l2": {"low": 1, "high": 9}}}}]
     )
-    dotted = study(models=[{"recipe": "ease", "set": {"model.decay": 0.5}, "tune": {"model.l2": {"low": 1, "high": 9}}}])
+    dotted = study(
+        models=[{"recipe": "ease", "set": {"model.decay": 0.5}, "tune": {"model.l2": {"low": 1, "high": 9}}}]
+    )
     assert nested == dotted
     assert nested.models[0].tune == {"model.l2": Range(low=1, high=9)}
 
@@ -166,7 +168,10 @@ def test_recipes_of_different_data_sections_are_refused(tmp_path):
             {"models": [{"recipe": "ease", "tune": {"model.l2": {"low": 1, "high": 2, "logs": True}}}]},
             r"logs: unknown; did you mean 'log'\?",
         ),
-        ({"controls": ["nonsense"], "models": [{"recipe": "text-knn"}]}, r"models\[0\], control 'nonsense': text\.control"),
+        (
+            {"controls": ["nonsense"], "models": [{"recipe": "text-knn"}]},
+            r"models\[0\], control 'nonsense': text\.control",
+        ),
     ],
 )
 def test_single_problems(values, message):
@@ -174,7 +179,7 @@ def test_single_problems(values, message):
 
 
 def test_a_file_that_is_absent_or_no_toml(tmp_path):
-    with pytest.raises(RecipeError, match="no such file; see docs/study.md"):
+    with pytest.raises(RecipeError, match=r"no such file; see docs/study\.md"):
         load_study(tmp_path / "study.toml")
     (tmp_path / "study.toml").write_text("seeds = [")
     with pytest.raises(RecipeError, match="not valid TOML"):
@@ -188,7 +193,9 @@ def test_study_files_of_the_package_are_valid_and_begin_with_their_command(path)
 
 
 def test_study_files_in_the_documents_are_valid():
-    blocks = re.findall(r"^```toml study\n(.*?)^```", (ROOT / "docs" / "study.md").read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```toml study\n(.*?)^```", (ROOT / "docs" / "study.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     assert blocks
     for block in blocks:
         load_study(tomllib.loads(block))

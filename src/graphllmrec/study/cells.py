@@ -159,9 +159,7 @@ class Plan:
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Every cell."""
-        return tuple(
-            cell for source in self.sources for case in self.cases for cell in self.cells_of(source, case)
-        )
+        return tuple(cell for source in self.sources for case in self.cases for cell in self.cells_of(source, case))
 
     @cached_property
     def searches(self) -> tuple[Search, ...]:

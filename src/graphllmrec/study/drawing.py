@@ -13,14 +13,14 @@ from html import escape
 from graphllmrec.evaluate.console import p_text
 from graphllmrec.study.words import Json, percent
 
-WIDTH, ROW, TEXT = 640, 24, 12
+WIDTH, ROW, TEXT = 480, 24, 12
 COLOURS = 7  # --s0 … --s6 of the page
 
 
 def forest(rows: Sequence[Json], title: str) -> str:
     """Relative difference and 95 % interval of every comparison, a line each; green: better, red: worse, grey: open."""
     names = [f"{row['a']} vs {row['b']}" for row in rows]
-    left = min(20 + max(6.3 * len(name) for name in names), 290.0)
+    left = min(20 + max(6.3 * len(name) for name in names), 200.0)
     right = WIDTH - 118.0
     ends = [value for row in rows for value in (*(row["relative_ci"] or ()), row["relative"] or 0.0)]
     low, high, step = _axis(min(*ends, 0.0), max(*ends, 0.0))

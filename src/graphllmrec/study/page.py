@@ -113,22 +113,26 @@ def _strata(outcome: Json, entries: Sequence[Json]) -> str:
 
 
 def _comparisons(outcome: Json, data: str) -> Iterator[str]:
+    found = [row for row in outcome["comparisons"] if row["data"] == data]
     rows = []
-    for row in outcome["comparisons"]:
-        if row["data"] == data:
-            strata = row["strata"].get("item_degree", {})
-            by_degree = "; ".join(
-                f"{name}: {percent(s['relative'])} {p_text(s['p_holm'])}" for name, s in strata.items()
-            )
-            names, difference = escape(f"{row['a']} vs {row['b']}"), f"{row['difference']:+.4f}".replace("-", "−")
-            small = [f"<span class='ci'>{escape(words)}</span>" for words in (interval(row), by_degree)]
-            rows.append([names, row["metric"], difference, _versus(row), *small])
+    for row in found:
+        difference = f"{row['difference']:+.4f}".replace("-", "−")
+        ends = f"<span class='ci'>{interval(row)}</span>"
+        rows.append([escape(f"{row['a']} vs {row['b']}"), row["metric"], difference, _versus(row), ends])
     for row in outcome["missing"]:
         if row["data"] == data:
-            rows.append([escape(f"{row['a']} vs {row['b']}"), "", "<span class='bad'>missing</span>", "", "", ""])
+            rows.append([escape(f"{row['a']} vs {row['b']}"), "", "<span class='bad'>missing</span>", "", ""])
     if rows:
         yield "<h3>Comparisons</h3>"
-        yield _table(["", "metric", "difference", "relative", "95 % interval", "by item clicks"], rows)
+        yield _table(["", "metric", "difference", "relative", "95 % interval"], rows)
+    parts = [(row, row["strata"]["item_degree"]) for row in found if row["strata"]]
+    if parts:
+        names = list(dict.fromkeys(name for _, strata in parts for name in strata))
+        body = [
+            [escape(f"{row['a']} vs {row['b']}"), *(_versus(strata.get(name)) for name in names)]
+            for row, strata in parts
+        ]
+        yield _table([f"{outcome['metric']} by item clicks", *names], body)
 
 
 def _settings(outcome: Json) -> Iterator[str]:

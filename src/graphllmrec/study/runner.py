@@ -53,15 +53,15 @@ def run_study(
     with display or Display(quiet=True) as shown:
         try:
             _run(plan, shown)
+            shown.say("tests and tables")
+            found = outcome_of(plan)
+            write_tables(plan.out, found)
         except (Interrupted, KeyboardInterrupt) as error:
             done = sum(cell.state() == "done" for cell in plan.cells)
             what = str(error) or "stopped"
             raise Interrupted(
                 f"{what}; {done} of {len(plan.cells)} cells are done. The same command goes on from here."
             ) from None
-        shown.say("tests and tables")
-        found = outcome_of(plan)
-        write_tables(plan.out, found)
     return found
 
 
