@@ -18,6 +18,7 @@ from graphllmrec.models.ease import EASE
 from graphllmrec.study import plan_study, run_study
 from graphllmrec.study.cells import Cell
 from graphllmrec.study.runner import fits_left
+from graphllmrec.text.encoder import encode_items
 
 STUDY = {
     "title": "Books",
@@ -300,15 +301,17 @@ def test_a_cell_that_fails_is_recorded_stops_nobody_and_is_tried_again(world, tm
     assert not (tmp_path / "out/cells/books/ease/none/seed-0/failed.json").exists()
 
 
-def test_a_model_that_needs_text_fails_on_data_without(world, tmp_path):
+def test_a_model_that_needs_text_fails_on_data_without(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_items)
     (tmp_path / "bare").mkdir()
     shutil.copy(world / "interactions.csv", tmp_path / "bare")
     models = [{"recipe": "popularity"}, {"recipe": "text-knn", "tune": {"model.decay": [1.0, 0.5]}}]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.undo()
-        found = run_study(SMALL | {"models": models, "seeds": [0, 1]}, [tmp_path / "bare"], tmp_path / "out")
+    found = run_study(SMALL | {"models": models, "seeds": [0, 1]}, [tmp_path / "bare"], tmp_path / "out")
     assert found["failed"] == 2
-    assert "all 2 trials of the search failed" in entry_of(found, "text-knn")["cells"][0]["error"]
+    assert (
+        "all 2 trials of the search failed; the first one: TextError: "
+        in entry_of(found, "text-knn")["cells"][0]["error"]
+    )
 
 
 def test_settings_that_cannot_work_are_trials_that_failed(world, tmp_path, monkeypatch):

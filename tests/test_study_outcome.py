@@ -1,0 +1,189 @@
+"""The figures of a study against sums written out by hand, and what the tables say about them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+
+from front_door_world import encode_first_word, write_world
+from graphllmrec.evaluate import Evaluation
+from graphllmrec.evaluate.compare import compare, compare_values, holm
+from graphllmrec.study import run_study
+from graphllmrec.study.display import remaining
+from graphllmrec.study.drawing import forest
+from graphllmrec.study.outcome import _mean_by_user
+from graphllmrec.study.page import page_of
+from graphllmrec.study.tables import markdown
+from graphllmrec.study.words import percent
+
+LIGHT = {"model.epochs": 3, "model.dim": 8, "model.batch_size": 64}
+STUDY = {
+    "title": "Books <&>",
+    "seeds": [0, 1],
+    "metric": "ndcg@10",
+    "metrics": ["recall@20"],
+    "baseline": "ease",
+    "models": [
+        {"recipe": "ease", "seeds": [0]},
+        {"recipe": "lightgcn-fast", "name": "graph", "set": LIGHT},
+        {"recipe": "popularity"},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A finished study on two data sets: its folder and its outcome."""
+    folder = tmp_path_factory.mktemp("study")
+    data = [write_world(folder / "books"), write_world(folder / "films", users=24, seed=3)]
+    return folder / "out", run_study(STUDY, data, folder / "out")
+
+
+def evaluation(out, data, model, seed):
+    return Evaluation.read(out / "cells" / data / model / "none" / f"seed-{seed}" / "run")
+
+
+def test_a_mean_over_users_of_means_over_seeds_with_its_interval(found):
+    out, outcome = found
+    for data in ("books", "films"):
+        tables = [evaluation(out, data, "graph", seed).per_user for seed in (0, 1)]
+        values = []
+        for user in tables[0]["user"]:
+            values.append(sum(table.filter(pl.col("user") == user)["ndcg@10"][0] for table in tables) / 2)
+        mean = sum(values) / len(values)
+        half = 1.959964 * (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5 / len(values) ** 0.5
+        [entry] = [e for e in outcome["entries"] if (e["data"], e["label"]) == (data, "graph")]
+        row = entry["test"]["ndcg@10"]
+        assert row["mean"] == pytest.approx(mean, abs=1e-12)
+        assert row["ci"] == pytest.approx([max(mean - half, 0), min(mean + half, 1)], abs=1e-12)
+        by_seed = [float(table["ndcg@10"].mean()) for table in tables]
+        assert list(row["by_seed"].values()) == pytest.approx(by_seed)
+        assert row["std"] == pytest.approx(abs(by_seed[0] - by_seed[1]) / 2**0.5)
+        assert entry["users"] == len(values)
+
+
+def test_strata_are_averaged_over_seeds_as_well(found):
+    out, outcome = found
+    tables = [evaluation(out, "books", "graph", seed).within("item_degree", "4-10") for seed in (0, 1)]
+    expected = np.mean([table["ndcg@10"].mean() for table in tables])
+    [entry] = [e for e in outcome["entries"] if (e["data"], e["label"]) == ("books", "graph")]
+    assert entry["strata"]["item_degree"]["4-10"]["ndcg@10"]["mean"] == pytest.approx(expected)
+    assert entry["strata"]["item_degree"]["4-10"]["users"] == len(tables[0])
+
+
+def test_comparisons_are_paired_over_users_and_corrected_over_the_whole_study(found):
+    out, outcome = found
+    rows = [row for row in outcome["comparisons"] if row["metric"] == "ndcg@10"]
+    assert [(row["data"], row["a"], row["b"]) for row in rows] == [
+        (data, name, "ease") for data in ("books", "films") for name in ("graph", "popularity")
+    ]
+    assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
+    for data, row in (("books", rows[0]), ("films", rows[2])):
+        graph = [evaluation(out, data, "graph", seed).per_user["ndcg@10"].to_numpy() for seed in (0, 1)]
+        ease = evaluation(out, data, "ease", 0).per_user["ndcg@10"].to_numpy()  # one seed stands for all
+        expected = compare_values((graph[0] + graph[1]) / 2, ease, metric="ndcg@10", names=("graph", "ease"))
+        assert row["difference"] == pytest.approx(expected.difference)
+        assert (row["p"], tuple(row["ci"])) == (expected.p, pytest.approx(expected.ci))
+        assert row["relative_ci"] == pytest.approx([end / ease.mean() for end in expected.ci])
+    inside = [row["strata"]["item_degree"]["4-10"] for row in rows]
+    assert [row["p_holm"] for row in inside] == holm([row["p"] for row in inside])
+    assert all(row["strata"] == {} for row in outcome["comparisons"] if row["metric"] == "recall@20")
+
+
+def test_comparing_values_is_comparing_evaluations(found):
+    out, _ = found
+    a, b = (evaluation(out, "books", name, 0) for name in ("graph", "ease"))
+    values = [entry.per_user["ndcg@10"].to_numpy() for entry in (a, b)]
+    assert compare_values(*values, metric="ndcg@10", names=(a.name, b.name)) == compare(a, b, "ndcg@10", strata=False)
+
+
+def test_where_the_split_follows_the_seed_models_are_compared_on_the_seeds_they_share(tmp_path):
+    data = write_world(tmp_path / "books")
+    models = [{"recipe": "ease", "seeds": [0]}, {"recipe": "popularity"}, {"recipe": "item-knn", "seeds": [7]}]
+    study = STUDY | {"set": {"data.split": "user-ratio"}, "models": models}
+    found = run_study(study, [data], tmp_path / "out")
+    assert len(found["data"]["books"]["questions"]) == 3
+    [row] = [row for row in found["comparisons"] if row["metric"] == "ndcg@10"]
+    a, b = (evaluation(tmp_path / "out", "books", name, 0).overall["ndcg@10"] for name in ("popularity", "ease"))
+    assert (row["a"], row["difference"]) == ("popularity", pytest.approx(a - b))
+    assert found["missing"] == [{"data": "books", "a": "item-knn", "b": "ease"}]
+    assert "| item-knn | ease | missing |" in markdown(found)
+
+
+def test_means_by_user_where_not_everybody_was_asked_each_time():
+    tables = [pl.DataFrame({"user": [4, 1], "m": [1.0, 0.0]}), pl.DataFrame({"user": [2, 4], "m": [0.25, 0.5]})]
+    assert _mean_by_user(tables).rows() == [(1, 0.0), (2, 0.25), (4, 0.75)]
+    assert _mean_by_user(tables[:1]).rows() == [(1, 0.0), (4, 1.0)]
+
+
+# tables
+
+
+def test_markdown_has_a_table_per_data_set_with_figures_intervals_and_p(found):
+    text = markdown(found[1])
+    assert text.startswith("# Books <&>\n")
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## books", "## films"]
+    assert "| model | ndcg@10 | 95 % interval | ± seeds | recall@20 | validation | vs ease | p | fit, s |" in text
+    assert len(re.findall(r"^\| graph \| 0\.\d{4} \| 0\.\d{4}–[01]\.\d{4} \| ±0\.\d{4} \| ", text, re.MULTILINE)) == 2
+    assert "all 48 items ranked" in text
+    assert "Holm-corrected over all 4 comparisons" in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_the_page_is_self_contained_and_escaped(found):
+    page = (found[0] / "index.html").read_text()
+    assert "<title>Books &lt;&amp;&gt;</title>" in page
+    assert page.count("<svg") == 4  # a forest plot and bars for each data set
+    for forbidden in ("<script", "http://", "https://", "src=", "NaN", "None"):
+        assert forbidden not in page
+    assert json.loads((found[0] / "study.json").read_text()) == json.loads(json.dumps(found[1]))
+
+
+def test_the_tables_stand_with_nothing_in_them(found):
+    outcome = copy.deepcopy(found[1])
+    for entry in outcome["entries"]:
+        for key in ("test", "valid", "strata", "fit_seconds", "users"):
+            del entry[key]
+        entry["cells"] = [{"seed": 0, "state": "failed", "error": "no <luck>\nat all"}]
+    outcome |= {"comparisons": [], "missing": [{"data": "books", "a": "graph", "b": "ease"}]}
+    outcome["data"]["films"]["protocol"] = {}
+    assert "books · graph · seed 0: no <luck>\n" in markdown(outcome)
+    page = page_of(outcome)
+    assert "no &lt;luck&gt;" in page
+    assert "films: no model has figures." in page
+
+
+def test_a_forest_plot_has_a_line_per_comparison_and_says_when_the_second_model_has_nothing():
+    rows = [
+        {"a": "a", "b": "b", "relative": 0.1, "relative_ci": [0.02, 0.18], "p_holm": 0.01, "difference": 0.1},
+        {"a": "c", "b": "b", "relative": -0.1, "relative_ci": [-0.3, 0.1], "p_holm": 0.4, "difference": -0.1},
+        {"a": "d", "b": "e", "relative": None, "relative_ci": None, "p_holm": 0.001, "difference": 0.1},
+    ]
+    drawn = forest(rows, "title")
+    assert drawn.count("<circle") == 2
+    assert "var(--good)'/>" in drawn
+    assert "var(--bad)" not in drawn
+    assert "from 0" in drawn
+
+
+def test_words():
+    assert [percent(value) for value in (0.08, -0.5, 12.0, None)] == ["+8.0 %", "−50.0 %", "×13.0", "from 0"]
+
+
+def test_the_time_left_is_estimated_from_fits_of_the_same_kind_then_model_then_any():
+    times = {("books", "ease"): [1.0, 3.0], ("books", "graph"): [10.0]}
+    assert remaining([("books", "ease")], times) == 2.0
+    assert remaining([("films", "graph"), ("books", "graph")], times) == 20.0
+    assert remaining([("books", "new")], times) == pytest.approx(14 / 3)
+    assert remaining([("books", "ease")], {}) is None
+
+
+@pytest.fixture(autouse=True)
+def no_language_model(monkeypatch):
+    monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_first_word)
