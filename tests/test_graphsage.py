@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from dense import Dense, cross_entropy, slope
+import one_step
+from dense import Dense, cross_entropy
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import TextError
 from graphllmrec.evaluate import evaluate_model
 from graphllmrec.models import build, graphsage
 from graphllmrec.models.base import Queries, Task, TextVectors, unit
-from graphllmrec.rng import rng, torch_rng
+from graphllmrec.rng import torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import NextClicks, uniform_items
 from graphllmrec.train.loop import Stage
+from one_step import Weights
 from tiny import CLICKS, DECAY, ITEMS, QUERIES, QUERY, SPLIT, TASK, TEXT, TRAIN, USERS
 from world import block_world
 
@@ -32,25 +34,11 @@ WORDS = unit(Whitening.fit(TEXT, DIMS).apply(TEXT)).double().numpy()
 CLICKED = CLICKS.sum(0) > 0
 POPULARITY = np.log1p(CLICKS.sum(0))
 EXAMPLES = NextClicks(SPLIT.train.histories(USERS), ordered=True, max_history=50)
-Weights = dict[str, Dense]
 
 
 def staged(monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any) -> tuple[Any, Stage, Weights]:
     """A model served from random weights, its training stage, and those weights in float64."""
-    kept: list[Stage] = []
-
-    def instead_of_training(stage: Stage, _: Task) -> float:
-        random = rng(SEED, "weights")
-        for tensor in stage.module.parameters():
-            tensor.data = torch.from_numpy(random.normal(0, 0.6, tuple(tensor.shape)).astype(np.float32))
-        kept.append(stage)
-        return 0.0
-
-    monkeypatch.setattr(graphsage, "train", instead_of_training)
-    model = build("graphsage", SMALL | settings)
-    model.fit(replace(task, seed=SEED))
-    weights = {name: value.detach().double().numpy().copy() for name, value in kept[0].module.named_parameters()}
-    return model, kept[0], weights
+    return one_step.staged(monkeypatch, graphsage, task, "graphsage", SEED, **(SMALL | settings))
 
 
 def unit_of(vector: Dense) -> Dense:
@@ -91,14 +79,7 @@ def asked(vectors: Sequence[Dense], weights: Weights, decay: float) -> Dense:
 
 def assert_step(stage: Stage, weights: Weights, expected: Callable[[], float]) -> None:
     """Loss and all gradients of the batch ROWS, against `expected` (which reads `weights`) and its slopes."""
-    loss = stage.loss(AT[2], AT[3], ROWS)
-    loss.backward()
-    assert float(loss.detach()) == pytest.approx(expected(), abs=1e-6)
-    for name, parameter in stage.module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        assert parameter.grad is not None, name
-        np.testing.assert_allclose(parameter.grad.numpy(), slope(expected, weights[name]), atol=1e-6, err_msg=name)
+    one_step.assert_step(stage, weights, expected, AT[2], AT[3], ROWS)
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from dense import Dense, cross_entropy, faded_mean, layer_means, layers, normalised, slope, softplus
+import one_step
+from dense import Dense, cross_entropy, faded_mean, layer_means, layers, normalised, softplus
 from graphllmrec.data.tables import Histories, Interactions
 from graphllmrec.errors import Interrupted
 from graphllmrec.evaluate import evaluate_model
 from graphllmrec.models import build, lightgcn, lightgcn_training
 from graphllmrec.models.base import Queries, Task, TextVectors
-from graphllmrec.rng import rng
 from graphllmrec.train.batches import UnclickedItems, uniform_items
 from graphllmrec.train.loop import Stage
+from one_step import Weights
 from tiny import CLICKS, DECAY, ITEMS, SPLIT, TASK, TRAIN, USERS
 from world import block_world
 
@@ -28,35 +29,16 @@ NORM = normalised(CLICKS)
 ROWS = np.array([3, 0, 11, 7, 4, 7])  # examples of one batch; one comes twice
 AT = (SEED, "graph", 2, 1)  # seed, stage, epoch, step
 PAPER = {"query": "user", "loss": "bpr", "dim": DIM, "num_layers": 3, "l2": 0.3}
-Weights = dict[str, Dense]
 
 
 def staged(monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any) -> tuple[Any, Stage, Weights]:
     """A model served from random weights, its training stage, and those weights in float64."""
-    kept: list[Stage] = []
-
-    def instead_of_training(stage: Stage, _: Task) -> float:
-        random = rng(SEED, "weights")
-        for tensor in stage.module.parameters():
-            tensor.data = torch.from_numpy(random.normal(0, 0.6, tuple(tensor.shape)).astype(np.float32))
-        kept.append(stage)
-        return 0.0
-
-    monkeypatch.setattr(lightgcn, "train", instead_of_training)
-    model = build("lightgcn", settings)
-    model.fit(replace(task, seed=SEED))
-    weights = {name: value.detach().double().numpy().copy() for name, value in kept[0].module.named_parameters()}
-    return model, kept[0], weights
+    return one_step.staged(monkeypatch, lightgcn, task, "lightgcn", SEED, **settings)
 
 
 def assert_step(stage: Stage, weights: Weights, expected: Callable[[], float]) -> None:
     """Loss and all gradients of the batch ROWS, against `expected` (which reads `weights`) and its slopes."""
-    loss = stage.loss(AT[2], AT[3], ROWS)
-    loss.backward()
-    assert float(loss.detach()) == pytest.approx(expected(), abs=1e-6)
-    for name, parameter in stage.module.named_parameters():
-        assert parameter.grad is not None, name
-        np.testing.assert_allclose(parameter.grad.numpy(), slope(expected, weights[name]), atol=1e-6, err_msg=name)
+    one_step.assert_step(stage, weights, expected, AT[2], AT[3], ROWS)
 
 
 # training as published
