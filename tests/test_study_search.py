@@ -20,7 +20,11 @@ PLANE = {
 
 def value_of(settings):
     """Highest (0) at x = 1, n = 4, kind = ["a", "b"]."""
-    return -(math.log10(settings["model.x"]) ** 2) - (settings["model.n"] - 4) ** 2 - (settings["model.kind"] != ["a", "b"])
+    return (
+        -(math.log10(settings["model.x"]) ** 2)
+        - (settings["model.n"] - 4) ** 2
+        - (settings["model.kind"] != ["a", "b"])
+    )
 
 
 def search(space, trials, seed=0, done=(), usual=None):
@@ -94,5 +98,10 @@ def test_failed_trials_count_but_teach_nothing():
 
 
 def test_the_best_trial_is_the_first_of_equals():
-    trials = [Trial(0, {"a": 1}, -2.0), Trial(1, {"a": 2}, -1.0), Trial(2, {"a": 3}, -1.0), Trial(3, {"a": 4}, None, "x")]
+    trials = [
+        Trial(0, {"a": 1}, -2.0),
+        Trial(1, {"a": 2}, -1.0),
+        Trial(2, {"a": 3}, -1.0),
+        Trial(3, {"a": 4}, None, "x"),
+    ]
     assert best_trial(trials).number == 1

@@ -14,19 +14,23 @@ from graphllmrec.evaluate.console import p_text
 from graphllmrec.study.words import Json, percent
 
 WIDTH, ROW, TEXT = 480, 24, 12
+FARTHEST = 1.0  # +100 %: one large difference must not press all others together
 COLOURS = 7  # --s0 … --s6 of the page
 
 
 def forest(rows: Sequence[Json], title: str) -> str:
-    """Relative difference and 95 % interval of every comparison, a line each; green: better, red: worse, grey: open."""
+    """Relative difference and 95 % interval of every comparison, a line each; green: better, red: worse, grey: open.
+
+    What lies beyond FARTHEST ends at the right edge; the figure beside it says how large it is.
+    """
     names = [f"{row['a']} vs {row['b']}" for row in rows]
     left = min(20 + max(6.3 * len(name) for name in names), 200.0)
     right = WIDTH - 118.0
     ends = [value for row in rows for value in (*(row["relative_ci"] or ()), row["relative"] or 0.0)]
-    low, high, step = _axis(min(*ends, 0.0), max(*ends, 0.0))
+    low, high, step = _axis(min(*ends, 0.0), min(max(*ends, 0.0), FARTHEST), steps=3)
 
     def place(value: float) -> float:
-        return left + (right - left) * (value - low) / (high - low)
+        return left + (right - left) * (min(value, high) - low) / (high - low)
 
     height = ROW * len(rows) + 34
     parts = []
@@ -108,9 +112,9 @@ def _bar(x: float, width: float, places: Sequence[float], colour: str, says: str
     ]
 
 
-def _axis(low: float, high: float) -> tuple[float, float, float]:
-    """Ends and step of an axis with about five round steps around [low, high]."""
-    raw = max(high - low, 1e-9) / 5
+def _axis(low: float, high: float, steps: int = 5) -> tuple[float, float, float]:
+    """Ends and step of an axis with about so many round steps around [low, high]."""
+    raw = max(high - low, 1e-9) / steps
     power = 10.0 ** math.floor(math.log10(raw))
     step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step

@@ -67,7 +67,8 @@ def _data(outcome: Json, data: str) -> Iterator[str]:
     figures = []
     if rows:
         caption = (
-            "Relative difference of the first model to the second, 95 % interval; green or red where p < .05 (Holm)."
+            "Relative difference of the first model to the second, 95 % interval; green or red where p < .05 (Holm). "
+            "What is larger than the axis ends at its edge."
         )
         figures.append(_figure("Who is better", forest(rows, f"differences in {outcome['metric']} on {data}"), caption))
     if plain:
