@@ -470,7 +470,7 @@ class _Stops(SilentJournal):
 def test_stopped_and_resumed_is_never_stopped(tmp_path: Path, after: int) -> None:
     """The queue is training state: what it holds must come back with the checkpoint."""
     world = block_world()
-    settings = {"warmup_epochs": 1, "epochs": 2, "batch_size": 64, "dim": 8, "queue": 100}
+    settings = {"warmup_epochs": 1, "epochs": 2, "batch_size": 64, "dim": 8, "queue": 100, "align_size": 16}
     whole = build("recmind", settings)
     whole.fit(world.task())
     stopped = build("recmind", settings)

@@ -74,7 +74,7 @@ class RecMindConfig(TrainedConfig):
 
     epochs: int = Field(30, ge=0, le=100_000, description="passes over the training data at most, after the warm-up")
     warmup_epochs: int = Field(2, ge=0, le=100_000, description="T_w: passes of alignment alone, first; 0 is none")
-    batch_size: int = Field(256, ge=1, le=1_000_000, description="examples per step: clicks, or users (loss per user)")
+    batch_size: int = Field(512, ge=1, le=1_000_000, description="examples per step: clicks, or users (loss per user)")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="AdamW step size")
     fusion: Literal["intra", "late", "text", "graph"] = Field(
         "intra", description="gate before each propagation, one gate after all of them, or one view alone"
