@@ -48,7 +48,7 @@ def saved(folder: Path, kind: str = "bert") -> TextConfig:
     small(kind).save_pretrained(folder)
     vocabulary = {word: row for row, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
@@ -77,7 +77,7 @@ def test_untrained_adapters_change_nothing(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "qwen2"])
 def test_an_adapter_adds_alpha_over_rank_times_b_a(tmp_path: Path, kind: str) -> None:
     config = saved(tmp_path, kind)
-    adapted = AdaptedEncoder(config, LoRAConfig(rank=2, alpha=6.0, dropout=0.0), seed=0)
+    adapted = AdaptedEncoder(config, LoRAConfig(rank=2, alpha=6, dropout=0.0), seed=0)
     with torch.no_grad():
         for name, value in adapted.adapters.items():
             if "lora_B" in name:

@@ -315,7 +315,7 @@ def test_users_of_training_get_the_scores_of_training(monkeypatch: pytest.Monkey
 def test_somebody_new_is_a_user_whose_embedding_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     model, stages, weights = staged(monkeypatch, query="user", loss="bpr", cosine=False)
     net = stages[-1].module
-    net.users.data[4] = 0  # type: ignore[union-attr]
+    net.users.data[4] = 0
     weights["users"][4] = 0
     model._take_over(net)
     expected = fused(weights, language(weights), "intra")[0]
@@ -326,7 +326,7 @@ def test_somebody_new_is_a_user_whose_embedding_is_zero(monkeypatch: pytest.Monk
 
 def test_a_later_click_moves_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, _ = staged(monkeypatch, query="user", loss="bpr")
-    now, then = (Queries.of(SPLIT.known(part), np.arange(USERS)) for part in ("test", "valid"))  # type: ignore[arg-type]
+    now, then = (Queries.of(SPLIT.known(part), np.arange(USERS)) for part in ("test", "valid"))
     assert not torch.allclose(model.scores(now), model.scores(then), atol=1e-3)
 
 

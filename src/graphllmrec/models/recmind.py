@@ -323,10 +323,10 @@ class RecMind:
             graph = layer / (num_layers + 1) + aggregate(histories, tables["graph_fold"], share)
             if fusion == "graph":
                 return graph
-            gate = self.user_gate(graph, text, degree)
+            gate: Tensor = self.user_gate(graph, text, degree)
             return (1 - gate) * graph + gate * text
         total = torch.zeros_like(layer)
-        for below in tables["fold"].split(self.config.dim, dim=1):
+        for below in torch.split(tables["fold"], self.config.dim, dim=1):
             gate = self.user_gate(layer, text, degree)
             total = total + (1 - gate) * layer + gate * text
             layer = aggregate(histories, below, share)

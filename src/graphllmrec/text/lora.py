@@ -40,7 +40,7 @@ class LoRAConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rank: int = Field(8, ge=1, le=1_024, description="rank of an adapter")
-    alpha: float = Field(16.0, gt=0, le=10_000, description="adapters count alpha / rank")
+    alpha: int = Field(16, ge=1, le=10_000, description="adapters count alpha / rank")
     dropout: float = Field(0.05, ge=0, lt=1, description="share of an adapter's inputs dropped in training")
     epochs: int = Field(0, ge=0, le=100_000, description="passes that train the adapters, at most; 0: frozen vectors")
     learning_rate: float = Field(5e-4, gt=0, le=10, description="AdamW step size of those passes")
@@ -153,7 +153,7 @@ def _with_adapters(model: nn.Module, lora: LoRAConfig) -> nn.Module:
     conv = any(isinstance(model.get_submodule(name), _conv1d()) for name in names)
     settings = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names, fan_in_fan_out=conv
-    )  # type: ignore[call-arg, unused-ignore]
+    )
     adapted: nn.Module = inject_adapter_in_model(settings, model)
     return adapted.eval()
 
