@@ -31,10 +31,7 @@ class Bipartite:
     @staticmethod
     def of(train: Interactions, num_users: int, num_items: int) -> Bipartite:
         """The graph of the training interactions; a repeated pair is one edge."""
-        ones = np.ones(len(train), dtype=np.float32)
-        adjacency = sp.csr_array(sp.coo_array((ones, (train.user, train.item)), shape=(num_users, num_items)))
-        adjacency.sum_duplicates()
-        adjacency.data[:] = 1.0
+        adjacency = clicked_matrix(train, num_users, num_items)
         user_degree = np.diff(adjacency.indptr)
         item_degree = np.bincount(adjacency.indices, minlength=num_items)
         by_user = np.repeat(1 / np.sqrt(np.maximum(user_degree, 1)), user_degree)
@@ -79,6 +76,15 @@ class Bipartite:
     def _edge_of_entry(self) -> Tensor:
         """For every entry of `to_items`, where the same edge stands in `to_users` (num_edges,) int64."""
         return torch.argsort(self.to_users.col_indices(), stable=True)  # rows ascend among equal columns
+
+
+def clicked_matrix(train: Interactions, num_users: int, num_items: int) -> sp.csr_array:
+    """Who clicked what: (num_users, num_items) float32 of ones, sorted; a repeated pair is one entry."""
+    ones = np.ones(len(train), dtype=np.float32)
+    matrix = sp.csr_array(sp.coo_array((ones, (train.user, train.item)), shape=(num_users, num_items)))
+    matrix.sum_duplicates()
+    matrix.data[:] = 1.0
+    return matrix
 
 
 def _reweighted(matrix: Tensor, weight: Tensor) -> Tensor:

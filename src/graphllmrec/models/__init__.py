@@ -21,6 +21,7 @@ MODELS: dict[str, str] = {
     "z-sum": "z_sum:ZSum",
     "lightgcn": "lightgcn:LightGCN",
     "graphsage": "graphsage:GraphSAGE",
+    "sign": "sign:SIGN",
     "textgcn": "textgcn:TextGCN",
     "alpharec": "alpharec:AlphaRec",
     "alphafuse": "alphafuse:AlphaFuse",

@@ -21,10 +21,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from graphllmrec.data.tables import Histories
+from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.errors import RecipeError
 from graphllmrec.models.base import Config, Queries, Task, TextVectors
 from graphllmrec.models.item_to_item import Decay, Sparse, settle_decay, sparse_restore, sparse_scores, sparse_state
+from graphllmrec.train.batches import Places
+
+REACH = 10  # steps of a history that training looks back: at a decay of .6 what is further away counts 1 %
 
 
 class TransitionsConfig(Config):
@@ -102,3 +105,61 @@ def normalised(counts: Sparse) -> Sparse:
     row_sum, column_sum = np.asarray(counts.sum(axis=1)), np.asarray(counts.sum(axis=0))
     values = (out.data / np.sqrt(row_sum[i] * column_sum[j])).astype(np.float32)
     return sp.csr_array((values, (i, j)), shape=counts.shape)
+
+
+def no_transitions(num_items: int) -> Sparse:
+    """Nothing follows anything."""
+    return sp.csr_array(sp.coo_array((num_items, num_items), dtype=np.float32))
+
+
+class Followers:
+    """Transitions as a feature to train on: a user's own steps can be taken out of what they are scored with.
+
+    Own steps are those within the clicks given, at most: counts are cut at 0. Histories reach REACH steps back.
+    """
+
+    def __init__(self, counts: Sparse, window: int) -> None:
+        self.counts, self.window = counts, window  # T
+        self.row_sum, self.column_sum = np.asarray(counts.sum(axis=1)), np.asarray(counts.sum(axis=0))
+        self.weights = normalised(counts)  # S
+        self._by_column = sp.csc_array(self.weights)
+
+    @staticmethod
+    def of(known: Histories, num_items: int, window: int = 3) -> Followers:
+        """From the training histories."""
+        return Followers(count_transitions(known, num_items, window), window)
+
+    def of_targets(self, places: Places, decay: float, leave_one_out: bool) -> Tensor:
+        """Score (T,) of every target after its history, where asked without the user's own steps."""
+        items, target = places.clicks.items, places.target
+        position = places.position[target]
+        own = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, self.window + 1))]) * leave_one_out
+        remaining = (places.clicks.lengths[places.clicks.row_of_entry] - places.position - 1)[target]
+        into = self.column_sum[items[target]] - own[np.minimum(position, self.window)]
+        scores = np.zeros(len(target))
+        for back in range(1, min(REACH, int(position.max(initial=0))) + 1):
+            far = np.flatnonzero(position >= back)  # targets with a click so far back
+            before, after = items[target[far] - back], items[target[far]]
+            counts = np.asarray(self.counts[before, after]).reshape(-1)
+            if back <= self.window and leave_one_out:
+                counts = counts - (before != after) / back
+            out_of = self.row_sum[before] - own[np.minimum(remaining[far] + back, self.window)]
+            known = counts > 1e-6
+            size = np.sqrt(np.maximum(out_of[known], 1e-6) * np.maximum(into[far][known], 1e-6))
+            scores[far[known]] += decay ** (back - 1) * np.minimum(counts[known] / size, 1.0)
+        return torch.from_numpy(scores.astype(np.float32))
+
+    def of_items(self, places: Places, decay: float, drawn: Ints) -> Tensor:
+        """Score (T, N) of every drawn item (N,) after the history of every target."""
+        items, target = places.clicks.items, places.target
+        position, rows, columns, values = places.position[target], [], [], []
+        for back in range(1, min(REACH, int(position.max(initial=0))) + 1):
+            far = np.flatnonzero(position >= back)
+            rows.append(far)
+            columns.append(items[target[far] - back])
+            values.append(np.full(len(far), decay ** (back - 1), dtype=np.float32))
+        if not rows:
+            return torch.zeros(len(target), len(drawn))
+        shape = (len(target), self.weights.shape[0])
+        entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+        return torch.from_numpy((sp.csr_array(entries, shape=shape) @ self._by_column[:, drawn]).toarray())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from torch import Tensor
 
 from graphllmrec.data.tables import Histories, Ints
@@ -94,6 +96,50 @@ class NextClicks:
         keep = everything.items != np.repeat(self.target[examples], everything.lengths)
         kept = np.concatenate([[0], np.cumsum(keep)])[everything.indptr]
         return Histories(kept.astype(np.int64), everything.items[keep])
+
+
+@dataclass(frozen=True)
+class Places:
+    """All clicks of B users at once, each with the user's other clicks as its history: before it, or all without order.
+
+    What looks from click to click is done in a padded table (B, longest), because rows are short.
+    """
+
+    clicks: Histories  # B rows: the newest clicks of each user, oldest first
+    ordered: bool
+
+    @staticmethod
+    def of(clicks: Histories, ordered: bool, max_history: int) -> Places:
+        """From the whole histories of B users, of which the newest `max_history` + 1 clicks are kept."""
+        limit = max_history + 1
+        indptr = np.concatenate([[0], np.cumsum(np.minimum(clicks.lengths, limit))]).astype(np.int64)
+        return Places(Histories(indptr, clicks.items[clicks.steps_back < limit]), ordered)
+
+    @cached_property
+    def position(self) -> Ints:
+        """Number of the user's clicks before each click (n,)."""
+        clicks = self.clicks
+        return np.arange(len(clicks.items), dtype=np.int64) - clicks.indptr[:-1][clicks.row_of_entry]
+
+    @cached_property
+    def target(self) -> Ints:
+        """Which clicks (T,) have a history, and so can be learned from."""
+        others = self.position if self.ordered else self.clicks.lengths[self.clicks.row_of_entry] - 1
+        return np.flatnonzero(others > 0).astype(np.int64)
+
+    def weighted(self, vectors: Tensor, decay: float) -> Tensor:
+        """Sum (n, d) over each click's history of decay^(steps back - 1) · vectors (n, d); without an order of all."""
+        rows, longest = len(self.clicks), int(self.clicks.lengths.max(initial=1))
+        place = torch.from_numpy(self.clicks.row_of_entry * longest + self.position)
+        padded = vectors.new_zeros(rows * longest, vectors.shape[1]).index_copy(0, place, vectors)
+        step = torch.arange(longest)
+        back = step[:, None] - step[None, :]  # (longest, longest) steps back from row to column; < 0: the future
+        if self.ordered:
+            weights = torch.where(back > 0, torch.tensor(decay).pow((back - 1).clamp_min(0)), 0.0)
+        else:
+            weights = (back != 0).float()
+        summed = weights @ padded.view(rows, longest, -1)  # (B, longest, d)
+        return summed.flatten(0, 1).index_select(0, place)
 
 
 def _slices(items: Ints, start: Ints, stop: Ints) -> Histories:
