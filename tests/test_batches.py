@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphllmrec.data.tables import Histories
-from graphllmrec.train.batches import Averages, NextClicks, UnclickedItems, epoch_order, uniform_items
+from graphllmrec.train.batches import Averages, NextClicks, Places, UnclickedItems, epoch_order, uniform_items
 
 KNOWN = Histories.from_lists([[4, 1, 3, 0], [], [2], [0, 4], [1, 1, 2]])
 ITEMS = 6
@@ -160,3 +161,53 @@ def test_users_with_a_single_click_teach_nothing() -> None:
         clicks = NextClicks(alone, ordered, 50)
         assert len(clicks) == 0
         assert len(clicks.histories(np.empty(0, dtype=np.int64))) == 0
+
+
+# places
+
+
+def test_places_with_an_order_are_learned_from_all_but_the_first() -> None:
+    places = Places.of(KNOWN, ordered=True, max_history=50)
+    assert places.position.tolist() == [0, 1, 2, 3, 0, 0, 1, 0, 1, 2]
+    assert places.target.tolist() == [1, 2, 3, 6, 8, 9]
+
+
+def test_places_without_an_order_are_all_of_those_who_clicked_twice() -> None:
+    places = Places.of(KNOWN, ordered=False, max_history=50)
+    assert places.position.tolist() == [0, 1, 2, 3, 0, 0, 1, 0, 1, 2]
+    assert places.target.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_places_keep_the_newest_clicks(ordered: bool) -> None:
+    long = Histories.from_lists([[7, 7], [], list(range(10, 20)), [5]])
+    places = Places.of(long, ordered, max_history=3)
+    assert [places.clicks[row].tolist() for row in range(4)] == [[7, 7], [], [16, 17, 18, 19], [5]]
+    assert places.target.tolist() == ([1, 3, 4, 5] if ordered else [0, 1, 2, 3, 4, 5])
+
+
+@settings(max_examples=200, deadline=None)
+@given(lists_of_items, st.booleans(), st.integers(1, 12), st.sampled_from([0.0, 0.6, 1.0]))
+def test_sums_over_the_histories_of_all_places(lists, ordered, max_history, decay) -> None:
+    places = Places.of(Histories.from_lists(lists), ordered, max_history)
+    lengths = [min(len(entry), max_history + 1) for entry in lists]
+    vectors = np.random.default_rng(3).normal(size=(sum(lengths), 2)).astype(np.float32)
+    expected, start = np.zeros((sum(lengths), 2)), 0
+    for length in lengths:
+        for place in range(length):
+            for other in range(place if ordered else length):
+                if other != place:
+                    weight = decay ** (place - other - 1) if ordered else 1.0
+                    expected[start + place] += weight * vectors[start + other]
+        start += length
+    found = places.weighted(torch.from_numpy(vectors), decay)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("lists", [[[3], [], [1]], [[]], []], ids=["single-clicks", "nothing", "nobody"])
+def test_places_without_targets(lists: list[list[int]], ordered: bool) -> None:
+    places = Places.of(Histories.from_lists(lists), ordered, 50)
+    assert len(places.target) == 0
+    vectors = torch.ones(len(places.clicks.items), 2)
+    assert torch.equal(places.weighted(vectors, 0.5), torch.zeros_like(vectors))

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import torch
 
 from dense import clicks_of, edges, layer_means, normalised
-from graphllmrec.graph.bipartite import Bipartite, sparse_tensor
+from graphllmrec.graph.bipartite import Bipartite, clicked_matrix, sparse_tensor
 from graphllmrec.graph.propagate import propagate, sparse_product
 
 USERS, ITEMS, DIM = 5, 6, 3
@@ -57,6 +57,15 @@ def test_a_repeated_pair_is_one_edge(graph: Bipartite) -> None:
     assert torch.equal(again.to_users.to_dense(), graph.to_users.to_dense())
     assert torch.equal(again.to_items.to_dense(), graph.to_items.to_dense())
     assert torch.equal(again.item_degree, graph.item_degree)
+
+
+def test_the_matrix_of_clicks_holds_ones_in_sorted_rows_however_often_a_pair_is_there() -> None:
+    matrix = clicked_matrix(edges([3, *TRAIN.user, 0, 0], [4, *TRAIN.item, 2, 1]), USERS, ITEMS)
+    assert np.array_equal(matrix.toarray(), clicks_of(TRAIN, USERS, ITEMS))
+    assert matrix.data.tolist() == [1.0] * len(TRAIN)
+    assert matrix.dtype == np.float32
+    assert matrix.has_sorted_indices
+    assert clicked_matrix(edges([], []), USERS, ITEMS).toarray().tolist() == [[0.0] * ITEMS] * USERS
 
 
 def test_a_graph_without_edges_keeps_layer_0_only() -> None:

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from graphllmrec.data.tables import Histories
 from graphllmrec.errors import RecipeError, TextError
 from graphllmrec.evaluate import validation_metric
 from graphllmrec.models import ease
 from graphllmrec.models.base import Queries, Task, TextVectors
 from graphllmrec.models.item_to_item import tuning_users
+from graphllmrec.models.transitions import REACH, Followers, no_transitions
+from graphllmrec.train.batches import Places
 from tiny import (
     CLICKS,
     DECAY,
@@ -250,6 +253,86 @@ def test_transitions_find_the_next_item_of_the_block_world() -> None:
 def test_transitions_refuse_data_without_order() -> None:
     with pytest.raises(RecipeError, match="transitions needs a timestamp or position column"):
         fitted("transitions", Task(replace(SPLIT, ordered=False)))
+
+
+FOLLOWED = [
+    np.random.default_rng(length).permutation(20)[:length] for length in (1, 2, 3, 5, 8, 13, 14, 0, 2, 6, 12)
+]  # past REACH, too
+
+
+def steps_of(walks: list[np.ndarray], window: int = 3) -> np.ndarray:
+    """T of these histories, entry by entry."""
+    counts = np.zeros((20, 20))
+    for walk in walks:
+        for p in range(len(walk)):
+            for q in range(p + 1, min(p + window, len(walk) - 1) + 1):
+                counts[walk[p], walk[q]] += 1 / (q - p)
+    return counts
+
+
+def share(counts: np.ndarray, i: int, j: int) -> float:
+    """S_ij."""
+    return counts[i, j] / math.sqrt(counts[i].sum() * counts[:, j].sum()) if counts[i, j] > 1e-9 else 0.0
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("max_history", [50, 1, 4], ids=["whole", "one", "four"])
+def test_what_follows_does_not_hear_of_the_users_own_steps(max_history: int, decay: float) -> None:
+    followers = Followers.of(Histories.from_lists(FOLLOWED), 20)
+    expected = []
+    for user, walk in enumerate(FOLLOWED):
+        kept = walk[-max_history - 1 :]
+        counts = steps_of(FOLLOWED) - steps_of([kept])
+        if len(kept) == len(walk):
+            np.testing.assert_allclose(counts, steps_of(FOLLOWED[:user] + FOLLOWED[user + 1 :]), atol=1e-12)
+        for place in range(1, len(kept)):
+            reach = range(1, min(place, REACH) + 1)
+            expected.append(sum(decay ** (back - 1) * share(counts, kept[place - back], kept[place]) for back in reach))
+    places = Places.of(Histories.from_lists(FOLLOWED), True, max_history)
+    found = followers.of_targets(places, decay, leave_one_out=True).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert found.dtype == np.float32
+    assert (found > 0).any()
+
+
+def test_what_follows_with_the_users_own_steps() -> None:
+    followers, counts = Followers.of(Histories.from_lists(FOLLOWED), 20), steps_of(FOLLOWED)
+    drawn, of_targets, of_items = np.array([3, 0, 19, 3]), [], []
+    for walk in FOLLOWED:
+        for place in range(1, len(walk)):
+            reach = range(1, min(place, REACH) + 1)
+            of_targets.append(
+                sum(DECAY ** (back - 1) * share(counts, walk[place - back], walk[place]) for back in reach)
+            )
+            of_items.append(
+                [sum(DECAY ** (back - 1) * share(counts, walk[place - back], item) for back in reach) for item in drawn]
+            )
+    places = Places.of(Histories.from_lists(FOLLOWED), True, 50)
+    np.testing.assert_allclose(followers.of_targets(places, DECAY, False).numpy(), of_targets, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(followers.of_items(places, DECAY, drawn).numpy(), of_items, rtol=0, atol=1e-6)
+
+
+def test_nobody_else_went_there() -> None:
+    walks = Histories.from_lists([[0, 1, 2], [3, 4]])
+    followers, places = Followers.of(walks, 5), Places.of(walks, True, 50)
+    assert followers.of_targets(places, DECAY, leave_one_out=True).tolist() == [0.0, 0.0, 0.0]
+    assert (followers.of_targets(places, DECAY, leave_one_out=False) > 0).all()
+
+
+@pytest.mark.parametrize("leave_one_out", [True, False])
+def test_what_follows_repeated_clicks_stays_within_its_bounds(leave_one_out: bool) -> None:
+    walks = Histories.from_lists([[0, 0, 1, 0, 1, 1], [1, 0, 0], [0, 1, 2]])
+    found = Followers.of(walks, 3).of_targets(Places.of(walks, True, 50), 0.0, leave_one_out)
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_nothing_follows_nothing() -> None:
+    alone = Histories.from_lists([[3], [], [1]])
+    followers, places = Followers.of(alone, 5), Places.of(alone, True, 50)
+    assert followers.of_targets(places, DECAY, True).shape == (0,)
+    assert followers.of_items(places, DECAY, np.arange(5)).shape == (0, 5)
+    assert followers.weights.nnz == no_transitions(5).nnz == 0
+    assert no_transitions(5).shape == (5, 5)
 
 
 # --- recency decay ---

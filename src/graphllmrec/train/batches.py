@@ -138,7 +138,7 @@ class Places:
             weights = torch.where(back > 0, torch.tensor(decay).pow((back - 1).clamp_min(0)), 0.0)
         else:
             weights = (back != 0).float()
-        summed = weights @ padded.view(rows, longest, -1)  # (B, longest, d)
+        summed = weights @ padded.view(rows, longest, vectors.shape[1])  # (B, longest, d)
         return summed.flatten(0, 1).index_select(0, place)
 
 
