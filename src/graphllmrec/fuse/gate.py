@@ -6,13 +6,14 @@ Soft routing: from its training clicks d an item belongs to each of four context
     π = [p_cold (1 - p_head), p_cold p_head, (1 - p_cold)(1 - p_head), (1 - p_cold) p_head]
 
 with c = `cold_degree` and h the degree from which items are "head" (the most clicked items, with half of all clicks).
-Every context has its own gate, scale and prior, mixed by π:
+Every context has its own weight of every expert, and its own prior; features of item and query bend the weights:
 
-    γ_i = Σ_c π_ic σ(a_c + w_c · x_i)      α_i = Σ_c π_ic exp(s_c)      β_i = Σ_c π_ic b_c
-    score(q, i) = α_i [(1 - γ_i) graph(q, i) + γ_i text(q, i)] + β_i
+    w_e(q, i) = exp( Σ_c π_ic a_ce + x_i · s_e + y_q · t_e + m_e )          β_i = Σ_c π_ic b_c
+    score(q, i) = Σ_e w_e(q, i) z_e(q, i) + β_i
+    γ_i = share of the text experts in Σ_e w_e(i) at y = 0
 
-x_i: features of the item (log degree, agreement of the branches). Without text γ_i is 0; without a click the graph part
-is empty and γ_i is 1. A static gate is the same formula with one γ and one α for all items and β = 0.
+z_e: z-scores of expert e. x_i, y_q: features, centred. m_e: a prior that diagnostics of the training may move (0 unless
+they do). A static gate is the same formula with a_ce = log of one tuned weight per expert and all else 0.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from graphllmrec.data.tables import Ints
 
 CONTEXTS = ("cold/tail", "cold/head", "warm/tail", "warm/head")
 _SHARPNESS = 3.0  # of the routing: an item at twice a threshold's degree belongs 8 : 1 to the upper side
+_LEAST = 0.01  # weight of an expert that the static tuning gave none: a logarithm needs something to start from
 
 
 @dataclass(frozen=True)
@@ -35,55 +37,36 @@ class GateInputs:
 
     contexts: Tensor  # (num_items, 4) soft membership π, rows add up to 1
     features: Tensor  # (num_items, num_features) x
-    clicked: Tensor  # (num_items,) bool: has the item a training click?
-    has_text: Tensor  # (num_items,) bool
-
-    def where_cold(self, cold: Tensor, stand_in: GateInputs) -> GateInputs:
-        """The items of `cold` (num_items,) bool as if nobody had clicked them; `stand_in`: one such item (1 row)."""
-        pick = cold[:, None]
-        return GateInputs(
-            torch.where(pick, stand_in.contexts, self.contexts),
-            torch.where(pick, stand_in.features, self.features),
-            self.clicked & ~cold,
-            self.has_text,
-        )
-
-
-@dataclass(frozen=True)
-class GateValues:
-    """What the gate says of each item (num_items,): weight of text γ, scale α, prior β."""
-
-    gamma: Tensor
-    scale: Tensor
-    prior: Tensor
 
 
 class ContextGate(nn.Module):
-    """Gate, scale and prior per context; starts as the static gate it is given."""
+    """Weights of the experts and priors per context; starts as the static gate it is given."""
 
-    def __init__(self, num_features: int) -> None:
+    moved: Tensor
+
+    def __init__(self, num_experts: int, item_features: int, query_features: int) -> None:
         super().__init__()
-        self.logit = nn.Parameter(torch.zeros(len(CONTEXTS)))
-        self.slope = nn.Parameter(torch.zeros(len(CONTEXTS), num_features))
-        self.log_scale = nn.Parameter(torch.zeros(len(CONTEXTS)))
-        self.prior = nn.Parameter(torch.zeros(len(CONTEXTS)))
+        self.log_weight = nn.Parameter(torch.zeros(len(CONTEXTS), num_experts))  # a
+        self.item_slope = nn.Parameter(torch.zeros(item_features, num_experts))  # s
+        self.query_slope = nn.Parameter(torch.zeros(query_features, num_experts))  # t
+        self.prior = nn.Parameter(torch.zeros(len(CONTEXTS)))  # b
+        self.register_buffer("moved", torch.zeros(num_experts))  # m
 
     @torch.no_grad()
-    def set_static(self, text_weight: float) -> None:
-        """The static gate graph + text_weight · text in all contexts; an item with one part only has it count 1 + w."""
-        gamma = text_weight / (1 + text_weight)
-        self.logit.fill_(float(np.log(max(gamma, 1e-6) / max(1 - gamma, 1e-6))))
-        self.log_scale.fill_(float(np.log1p(text_weight)))
-        self.slope.zero_()
-        self.prior.zero_()
+    def set_static(self, weights: Tensor) -> None:
+        """One weight per expert (E,) in all contexts, whatever the features, and no prior."""
+        for parameter in self.parameters():
+            parameter.zero_()
+        self.log_weight.copy_((weights / weights.sum()).clamp_min(_LEAST).log().expand_as(self.log_weight))
 
-    def forward(self, inputs: GateInputs) -> GateValues:
-        """γ, α and β of every item."""
-        each = torch.sigmoid(self.logit + inputs.features @ self.slope.T)  # (num_items, 4)
-        gamma = (inputs.contexts * each).sum(1)
-        gamma = torch.where(inputs.clicked, gamma, 1.0)
-        gamma = torch.where(inputs.has_text, gamma, 0.0)
-        return GateValues(gamma, inputs.contexts @ self.log_scale.exp(), inputs.contexts @ self.prior)
+    def of_items(self, inputs: GateInputs) -> tuple[Tensor, Tensor]:
+        """Weights (num_items, E) for the average query, and β (num_items,)."""
+        logs = inputs.contexts @ self.log_weight + inputs.features @ self.item_slope + self.moved
+        return logs.exp(), inputs.contexts @ self.prior
+
+    def of_queries(self, features: Tensor) -> Tensor:
+        """Factors (B, E) of the weights for queries with features y (B, G)."""
+        return (features @ self.query_slope).exp()
 
 
 def memberships(degree: Tensor, cold_degree: float, head_degree: float) -> Tensor:

@@ -1,21 +1,21 @@
 """GraphLLMRec: a graph branch and a text branch, each a recommender of its own, fused by a gate that can be read.
 
-    score(q, i) = α_i [(1 - γ_i) graph(q, i) + γ_i text(q, i)] + β_i
+    score(q, i) = Σ_e w_e(q, i) z_e(q, i) + β_i             e: the experts of both branches, z-scored per query
 
-- graph branch: LightGCN with inductive queries (models/lightgcn.py), trained with simulated cold start;
-- text branch: whitened frozen language-model vectors and a residual network (fuse/text_branch.py);
-- fusion "static": one weight, the best on validation; fusion "gate": γ, α, β per context (fuse/gate.py).
+- graph branch: models of clicks and of the click graph, by default SIGN (models/sign.py; LightGCN and GraphSAGE are
+  others) and transitions; text branch: nearest neighbours by what items say, and by what a user wrote;
+- fusion "static": one weight per expert, tuned on validation (this is z-sum, models/z_sum.py);
+- fusion "gate": weights and priors per context of the item, cold or warm × tail or head, bent by features of item and
+  query (fuse/gate.py).
 
-Everything is a dot product: the item vector is [α(1-γ) graph_i ; αγ text_i ; β], the query [graph_q ; text_q ; 1].
-
-The gate learns from interactions that the branches have not seen, the validation part: on their own training clicks
-both branches look better than they are, the graph branch most of all on the items it has memorised from few clicks, and
-a gate trained there trusts it where it should not (docs/decisions). It starts as the tuned static weight. In every step
-a share of all items plays cold: no clicks, no graph vector, so that new items have been rehearsed.
+The gate learns from interactions that the experts have not seen, the validation part: on their own training clicks they
+look better than they are, on rarely clicked items most of all (docs/decisions/007). It starts as the static weights and
+minimises the cross-entropy of the validation targets among all items. Whether it is any better is asked of users it has
+not seen: FOLDS gates are fitted, each without a part of the users, and where they rank the targets of those worse than
+the static weights do, the static weights stay.
 
 What is likely is not all that is wanted: cross-entropy knows that cold items are rarely clicked and ranks them low. So
-the priors of the cold contexts are raised last, as far as the overall validation metric gives up no more than
-`cold_budget` of itself.
+the priors of the cold contexts are raised last, as far as the validation metric gives up no more than `cold_budget`.
 
 Source: the GraphLLMRec design (item-level gates for cold/warm × popular/long-tail contexts). Equations are ours.
 """
@@ -23,279 +23,228 @@ Source: the GraphLLMRec design (item-level gates for cold/warm × popular/long-t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.errors import TextError
-from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs, GateValues, head_degree_of, memberships
-from graphllmrec.fuse.text_branch import TextBranch, TextBranchConfig
+from graphllmrec.fuse.fitting import board_of, fit_gate, lift_cold, out_of_fold, query_features
+from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs, head_degree_of, memberships
 from graphllmrec.graph.bipartite import Bipartite
-from graphllmrec.models.base import Config, Explanation, Queries, Task, TextVectors, prefixed, recency_weights, under
-from graphllmrec.models.item_to_item import VALIDATION_USERS, tuning_users
-from graphllmrec.models.lightgcn import LightGCN, LightGCNConfig
-from graphllmrec.rng import torch_rng
-from graphllmrec.train.loop import Stage, TrainedConfig, train
-
-LIFTS = tuple(step / 4 for step in range(1, 21))  # added to the priors of cold contexts, tried in this order
-WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0)  # static weights of the text branch that are tried
+from graphllmrec.models.base import Config, Explanation, Queries, Task, TextVectors, prefixed, under, unit
+from graphllmrec.models.z_sum import ZSum, ZSumConfig
+from graphllmrec.text.whiten import Whitening
+from graphllmrec.train.loop import TrainedConfig
 
 
 class GateConfig(TrainedConfig):
     """Settings of the context gate's fit."""
 
-    epochs: int = Field(15, ge=0, le=100_000, description="passes over the validation targets at most")
+    epochs: int = Field(4, ge=0, le=100_000, description="passes over the validation targets")
+    min_steps: int = Field(100, ge=0, le=1_000_000_000, description="more epochs where `epochs` have fewer steps")
     batch_size: int = Field(256, ge=1, le=1_000_000, description="validation targets per step")
     learning_rate: float = Field(0.05, gt=0, le=10, description="AdamW step size")
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="course of the step size; cosine ends at 0")
     weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW decoupled weight decay")
-    patience: int = Field(4, ge=1, le=100_000, description="stop after so many validations without a better one")
     cold_degree: float = Field(3.0, ge=0, le=1e6, description="clicks at which an item is half cold, half warm")
-    cold_share: float = Field(0.1, ge=0, lt=1, description="items that play cold in a step")
-    prior: float = Field(1.0, ge=0, le=1e6, description="pull towards the static weight, in targets")
-    cold_budget: float = Field(0.02, ge=0, le=1, description="share of validation NDCG@20 given up to lift cold items")
+    prior: float = Field(10.0, ge=0, le=1e6, description="pull towards the static weights, in targets")
+    tune_users: int = Field(10_000, ge=1, le=10_000_000, description="validation users the gate learns from at most")
+    cold_budget: float = Field(0.005, ge=0, le=1, description="share of validation NDCG@20 given up to lift cold items")
 
 
 class HybridConfig(Config):
     """Settings of the hybrid."""
 
-    fusion: Literal["gate", "static"] = Field("gate", description="context gate, or one tuned weight")
-    graph: LightGCNConfig = Field(default_factory=LightGCNConfig, description="settings of the graph branch")
-    text: TextBranchConfig = Field(default_factory=TextBranchConfig, description="settings of the text branch")
+    fusion: Literal["gate", "static"] = Field("gate", description="context gate, or one tuned weight per expert")
+    graph: tuple[str, ...] = Field(
+        ("sign", "transitions"), min_length=1, max_length=8, description="models that make up the graph branch"
+    )
+    text: tuple[str, ...] = Field(
+        ("text-knn",), min_length=1, max_length=8, description="models that make up the text branch"
+    )
+    settings: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="settings of single models, e.g. {sign = {epochs = 20}}"
+    )
     gate: GateConfig = Field(default_factory=GateConfig, description="settings of the context gate")
+
+    @model_validator(mode="after")
+    def _experts_are_sound(self) -> Self:
+        try:
+            self.as_sum()
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        if nested := [name for name in (*self.graph, *self.text) if name == Hybrid.name]:
+            raise ValueError(f"the hybrid cannot be an expert of itself: {', '.join(nested)}")
+        return self
+
+    def as_sum(self) -> ZSumConfig:
+        """Settings of the static sum of all experts."""
+        return ZSumConfig(experts=(*self.graph, *self.text), settings=self.settings)
 
 
 class Hybrid:
-    """Graph and text behind one gate; a vector model whose branches can be scored alone."""
+    """Graph and text behind one gate; both branches can be scored alone."""
 
     name: ClassVar[str] = "hybrid"
     config_class: ClassVar[type[Config]] = HybridConfig
     needs_text: ClassVar[bool] = True
+    uses_user_text: ClassVar[bool] = True
     ranks_cold_items: ClassVar[bool] = True
     branches: ClassVar[tuple[str, ...]] = ("graph", "text")
 
     def __init__(self, config: HybridConfig) -> None:
         self.config = config
-        self.graph = LightGCN(config.graph)
-        self.text = TextBranch(config.text)
-        self.gate = ContextGate(num_features=2)
+        self.sum = ZSum(config.as_sum())
+        self.gate = ContextGate(len(config.as_sum().experts), len(ITEM_FEATURES), len(QUERY_FEATURES))
         self.degree = torch.empty(0)  # (num_items,) training clicks
         self.agreement = torch.empty(0)  # (num_items,) cosine of an item's text with that of its co-clicked items
-        self.has_text = torch.empty(0, dtype=torch.bool)  # (num_items,)
+        self.words = torch.empty(0)  # (num_items,) words in its text
+        self.centre = torch.zeros(len(ITEM_FEATURES))  # of the item features
+        self.query_centre = torch.zeros(len(QUERY_FEATURES))
         self.head_degree = 1.0
 
     def fit(self, task: Task) -> None:
-        """Train the branches, then fuse them. Raises TextError without text, Interrupted when stopped."""
+        """Train the experts, then fuse them. Raises TextError without text, Interrupted when stopped."""
         if task.text is None:
             raise TextError("hybrid needs item text, and this data has none: add a title column to the items table")
         if len(task.text) != task.split.num_items:
             raise TextError(f"{len(task.text):,} text vectors for {task.split.num_items:,} items")
-        split = task.split
-        self.graph.fit(task, "graph")
-        self.text.fit(task, "text")
-        graph = Bipartite.of(split.train, split.num_users, split.num_items)
-        self.degree, self.has_text = graph.item_degree.float(), task.text.present
+        self.sum.fit(task)
+        self._know_items(task)
+        used = self.sum.branches
+        self.gate = ContextGate(len(used), len(ITEM_FEATURES), len(QUERY_FEATURES))
+        self.gate.set_static(self.sum.weights)
+        if self.config.fusion == "gate" and len(task.split.valid):
+            self._fit_gate(task)
+
+    def _know_items(self, task: Task) -> None:
+        """What the gate asks of items."""
+        split, text = task.split, task.text
+        assert text is not None
+        self.degree = torch.from_numpy(split.item_degree()).float()
         self.head_degree = head_degree_of(split.item_degree())
-        self.agreement = _agreement(graph, self.text.items)
-        if not len(split.valid):
-            self.gate.set_static(0.5)
-            task.journal.log("fusion", weight=0.5, reason="no validation part to tune on")
-            return
-        self._tune_static(task)
-        if self.config.fusion == "gate":
-            self._lift_cold(task, self._fit_gate(task))
+        words = unit(Whitening.fit(text, 200).apply(text))
+        self.agreement = _agreement(Bipartite.of(split.train, split.num_users, split.num_items), words)
+        self.words = _word_counts(text)
+        self.centre = self._item_features().mean(0)
 
-    def _tune_static(self, task: Task) -> None:
-        """The weight of the text branch that ranks validation targets best."""
-        from graphllmrec.evaluate import validation_metric  # evaluate imports models.base
-
-        users, found = tuning_users(task.split, task.seed, VALIDATION_USERS), {}
-        task.journal.stage("tune static weight", len(WEIGHTS))
-        for weight in WEIGHTS:
-            self.gate.set_static(weight)
-            found[weight] = validation_metric(self, task.split, users=users)
-            task.journal.advance(1, **{"ndcg@20": found[weight]})
-        best = max(found, key=lambda weight: found[weight])
-        self.gate.set_static(best)
-        task.journal.log("static-weight", weight=best, tried={str(weight): found[weight] for weight in WEIGHTS})
-
-    def _fit_gate(self, task: Task) -> float:
-        """Cross-entropy of the validation targets among all items, from the static gate on. Returns the best metric."""
-        from graphllmrec.evaluate import validation_metric  # evaluate imports models.base
-
-        split, config, gate = task.split, self.config.gate, self.gate
-        start = {name: value.detach().clone() for name, value in gate.named_parameters()}
-        known, targets = split.known("valid"), split.targets("valid")
-        rows_user, rows_item = targets.row_of_entry, torch.from_numpy(targets.items)
-        inputs, cold_item = self._inputs(), self._cold_item()
-        users = tuning_users(split, task.seed, VALIDATION_USERS)
-
-        def loss(epoch: int, step: int, rows: Ints) -> Tensor:
-            queries = Queries.of(known, rows_user[rows])
-            draw = torch.rand(split.num_items, generator=torch_rng(task.seed, "gate/cold", epoch, step))
-            cold = draw < config.cold_share
-            with torch.no_grad():
-                graph, text = self._branch_scores(queries, hidden=cold)
-            scores = _fused(gate(inputs.where_cold(cold, cold_item)), graph, text)  # (B, num_items)
-            scores = scores.masked_fill(_seen(queries.histories, split.num_items), -torch.inf)
-            drift = sum((value - start[name]).square().sum() for name, value in gate.named_parameters())
-            return F.cross_entropy(scores, rows_item[rows]) + config.prior * drift / (2 * len(rows_item))
-
-        def validate() -> float:
-            return validation_metric(self, split, users=users)
-
-        branches = (*self.graph.state().values(), *self.text.state().values())
-        return train(Stage("gate", gate, len(rows_item), loss, validate, config, inputs=branches), task)
-
-    def _lift_cold(self, task: Task, before: float) -> None:
-        """Raise the priors of the cold contexts as far as the budget allows, if validation has cold targets at all."""
-        from graphllmrec.evaluate import validation_metric  # evaluate imports models.base
-
-        cold_targets = int((self.degree.numpy()[task.split.valid.item] <= self.config.gate.cold_degree).sum())
-        users, found, lift = tuning_users(task.split, task.seed, VALIDATION_USERS), {"0.0": before}, 0.0
-        start = self.gate.prior.detach().clone()
-        cold = torch.tensor([name.startswith("cold") for name in CONTEXTS]).float()
-        task.journal.stage("lift cold items", len(LIFTS))
-        for candidate in LIFTS if cold_targets else ():
-            self.gate.prior.data.copy_(start + candidate * cold)
-            found[str(candidate)] = value = validation_metric(self, task.split, users=users)
-            task.journal.advance(1, **{"ndcg@20": value})
-            if value < before * (1 - self.config.gate.cold_budget):
-                break
-            lift = candidate
-        self.gate.prior.data.copy_(start + lift * cold)
-        task.journal.log("cold-lift", lift=lift, tried=found, cold_targets=cold_targets)
-
-    def _inputs(self) -> GateInputs:
-        contexts = memberships(self.degree, self.config.gate.cold_degree, self.head_degree)
-        features = torch.stack([torch.log1p(self.degree) / 5.0, self.agreement], dim=1)
-        return GateInputs(contexts, features, self.degree > 0, self.has_text)
-
-    def _cold_item(self) -> GateInputs:
-        """One item that nobody has clicked, as the gate sees it."""
-        contexts = memberships(torch.zeros(1), self.config.gate.cold_degree, self.head_degree)
-        clicked, has_text = torch.tensor([False]), torch.tensor([True])
-        return GateInputs(contexts, torch.zeros(1, 2), clicked, has_text)
+    def _fit_gate(self, task: Task) -> None:
+        """From the static weights on; kept if it ranks better for users it has not learned from."""
+        config, inputs = self.config.gate, self.inputs()
+        board = board_of(self.sum, task, self.degree, config.tune_users)
+        self.query_centre = board.features.mean(0)
+        board = board.centred(self.query_centre)
+        static = board.ndcg(self.gate, inputs)
+        held_out = out_of_fold(self.gate, inputs, board, config, task)
+        kept = bool(held_out.mean() > static.mean())
+        task.journal.log("gate-or-static", gate=float(held_out.mean()), static=float(static.mean()), kept=kept)
+        if kept:
+            fit_gate("gate", self.gate, inputs, board, config, task, watch=lambda: self._gate_by_context(inputs))
+        lifted = lift_cold(self.gate, inputs, board, config.cold_budget)
+        task.journal.log("cold-lift", **lifted)
 
     @torch.no_grad()
-    def gate_table(self) -> tuple[GateValues, Tensor]:
-        """γ, α, β and context memberships (num_items, 4) of every item."""
-        inputs = self._inputs()
-        return self.gate(inputs), inputs.contexts
+    def _gate_by_context(self, inputs: GateInputs) -> dict[str, float]:
+        """Mean γ per context, for the log."""
+        gamma = self._gamma(inputs)
+        total = inputs.contexts.sum(0).clamp_min(1e-9)
+        return {f"gate {name}": float(inputs.contexts[:, c] @ gamma / total[c]) for c, name in enumerate(CONTEXTS)}
 
+    def _item_features(self) -> Tensor:
+        """(num_items, 3): ITEM_FEATURES."""
+        return torch.stack([self.degree.log1p() / 5, self.agreement, self.words.log1p() / 5], dim=1)
+
+    def inputs(self) -> GateInputs:
+        """What the gate knows of every item."""
+        contexts = memberships(self.degree, self.config.gate.cold_degree, self.head_degree)
+        return GateInputs(contexts, self._item_features() - self.centre)
+
+    def _gamma(self, inputs: GateInputs) -> Tensor:
+        weights, _ = self.gate.of_items(inputs)
+        return weights[:, self._places("text")].sum(1) / weights.sum(1)
+
+    def _places(self, branch: str) -> list[int]:
+        """Which experts belong to a branch."""
+        names = self.config.graph if branch == "graph" else self.config.text
+        return [place for place, name in enumerate(self.sum.branches) if name in names]
+
+    @torch.no_grad()
     def gate_values(self) -> tuple[Tensor, dict[str, Tensor]]:
         """γ (num_items,) and the membership (num_items,) in every context, for reports."""
-        values, contexts = self.gate_table()
-        return values.gamma, {name: contexts[:, place] for place, name in enumerate(CONTEXTS)}
-
-    def _branch_scores(self, queries: Queries, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(graph, text) scores, each (B, num_items); the graph part of `hidden` and of unclicked items is empty."""
-        items = self._graph_items()
-        graph = self.graph.query_vectors(queries) @ (items if hidden is None else items * ~hidden[:, None]).T
-        return graph, self.text.query_vectors(queries.histories) @ self.text.items.T
-
-    def _graph_items(self) -> Tensor:
-        return self.graph.items * (self.degree > 0)[:, None]  # (num_items, dim + 1)
-
-    def item_vectors(self) -> Tensor:
-        """[α(1-γ) graph ; αγ text ; β] (num_items, dim + 1 + dims + 1)."""
-        values, _ = self.gate_table()
-        graph = (values.scale * (1 - values.gamma))[:, None] * self._graph_items()
-        text = (values.scale * values.gamma)[:, None] * self.text.items
-        return torch.cat([graph, text, values.prior[:, None]], dim=1)
-
-    def query_vectors(self, queries: Queries) -> Tensor:
-        """[graph ; text ; 1] (B, dim + 1 + dims + 1)."""
-        text = self.text.query_vectors(queries.histories)
-        return torch.cat([self.graph.query_vectors(queries), text, torch.ones(len(text), 1)], dim=1)
-
-    def scores(self, queries: Queries) -> Tensor:
-        """Dot products (B, num_items)."""
-        return self.query_vectors(queries) @ self.item_vectors().T
-
-    def branch_scores(self, queries: Queries, branch: str) -> Tensor:
-        """Scores (B, num_items) of "graph" or "text" alone, without gate, scale or prior."""
-        if branch == "graph":
-            return self.graph.scores(queries)
-        if branch == "text":
-            return self.text.query_vectors(queries.histories) @ self.text.items.T
-        raise ValueError(f"unknown branch {branch!r}; known: {', '.join(self.branches)}")
+        inputs = self.inputs()
+        return self._gamma(inputs), {name: inputs.contexts[:, place] for place, name in enumerate(CONTEXTS)}
 
     @torch.no_grad()
+    def _parts(self, queries: Queries) -> tuple[Tensor, Tensor]:
+        """w_e z_e (E, B, num_items) of every expert, and β (num_items,)."""
+        experts = torch.stack([self.sum.branch_scores(queries, name) for name in self.sum.branches])
+        weights, prior = self.gate.of_items(self.inputs())
+        features = query_features(queries, experts, self.degree, self._places("text")) - self.query_centre
+        factors = self.gate.of_queries(features)  # (B, E)
+        return experts.mul_(weights.T[:, None, :]).mul_(factors.T[:, :, None]), prior
+
+    def scores(self, queries: Queries) -> Tensor:
+        """Scores (B, num_items)."""
+        parts, prior = self._parts(queries)
+        return parts.sum(0) + prior
+
+    def branch_scores(self, queries: Queries, branch: str) -> Tensor:
+        """Scores (B, num_items) of "graph" or "text" alone: its experts by their static weights."""
+        if branch not in self.branches:
+            raise ValueError(f"unknown branch {branch!r}; known: {', '.join(self.branches)}")
+        total = torch.zeros(len(queries), len(self.degree))
+        places = self._places(branch)
+        weights = self.sum.weights[places]
+        weights = weights if float(weights.sum()) > 0 else torch.ones(len(places))
+        for weight, place in zip(weights, places, strict=True):
+            total = total + weight * self.sum.branch_scores(queries, self.sum.branches[place])
+        return total
+
     def explain(self, queries: Queries, item: int) -> Explanation:
-        """Exact shares of one query's score: clicks, text and context prior add up; so do the history's parts."""
-        values, contexts = self.gate_table()
-        gamma, scale, prior = (float(part[item]) for part in (values.gamma, values.scale, values.prior))
-        graph_item = self._graph_items()[item] * scale * (1 - gamma)  # (dim + 1,)
-        text_item = self.text.items[item] * scale * gamma  # (dims,)
-        clicks = float(self.graph.query_vectors(queries)[0] @ graph_item)
-        text = float(self.text.query_vectors(queries.histories)[0] @ text_item)
-        history = self._history_parts(queries, graph_item, text_item, text)
-        names = {name: float(contexts[item, place]) for place, name in enumerate(CONTEXTS)}
-        shares = {"clicks": clicks, "text": text, "context": prior}
-        return Explanation(clicks + text + prior, shares, gamma, names, history)
-
-    def _history_parts(
-        self, queries: Queries, graph_item: Tensor, text_item: Tensor, text_share: float
-    ) -> list[tuple[int, float]]:
-        """(item row, contribution) of the history's items to clicks and text together, largest first."""
-        rows = torch.from_numpy(queries.histories.items)
-        weights = torch.from_numpy(self.graph.history_weights(queries))
-        clicks = weights * (self.graph.fold.index_select(0, rows) @ graph_item[:-1])
-        faded = torch.from_numpy(recency_weights(queries.histories, self.text.decay))
-        words = faded * (self.text.items.index_select(0, rows) @ text_item)
-        total = float(words.sum())
-        parts = clicks + (words * (text_share / total) if abs(total) > 1e-9 else 0 * words)
-        found: dict[int, float] = {}
-        for row, part in zip(rows.tolist(), parts.tolist(), strict=True):
-            found[row] = found.get(row, 0.0) + part
-        return sorted(found.items(), key=lambda entry: -entry[1])
-
-    def similar_scores(self, item: int) -> Tensor:
-        """Cosine (num_items,) in each branch, mixed by the item's own gate."""
-        values, _ = self.gate_table()
-        gamma = float(values.gamma[item])
-        graph = F.normalize(self._graph_items()[:, :-1], dim=1, eps=1e-12)
-        text = F.normalize(self.text.items, dim=1, eps=1e-12)
-        return (1 - gamma) * (graph @ graph[item]) + gamma * (text @ text[item])
+        """Exact shares of the first query's score: clicks, text, the context's prior; γ and contexts of the item."""
+        parts, prior = self._parts(queries)
+        found = parts[:, 0, item]
+        graph, text = (float(found[self._places(branch)].sum()) for branch in self.branches)
+        shares = {"clicks": graph, "text": text, "context": float(prior[item])}
+        gamma, contexts = self.gate_values()
+        names = {name: float(membership[item]) for name, membership in contexts.items()}
+        return Explanation(sum(shares.values()), shares, float(gamma[item]), names)
 
     def state(self) -> dict[str, Tensor]:
-        """Both branches, the gate and what it knows of the items."""
-        own = {"degree": self.degree, "agreement": self.agreement, "has_text": self.has_text}
-        own["head_degree"] = torch.tensor(self.head_degree, dtype=torch.float64)
-        parts = prefixed("graph", self.graph.state()) | prefixed("text", self.text.state())
-        return own | parts | prefixed("gate", self.gate.state_dict())
+        """The experts with their static weights, the gate and what it knows of the items."""
+        own = {"degree": self.degree, "agreement": self.agreement, "words": self.words, "centre": self.centre}
+        own |= {"query_centre": self.query_centre, "head_degree": torch.tensor(self.head_degree, dtype=torch.float64)}
+        return own | prefixed("sum", self.sum.state()) | prefixed("gate", self.gate.state_dict())
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Undo `state`."""
-        self.graph.restore(under("graph", state))
-        self.text.restore(under("text", state))
+        self.sum.restore(under("sum", state))
+        self.gate = ContextGate(len(self.sum.branches), len(ITEM_FEATURES), len(QUERY_FEATURES))
         self.gate.load_state_dict(under("gate", state))
-        self.degree, self.agreement, self.has_text = state["degree"], state["agreement"], state["has_text"]
+        self.degree, self.agreement, self.words = state["degree"], state["agreement"], state["words"]
+        self.centre, self.query_centre = state["centre"], state["query_centre"]
         self.head_degree = float(state["head_degree"])
 
     def add_items(self, text: TextVectors) -> None:
-        """Append items by their text: cold, graph part empty, gate open to the text."""
-        self.graph.add_items(text)
-        self.text.items = torch.cat([self.text.items, self.text.vectors_of(text)])
+        """Append items by their text: cold, without clicks."""
+        self.sum.add_items(text)
         nothing = torch.zeros(len(text))
         self.degree, self.agreement = torch.cat([self.degree, nothing]), torch.cat([self.agreement, nothing])
-        self.has_text = torch.cat([self.has_text, text.present])
+        self.words = torch.cat([self.words, _word_counts(text)])
 
 
-def _fused(values: GateValues, graph: Tensor, text: Tensor) -> Tensor:
-    """α [(1 - γ) graph + γ text] + β for scores (B, num_items)."""
-    return values.scale * ((1 - values.gamma) * graph + values.gamma * text) + values.prior
+ITEM_FEATURES = ("log clicks", "agreement of its text with its neighbours'", "log words")
+QUERY_FEATURES = ("log history length", "mean log clicks of the history", "correlation of the branches")
 
 
-def _seen(histories: Histories, num_items: int) -> Tensor:
-    """Mask (B, num_items) of what each query already knows."""
-    seen = torch.zeros(len(histories), num_items, dtype=torch.bool)
-    seen[torch.from_numpy(histories.row_of_entry), torch.from_numpy(histories.items)] = True
-    return seen
+def _word_counts(text: TextVectors) -> Tensor:
+    """Words per text (n,); 1 for a text that is not at hand, 0 without any."""
+    if text.texts is None:
+        return text.present.float()
+    return torch.tensor([float(len((each or "").split())) for each in text.texts])
 
 
 @torch.no_grad()

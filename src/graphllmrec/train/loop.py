@@ -66,6 +66,7 @@ class Stage:
     config: TrainedConfig
     metric: str = "ndcg@20"
     inputs: tuple[Tensor, ...] = ()  # what the loss reads besides module, settings and clicks: text, other stages
+    watch: Callable[[], dict[str, float]] | None = None  # figures of the module to log with every epoch
 
     @property
     def steps(self) -> int:
@@ -205,7 +206,8 @@ def _validate(
 
 def _log(stage: Stage, task: Task, progress: Progress, **values: float) -> None:
     """Log an epoch, and keep the line for the checkpoint."""
-    progress.log.append({"event": "epoch", "stage": stage.name, "epoch": progress.epoch, **values})
+    watched = stage.watch() if stage.watch is not None else {}
+    progress.log.append({"event": "epoch", "stage": stage.name, "epoch": progress.epoch, **values, **watched})
     task.journal.log(**progress.log[-1])
 
 

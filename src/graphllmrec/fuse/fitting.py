@@ -1,0 +1,175 @@
+"""Fit the context gate on validation targets: a board of the experts' z-scores, cross-entropy, folds, the cold lift.
+
+The experts do not change while the gate is fitted. So their z-scores for the validation queries are made once and kept
+in half precision, for as many users as `_HELD` numbers allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from graphllmrec.data.tables import Histories, Ints
+from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs
+from graphllmrec.models.base import Queries, Task
+from graphllmrec.models.item_to_item import tuning_users
+from graphllmrec.rng import rng
+from graphllmrec.train.loop import Stage, TrainedConfig, train
+
+FOLDS = 3
+LIFTS = tuple(step / 4 for step in range(1, 21))  # added to the priors of cold contexts, tried in this order
+CUT = 20  # NDCG@CUT is what counts
+_HELD = 600_000_000  # z-scores kept at a time: 1.2 GB
+_ROWS = 256  # queries scored at a time
+_LOWEST = -1e4  # of an item that must not be ranked
+
+
+@dataclass(frozen=True)
+class Board:
+    """z-scores of E experts for U validation queries, and their P targets."""
+
+    experts: Tensor  # (E, U, num_items) float16
+    features: Tensor  # (U, G) of the queries
+    known: Histories  # U rows: what may not be ranked
+    row: Tensor  # (P,) query of every target
+    target: Tensor  # (P,) item
+    count: Tensor  # (U,) targets per query
+
+    def centred(self, centre: Tensor) -> Board:
+        """The same with features relative to `centre` (G,)."""
+        return replace(self, features=self.features - centre)
+
+    def scores(self, gate: ContextGate, inputs: GateInputs, rows: Tensor) -> Tensor:
+        """Gated scores (n, num_items) of these queries; what they know is at the bottom."""
+        weights, prior = gate.of_items(inputs)
+        factors = gate.of_queries(self.features.index_select(0, rows))  # (n, E)
+        total = prior.expand(len(rows), -1)
+        for expert, zscores in enumerate(self.experts):
+            part = zscores.index_select(0, rows).float()
+            total = total + part * weights[:, expert] * factors[:, expert, None]
+        seen = self.known.take(rows.numpy())
+        mask = torch.zeros(total.shape, dtype=torch.bool)
+        mask[torch.from_numpy(seen.row_of_entry), torch.from_numpy(seen.items)] = True
+        return total.masked_fill(mask, _LOWEST)
+
+    @torch.no_grad()
+    def ndcg(self, gate: ContextGate, inputs: GateInputs, queries: Tensor | None = None) -> Tensor:
+        """NDCG@CUT per query (n,); equal scores count against a target."""
+        queries = torch.arange(len(self.count)) if queries is None else queries
+        discounts = 1 / torch.log2(torch.arange(CUT) + 2.0)
+        ideal = discounts.cumsum(0)[self.count.clamp(1, CUT) - 1]
+        gains = torch.zeros(len(self.count))
+        for rows in torch.split(queries, _ROWS):
+            scores = self.scores(gate, inputs, rows)
+            place = torch.full((len(self.count),), -1)
+            place[rows] = torch.arange(len(rows))
+            pairs = (place.index_select(0, self.row) >= 0).nonzero()[:, 0]
+            own = scores.index_select(0, place.index_select(0, self.row[pairs]))
+            rank = (own >= own.gather(1, self.target[pairs, None])).sum(1) - 1
+            gain = torch.where(rank < CUT, discounts[rank.clamp_max(CUT - 1)], 0.0)
+            gains.index_add_(0, self.row[pairs], gain)
+        return (gains / ideal)[queries]
+
+
+def board_of(model: Any, task: Task, degree: Tensor, most_users: int) -> Board:
+    """The board of a fitted sum of experts (models/z_sum.py) for at most so many validation users."""
+    split, names = task.split, model.branches
+    room = max(_HELD // (len(names) * max(split.num_items, 1)), 1)
+    users = tuning_users(split, task.seed, min(most_users, room))
+    known, targets = split.known("valid"), split.targets("valid").take(users)
+    text = [place for place, name in enumerate(names) if model.experts[name].needs_text]
+    experts = torch.empty(len(names), len(users), split.num_items, dtype=torch.float16)
+    features = []
+    task.journal.stage("score for the gate", len(users))
+    for start in range(0, len(users), _ROWS):
+        queries = Queries.of(known, users[start : start + _ROWS])
+        block = torch.stack([model.branch_scores(queries, name) for name in names])  # (E, b, num_items)
+        experts[:, start : start + _ROWS] = block.clamp(-6e4, 6e4)
+        features.append(query_features(queries, block, degree, text))
+        task.journal.advance(len(queries))
+    row, item = torch.from_numpy(targets.row_of_entry), torch.from_numpy(targets.items)
+    return Board(experts, torch.cat(features), known.take(users), row, item, torch.from_numpy(targets.lengths))
+
+
+def query_features(queries: Queries, experts: Tensor, degree: Tensor, text: list[int]) -> Tensor:
+    """Features (B, 3): log history length, mean log clicks of the history, correlation of both branches' scores.
+
+    experts (E, B, num_items): z-scores, so a mean product is a correlation; `text`: which of them are the text branch.
+    """
+    histories = queries.histories
+    length = torch.from_numpy(histories.lengths).float()
+    logs = degree.log1p().index_select(0, torch.from_numpy(histories.items))
+    total = torch.zeros(len(length)).index_add_(0, torch.from_numpy(histories.row_of_entry), logs)
+    graph = [place for place in range(len(experts)) if place not in text]
+    agree = torch.zeros(len(length))
+    if graph and text:
+        agree = (experts[graph[0]] * experts[text[0]]).mean(1)  # the leading expert of each
+    return torch.stack([length.log1p() / 3, total / length.clamp_min(1) / 5, agree], dim=1)
+
+
+def fit_gate(
+    name: str,
+    gate: ContextGate,
+    inputs: GateInputs,
+    board: Board,
+    config: Any,
+    task: Task,
+    pairs: Ints | None = None,
+    watch: Callable[[], dict[str, float]] | None = None,
+) -> None:
+    """Cross-entropy of the targets `pairs` (all by default) among all items, in place, from where the gate stands."""
+    start = {key: value.detach().clone() for key, value in gate.named_parameters()}
+    chosen = torch.arange(len(board.row)) if pairs is None else torch.from_numpy(pairs)
+
+    def loss(_epoch: int, _step: int, rows: Ints) -> Tensor:
+        picked = chosen[torch.from_numpy(rows)]
+        scores = board.scores(gate, inputs, board.row.index_select(0, picked))
+        drift = sum((value - start[key]).square().sum() for key, value in gate.named_parameters())
+        pull = config.prior * drift / (2 * len(chosen))
+        entropy: Tensor = F.cross_entropy(scores, board.target.index_select(0, picked)) + pull
+        return entropy
+
+    settings: TrainedConfig = config
+    inside = (board.features, *inputs.__dict__.values(), board.experts.float().mean((1, 2)))
+    train(Stage(name, gate, len(chosen), loss, None, settings, inputs=inside, watch=watch), task)
+
+
+def out_of_fold(gate: ContextGate, inputs: GateInputs, board: Board, config: Any, task: Task) -> Tensor:
+    """NDCG@CUT (U,) of every query under a gate that was fitted without it, from where `gate` stands."""
+    fold = rng(task.seed, "gate/folds").integers(0, FOLDS, len(board.count))
+    found = torch.zeros(len(board.count))
+    for number in range(FOLDS):
+        one = deepcopy(gate)
+        pairs = np.flatnonzero(fold[board.row.numpy()] != number)
+        held_out = torch.from_numpy(np.flatnonzero(fold == number))
+        if len(pairs) and len(held_out):
+            fit_gate(f"gate-fold-{number + 1}", one, inputs, board, config, task, pairs)
+            found[held_out] = board.ndcg(one, inputs, held_out)
+    return found
+
+
+@torch.no_grad()
+def lift_cold(gate: ContextGate, inputs: GateInputs, board: Board, budget: float) -> dict[str, Any]:
+    """Raise the priors of the cold contexts as far as NDCG@CUT gives up no more than `budget` of itself; what was done.
+
+    Without a cold target in validation nothing is known about them, and nothing is lifted.
+    """
+    cold = torch.tensor([name.startswith("cold") for name in CONTEXTS]).float()
+    targets = int((inputs.contexts[board.target] @ cold > 0.5).sum())
+    start, before, lift = gate.prior.detach().clone(), float(board.ndcg(gate, inputs).mean()), 0.0
+    tried = {"0.0": before}
+    for candidate in LIFTS if targets and budget else ():
+        gate.prior.copy_(start + candidate * cold)
+        tried[str(candidate)] = value = float(board.ndcg(gate, inputs).mean())
+        if value < before * (1 - budget):
+            break
+        lift = candidate
+    gate.prior.copy_(start + lift * cold)
+    return {"lift": lift, "tried": tried, "cold_targets": targets}
