@@ -13,9 +13,9 @@ import torch
 from front_door_world import encode_first_word
 from graphllmrec import run
 from graphllmrec.data import load_data, make_split
-from graphllmrec.data.tables import Interactions
+from graphllmrec.data.tables import Histories, Interactions
 from graphllmrec.errors import DataError
-from graphllmrec.models.base import TextVectors
+from graphllmrec.models.base import Queries, Task, TextVectors
 from graphllmrec.models.text_knn import TextKNN
 from graphllmrec.recommender import Recommender
 from graphllmrec.text.encoder import TextConfig
@@ -320,3 +320,22 @@ def test_reviews_join_item_text_when_asked(readers, tasks, monkeypatch):
     monkeypatch.setattr("graphllmrec.text.users.encode_texts", None)  # nothing is encoded
     fit(readers, reviews=True, control="random")
     assert tasks[2].text.present.all()
+
+
+def test_text_knn_adds_what_a_known_user_wrote(readers):
+    split, items = make_split(readers), encode_first_word(readers.items, TextConfig())
+    written = TextVectors(torch.eye(split.num_users, items.vectors.shape[1]), torch.arange(split.num_users) > 0)
+    model = TextKNN(TextKNN.config_class(decay=0.5, user_weight=2.0))
+    model.fit(Task(split, items, user_text=written))
+    alone = TextKNN(TextKNN.config_class(decay=0.5))
+    alone.fit(Task(split, items))
+    history = Histories.from_lists([[0, 1], [0, 1], [0, 1]])
+    asked = Queries(np.array([1, 0, -1]), history)  # wrote something, wrote nothing, unknown
+    vector = torch.nn.functional.normalize(model.whitening.apply(written)[1], dim=0)
+    expected = alone.query_vectors(asked)
+    expected[0] += 2.0 * vector
+    torch.testing.assert_close(model.query_vectors(asked), expected)
+    again = TextKNN(model.config)
+    again.restore(model.state())
+    assert torch.equal(again.scores(asked), model.scores(asked))
+    assert "written" not in alone.state()

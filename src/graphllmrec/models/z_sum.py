@@ -91,6 +91,11 @@ class ZSum:
         """Is item text worth encoding for this? It is used where there is some, and not needed."""
         return any(model_class(name).needs_text for name in self.config.experts)
 
+    @property
+    def uses_user_text(self) -> bool:
+        """Is what users wrote worth encoding for this?"""
+        return any(getattr(model_class(name), "uses_user_text", False) for name in self.config.experts)
+
     def fit(self, task: Task) -> None:
         """Fit the experts that apply, then tune weights and decays. Raises RecipeError when no expert applies."""
         self.experts = self._applicable(task)
