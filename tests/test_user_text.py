@@ -323,7 +323,8 @@ def test_reviews_join_item_text_when_asked(readers, tasks, monkeypatch):
 
 
 def test_text_knn_adds_what_a_known_user_wrote(readers):
-    split, items = make_split(readers), encode_first_word(readers.items, TextConfig())
+    data = load_data(readers)
+    split, items = make_split(data), encode_first_word(data.items, TextConfig())
     written = TextVectors(torch.eye(split.num_users, items.vectors.shape[1]), torch.arange(split.num_users) > 0)
     model = TextKNN(TextKNN.config_class(decay=0.5, user_weight=2.0))
     model.fit(Task(split, items, user_text=written))
