@@ -117,6 +117,30 @@ def gate_figure(gates: Mapping[str, GateTable], look: Mapping[str, Look]) -> str
     return _svg(figure, f"gate by training clicks for {', '.join(gates)}")
 
 
+def gate_course_figure(entries: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> str:
+    """γ of these groups of items by epoch, from the log lines with a "gate": median, and the middle half as band."""
+    figure, axes = _figure()
+    course, style, ends = gate_course(entries), looks(groups), {}
+    for name in groups:
+        points = [(number, gate[name]) for number, gate in enumerate(course) if name in gate]
+        x = [number for number, _ in points]
+        low, middle, high = ([row[key] for _, row in points] for key in ("q25", "q50", "q75"))
+        axes.fill_between(x, low, high, color=style[name].colour, alpha=0.15, lw=0)
+        axes.plot(x, middle, color=style[name].colour, lw=2, marker=style[name].marker, ms=4.5)
+        ends[name] = float(middle[-1])
+    axes.set_xlabel("epochs logged")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("γ: weight of the text branch")
+    _label_ends(axes, ends, style)
+    return _svg(figure, f"gate over training for {', '.join(groups)}")
+
+
+def gate_course(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Mapping[str, float]]]:
+    """The gate's summaries (fuse/gate.py, `gate_summary`) in the order they were logged."""
+    return [entry["gate"] for entry in entries if isinstance(entry.get("gate"), Mapping)]
+
+
 def contexts_figure(gate: GateTable) -> str:
     """Mean membership of the items in every context against training clicks; at any degree they add up to 1."""
     figure, axes = _figure()

@@ -26,6 +26,8 @@ from graphllmrec.evaluate.plots import (
     Look,
     contexts_figure,
     curves_figure,
+    gate_course,
+    gate_course_figure,
     gate_figure,
     looks,
     strata_figure,
@@ -233,6 +235,25 @@ def _gate_figures(page: _Page) -> list[str]:
         if gate.contexts:
             caption = f"How much the items of each degree belong to each context, {name}. Protocol: {page.protocol}."
             out.append(_figure("Contexts by training clicks", contexts_figure(gate), caption))
+    return out + _gate_courses(page)
+
+
+def _gate_courses(page: _Page) -> list[str]:
+    """The gate over training, by clicks and by context, of the models that logged it."""
+    out = []
+    for row in page.rows:
+        course = gate_course(row.curves)
+        if not course:
+            continue
+        clicks = [name for name in course[-1] if name.startswith("clicks ")]
+        contexts = [name for name in course[-1] if name not in clicks]
+        for what, groups in (("clicks", clicks), ("context", contexts)):
+            caption = "Line: median item. Band: the middle half. Final means: " + ", ".join(
+                f"{name} {course[-1][name]['mean']:.3f}" for name in groups
+            )
+            if groups:
+                title = f"Gate over training by {what}, {row.name}"
+                out.append(_figure(title, gate_course_figure(row.curves, groups), f"{caption}."))
     return out
 
 

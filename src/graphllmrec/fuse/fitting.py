@@ -122,7 +122,7 @@ def fit_gate(
     config: Any,
     task: Task,
     pairs: Ints | None = None,
-    watch: Callable[[], dict[str, float]] | None = None,
+    watch: Callable[[], dict[str, Any]] | None = None,
 ) -> None:
     """Cross-entropy of the targets `pairs` (all by default) among all items, in place, from where the gate stands."""
     start = {key: value.detach().clone() for key, value in gate.named_parameters()}

@@ -18,6 +18,7 @@ they do). A static gate is the same formula with a_ce = log of one tuned weight 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,29 @@ def memberships(degree: Tensor, cold_degree: float, head_degree: float) -> Tenso
     cold = torch.sigmoid(_SHARPNESS * (float(np.log1p(cold_degree)) - logs))
     head = torch.sigmoid(_SHARPNESS * (logs - float(np.log1p(head_degree))))
     return torch.stack([cold * (1 - head), cold * head, (1 - cold) * (1 - head), (1 - cold) * head], dim=1)
+
+
+def gate_summary(gamma: Tensor, degree: Tensor, contexts: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Mean and quartiles of γ (n,) by training clicks (strata of docs/evaluation.md) and by context.
+
+    {"clicks 1-3": {"items": n, "mean": x, "q25": x, "q50": x, "q75": x}, …, "cold/tail": {…}}; an item counts for a
+    context as much as it belongs to it. Groups without items are left out.
+    """
+    from graphllmrec.evaluate.strata import DEGREES, degree_strata  # evaluate imports models.base
+
+    strata = degree_strata(degree.long().numpy())
+    groups = {f"clicks {name}": torch.from_numpy((strata == name).to_numpy().copy()).float() for name in DEGREES}
+    order = gamma.argsort()
+    found = {}
+    for name, weight in (groups | dict(contexts)).items():
+        total = float(weight.sum())
+        if total < 1e-6:
+            continue
+        below = weight[order].double().cumsum(0) / total  # share of the group up to every item, by γ
+        quartiles = [float(gamma[order[int((below < share - 1e-12).sum())]]) for share in (0.25, 0.5, 0.75)]
+        row = dict(zip(("q25", "q50", "q75"), quartiles, strict=True))
+        found[name] = {"items": total, "mean": float((gamma * weight).sum() / total), **row}
+    return found
 
 
 def head_degree_of(degree: Ints) -> float:

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from graphllmrec.errors import TextError
 from graphllmrec.fuse.fitting import board_of, fit_gate, lift_cold, out_of_fold, query_features
-from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs, head_degree_of, memberships
+from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs, gate_summary, head_degree_of, memberships
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.models.base import Config, Explanation, Queries, Task, TextVectors, prefixed, under, unit
 from graphllmrec.models.z_sum import ZSum, ZSumConfig
@@ -142,16 +142,15 @@ class Hybrid:
         kept = bool(held_out.mean() > static.mean())
         task.journal.log("gate-or-static", gate=float(held_out.mean()), static=float(static.mean()), kept=kept)
         if kept:
-            fit_gate("gate", self.gate, inputs, board, config, task, watch=lambda: self._gate_by_context(inputs))
+            fit_gate("gate", self.gate, inputs, board, config, task, watch=lambda: self._watched(inputs))
         lifted = lift_cold(self.gate, inputs, board, config.cold_budget)
         task.journal.log("cold-lift", **lifted)
 
     @torch.no_grad()
-    def _gate_by_context(self, inputs: GateInputs) -> dict[str, float]:
-        """Mean γ per context, for the log."""
-        gamma = self._gamma(inputs)
-        total = inputs.contexts.sum(0).clamp_min(1e-9)
-        return {f"gate {name}": float(inputs.contexts[:, c] @ gamma / total[c]) for c, name in enumerate(CONTEXTS)}
+    def _watched(self, inputs: GateInputs) -> dict[str, Any]:
+        """What the log keeps of the gate with every epoch."""
+        contexts = {name: inputs.contexts[:, place] for place, name in enumerate(CONTEXTS)}
+        return {"gate": gate_summary(self._gamma(inputs), self.degree, contexts)}
 
     def _item_features(self) -> Tensor:
         """(num_items, 3): ITEM_FEATURES."""

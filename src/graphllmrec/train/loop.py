@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class Stage:
     config: TrainedConfig
     metric: str = "ndcg@20"
     inputs: tuple[Tensor, ...] = ()  # what the loss reads besides module, settings and clicks: text, other stages
-    watch: Callable[[], dict[str, float]] | None = None  # figures of the module to log with every epoch
+    watch: Callable[[], dict[str, Any]] | None = None  # figures of the module to log with every epoch
 
     @property
     def steps(self) -> int:
