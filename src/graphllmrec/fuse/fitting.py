@@ -78,13 +78,15 @@ class Board:
         return (gains / ideal)[queries]
 
 
-def board_of(model: Any, task: Task, degree: Tensor, most_users: int) -> Board:
-    """The board of a fitted sum of experts (models/z_sum.py) for at most so many validation users."""
+def board_of(model: Any, task: Task, degree: Tensor, text: list[int], most_users: int) -> Board:
+    """The board of a fitted sum of experts (models/z_sum.py) for at most so many validation users.
+
+    `text`: which of its experts are the text branch.
+    """
     split, names = task.split, model.branches
     room = max(_HELD // (len(names) * max(split.num_items, 1)), 1)
     users = tuning_users(split, task.seed, min(most_users, room))
     known, targets = split.known("valid"), split.targets("valid").take(users)
-    text = [place for place, name in enumerate(names) if model.experts[name].needs_text]
     experts = torch.empty(len(names), len(users), split.num_items, dtype=torch.float16)
     features = []
     task.journal.stage("score for the gate", len(users))
@@ -137,7 +139,8 @@ def fit_gate(
         return entropy
 
     settings: TrainedConfig = config
-    inside = (board.features, *inputs.__dict__.values(), board.experts.float().mean((1, 2)))
+    # z-scores are relative to all items of their query: where those of all targets agree, the boards do
+    inside = (board.features, *inputs.__dict__.values(), board.experts[:, board.row, board.target])
     train(Stage(name, gate, len(chosen), loss, None, settings, inputs=inside, watch=watch), task)
 
 

@@ -29,7 +29,8 @@ from graphllmrec.data.tables import Ints
 
 CONTEXTS = ("cold/tail", "cold/head", "warm/tail", "warm/head")
 _SHARPNESS = 3.0  # of the routing: an item at twice a threshold's degree belongs 8 : 1 to the upper side
-_LEAST = 0.01  # weight of an expert that the static tuning gave none: a logarithm needs something to start from
+LEARNABLE = 0.01  # weight from which an expert that the static tuning gave none can still rise
+_NOTHING = 1e-30  # weight of such an expert where nothing is learned: there is no logarithm of 0
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class ContextGate(nn.Module):
         self.register_buffer("moved", torch.zeros(num_experts))  # m
 
     @torch.no_grad()
-    def set_static(self, weights: Tensor) -> None:
-        """One weight per expert (E,) in all contexts, whatever the features, and no prior."""
+    def set_static(self, weights: Tensor, least: float = _NOTHING) -> None:
+        """One weight per expert (E,), but `least`, in all contexts, whatever the features, and no prior."""
         for parameter in self.parameters():
             parameter.zero_()
-        self.log_weight.copy_((weights / weights.sum()).clamp_min(_LEAST).log().expand_as(self.log_weight))
+        self.log_weight.copy_((weights / weights.sum()).clamp_min(least).log().expand_as(self.log_weight))
 
     def of_items(self, inputs: GateInputs) -> tuple[Tensor, Tensor]:
         """Weights (num_items, E) for the average query, and β (num_items,)."""

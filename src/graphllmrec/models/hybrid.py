@@ -23,6 +23,7 @@ Source: the GraphLLMRec design (item-level gates for cold/warm × popular/long-t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -32,7 +33,15 @@ from torch.nn import functional as F
 
 from graphllmrec.errors import TextError
 from graphllmrec.fuse.fitting import board_of, fit_gate, lift_cold, out_of_fold, query_features
-from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs, gate_summary, head_degree_of, memberships
+from graphllmrec.fuse.gate import (
+    CONTEXTS,
+    LEARNABLE,
+    ContextGate,
+    GateInputs,
+    gate_summary,
+    head_degree_of,
+    memberships,
+)
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.models.base import Config, Explanation, Queries, Task, TextVectors, prefixed, under, unit
 from graphllmrec.models.z_sum import ZSum, ZSumConfig
@@ -134,14 +143,17 @@ class Hybrid:
     def _fit_gate(self, task: Task) -> None:
         """From the static weights on; kept if it ranks better for users it has not learned from."""
         config, inputs = self.config.gate, self.inputs()
-        board = board_of(self.sum, task, self.degree, config.tune_users)
+        board = board_of(self.sum, task, self.degree, self._places("text"), config.tune_users)
         self.query_centre = board.features.mean(0)
         board = board.centred(self.query_centre)
         static = board.ndcg(self.gate, inputs)
-        held_out = out_of_fold(self.gate, inputs, board, config, task)
+        start = deepcopy(self.gate)
+        start.set_static(self.sum.weights, LEARNABLE)
+        held_out = out_of_fold(start, inputs, board, config, task)
         kept = bool(held_out.mean() > static.mean())
         task.journal.log("gate-or-static", gate=float(held_out.mean()), static=float(static.mean()), kept=kept)
         if kept:
+            self.gate = start
             fit_gate("gate", self.gate, inputs, board, config, task, watch=lambda: self._watched(inputs))
         lifted = lift_cold(self.gate, inputs, board, config.cold_budget)
         task.journal.log("cold-lift", **lifted)
