@@ -1,0 +1,305 @@
+"""Fitting the gate against loops: the board and its NDCG, query features, a step, folds, the lift of cold items."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dense import Dense, cross_entropy, slope
+from graphllmrec.data.tables import Histories
+from graphllmrec.fuse import fitting
+from graphllmrec.fuse.fitting import Board, board_of, fit_gate, lift_cold, out_of_fold, query_features
+from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs, memberships
+from graphllmrec.models.base import Queries, Task
+from graphllmrec.models.hybrid import GateConfig
+from graphllmrec.rng import rng
+from graphllmrec.train.loop import Stage
+from tiny import CLICKS, QUERIES, QUERY, SPLIT, TASK, TRAIN, USERS, fitted
+
+ITEMS, EXPERTS, ASKED = 30, 3, 9
+DEGREES = [int(degree) for degree in np.arange(ITEMS) % 7]
+KNOWN = [[(3 * query + n) % ITEMS for n in range(query % 4)] for query in range(ASKED)]  # some know nothing
+ROW = [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 8]  # queries 4 and 8 have more targets than one
+TARGET = [5, 7, 21, 20, 1, 2, 0, 9, 9, 14, 16, 28]  # items 0, 7, 14, 21, 28 have no click
+
+
+def board() -> Board:
+    random = rng(1, "board")
+    return Board(
+        experts=torch.from_numpy(random.normal(size=(EXPERTS, ASKED, ITEMS))).half(),
+        features=torch.from_numpy(random.normal(size=(ASKED, 2)).astype(np.float32)),
+        known=Histories.from_lists(KNOWN),
+        row=torch.tensor(ROW),
+        target=torch.tensor(TARGET),
+        count=torch.bincount(torch.tensor(ROW), minlength=ASKED),
+    )
+
+
+def inputs() -> GateInputs:
+    features = torch.from_numpy(rng(2, "board").normal(size=(ITEMS, 2)).astype(np.float32))
+    return GateInputs(memberships(torch.tensor(DEGREES), 1.0, 5.0), features)
+
+
+def random_gate(seed: int = 3, size: float = 0.2) -> ContextGate:
+    gate, random = ContextGate(EXPERTS, 2, 2), rng(seed, "board")
+    for parameter in gate.parameters():
+        parameter.data = torch.from_numpy(random.normal(0, size, tuple(parameter.shape)).astype(np.float32))
+    return gate
+
+
+def doubles(gate: ContextGate) -> dict[str, Dense]:
+    return {name: value.detach().double().numpy().copy() for name, value in gate.named_parameters()}
+
+
+ZSCORES, ASKING = board().experts.double().numpy(), board().features.double().numpy()
+SHARES, ABOUT = inputs().contexts.double().numpy(), inputs().features.double().numpy()
+
+
+def gated(w: dict[str, Dense], query: int, item: int) -> float:
+    """Σ_e w_e z_e + β of the hand-made board."""
+    share, x, y, z = SHARES[item], ABOUT[item], ASKING[query], ZSCORES[:, query, item]
+    total = float(share @ w["prior"])
+    for expert in range(EXPERTS):
+        inner = sum(share[c] * w["log_weight"][c, expert] for c in range(4))
+        inner += sum(x[f] * w["item_slope"][f, expert] + y[f] * w["query_slope"][f, expert] for f in range(2))
+        total += math.exp(inner) * z[expert]
+    return total
+
+
+# the board
+
+
+def test_scores_of_the_board_are_gated_and_known_items_come_last() -> None:
+    gate = random_gate()
+    rows = torch.tensor([4, 0, 7])
+    found, w = board().scores(gate, inputs(), rows).detach(), doubles(gate)
+    for place, query in enumerate(rows.tolist()):
+        for item in range(ITEMS):
+            if item in KNOWN[query]:
+                assert float(found[place, item]) == -1e4
+            else:
+                assert float(found[place, item]) == pytest.approx(gated(w, query, item), abs=5e-6)
+
+
+def ndcg(scores: Dense, query: int) -> float:
+    """NDCG@20 of a query whose scores (ITEMS,) are given; what it knows is not ranked, equal scores count against."""
+    targets = [item for row, item in zip(ROW, TARGET, strict=True) if row == query]
+    gain = 0.0
+    for target in targets:
+        rivals = [item for item in range(ITEMS) if item != target and item not in KNOWN[query]]
+        rank = sum(1 for item in rivals if scores[item] >= scores[target])
+        gain += 1 / math.log2(rank + 2) if rank < 20 else 0.0
+    return gain / sum(1 / math.log2(place + 2) for place in range(len(targets)))
+
+
+def test_ndcg_of_the_board_equals_a_loop_over_all_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_ROWS", 4)  # several blocks
+    gate, w = random_gate(), doubles(random_gate())
+    expected = [ndcg(np.array([gated(w, query, item) for item in range(ITEMS)]), query) for query in range(ASKED)]
+    assert 0 in expected  # one is not among the first 20
+    np.testing.assert_allclose(board().ndcg(gate, inputs()).numpy(), expected, atol=1e-6)
+    some = [7, 1, 8, 4, 2]  # in this order
+    found = board().ndcg(gate, inputs(), torch.tensor(some))
+    np.testing.assert_allclose(found.numpy(), [expected[query] for query in some], atol=1e-6)
+
+
+def test_equal_scores_count_against_a_target() -> None:
+    flat = replace(board(), experts=torch.zeros(EXPERTS, ASKED, ITEMS).half())
+    gate = ContextGate(EXPERTS, 2, 2)  # no priors: every item scores 0
+    expected = [ndcg(np.zeros(ITEMS), query) for query in range(ASKED)]
+    np.testing.assert_allclose(flat.ndcg(gate, inputs()).numpy(), expected, atol=1e-6)
+
+
+def test_the_board_of_experts_holds_their_z_scores_for_validation_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_ROWS", 5)
+    model, degree = fitted("z-sum"), torch.from_numpy(SPLIT.item_degree()).float()
+    made = board_of(model, TASK, degree, [1], 100)
+    queries = Queries.of(SPLIT.known("valid"), np.arange(USERS))
+    zscores = torch.stack([model.branch_scores(queries, name) for name in model.branches])
+    torch.testing.assert_close(made.experts.float(), zscores, rtol=1e-3, atol=1e-3)  # half precision
+    torch.testing.assert_close(made.features, query_features(queries, zscores, degree, [1]))
+    assert [made.known[row].tolist() for row in range(USERS)] == [walk.tolist() for walk in TRAIN]
+    assert list(zip(made.row.tolist(), made.target.tolist(), strict=True)) == list(
+        zip(SPLIT.valid.user.tolist(), SPLIT.valid.item.tolist(), strict=True)
+    )
+    assert made.count.tolist() == [1] * USERS
+    centre = made.features.mean(0)
+    torch.testing.assert_close(made.centred(centre).features.mean(0), torch.zeros(3), rtol=0, atol=1e-6)
+
+
+def test_the_board_keeps_no_more_users_than_asked_for_and_no_more_numbers_than_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, degree = fitted("z-sum"), torch.ones(9)
+    assert board_of(model, TASK, degree, [1], 5).experts.shape == (3, 5, 9)
+    monkeypatch.setattr(fitting, "_HELD", 3 * 9 * 4 + 5)
+    assert board_of(model, TASK, degree, [1], 100).experts.shape == (3, 4, 9)
+
+
+@pytest.mark.parametrize(("text", "leaders"), [([2], (0, 2)), ([0, 1], (2, 0)), ([], None), ([0, 1, 2], None)])
+def test_query_features_are_those_of_the_history_and_the_agreement_of_the_branches(
+    text: list[int], leaders: Any
+) -> None:
+    experts = torch.from_numpy(rng(5, "board").normal(size=(3, len(QUERY), 9)).astype(np.float32))
+    degree = [float(CLICKS[:, item].sum()) for item in range(9)]
+    found = query_features(QUERIES, experts, torch.tensor(degree), text)
+    for query, history in enumerate(QUERY):
+        logs = sum(math.log(1 + degree[item]) for item in history)
+        expected = [math.log(1 + len(history)) / 3, logs / max(len(history), 1) / 5, 0.0]
+        if leaders:
+            graph, words = (experts[place, query].double().numpy() for place in leaders)
+            expected[2] = sum(graph[item] * words[item] for item in range(9)) / 9
+        np.testing.assert_allclose(found[query].numpy(), expected, atol=1e-6)
+
+
+# a step
+
+
+@pytest.mark.parametrize("pairs", [None, np.array([8, 1, 5, 11, 4])])
+def test_a_step_is_cross_entropy_among_unknown_items_and_the_pull_to_the_start(
+    monkeypatch: pytest.MonkeyPatch, pairs: Any
+) -> None:
+    kept: list[Stage] = []
+    monkeypatch.setattr(fitting, "train", lambda stage, task: kept.append(stage))
+    gate, start = random_gate(), doubles(random_gate())
+    fit_gate("gate", gate, inputs(), board(), GateConfig(prior=2.0), TASK, pairs)
+    [stage] = kept
+    for parameter, other in zip(gate.parameters(), random_gate(seed=4).parameters(), strict=True):
+        parameter.data = other.data
+    w = doubles(gate)
+    rows = np.array([2, 0, 4])
+    count = len(TARGET) if pairs is None else len(pairs)
+
+    def expected() -> float:
+        total = 2.0 / (2 * count) * sum(float(((w[name] - start[name]) ** 2).sum()) for name in w)
+        for row in rows:
+            pair = row if pairs is None else pairs[row]
+            items = [item for item in range(ITEMS) if item not in KNOWN[ROW[pair]]]
+            scores = [gated(w, ROW[pair], item) for item in items]
+            total += cross_entropy(scores, items.index(TARGET[pair])) / len(rows)
+        return total
+
+    loss = stage.loss(1, 0, rows)
+    loss.backward()
+    assert stage.num_examples == count
+    assert float(loss.detach()) == pytest.approx(expected(), abs=1e-6)
+    for name, parameter in gate.named_parameters():
+        assert parameter.grad is not None
+        found = parameter.grad.numpy()
+        np.testing.assert_allclose(found, slope(expected, w[name]), rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_fitting_makes_the_targets_likelier_and_a_strong_pull_prevents_it() -> None:
+    def entropy(gate: ContextGate) -> float:
+        with torch.no_grad():
+            scores = board().scores(gate, inputs(), torch.tensor(ROW))
+        return float(torch.nn.functional.cross_entropy(scores, torch.tensor(TARGET)))
+
+    found = {}
+    for prior in (0.0, 1e6):
+        gate = random_gate()
+        fit_gate("gate", gate, inputs(), board(), GateConfig(prior=prior, min_steps=40), TASK)
+        found[prior] = entropy(gate)
+    before = entropy(random_gate())
+    assert found[0.0] < before - 0.1
+    assert abs(found[1e6] - before) < 0.1
+
+
+# folds
+
+
+def test_no_gate_is_measured_on_queries_it_was_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[tuple[str, set[int]]] = []
+
+    def instead_of_fitting(name: str, gate: ContextGate, *args: Any) -> None:
+        *_, pairs = args
+        fits.append((name, {ROW[pair] for pair in pairs}))
+        for parameter in gate.parameters():
+            parameter.data = parameter.data + len(fits)  # every fold's gate is another
+
+    monkeypatch.setattr(fitting, "fit_gate", instead_of_fitting)
+    gate = random_gate(size=0.1)
+    before = doubles(gate)
+    found = out_of_fold(gate, inputs(), board(), GateConfig(), TASK)
+    assert [name for name, _ in fits] == ["gate-fold-1", "gate-fold-2", "gate-fold-3"]
+    for query in range(ASKED):
+        without = [number for number, (_, used) in enumerate(fits, start=1) if query not in used]
+        assert len(without) == 1  # each query is left out once, with all of its targets
+        other = random_gate(size=0.1)
+        for parameter in other.parameters():
+            parameter.data = parameter.data + without[0]
+        assert float(found[query]) == pytest.approx(float(board().ndcg(other, inputs())[query]), abs=1e-6)
+    assert all(np.array_equal(before[name], value) for name, value in doubles(gate).items())  # the gate itself stays
+
+
+def test_a_fold_without_anybody_is_no_trouble() -> None:
+    one = Board(
+        board().experts[:, :1], board().features[:1], Histories.from_lists([[1]]),
+        torch.tensor([0]), torch.tensor([5]), torch.tensor([1]),
+    )  # fmt: skip
+    found = out_of_fold(random_gate(), inputs(), one, GateConfig(epochs=1, min_steps=0), TASK)
+    assert found.tolist() == [0.0]  # nobody else to learn from
+
+
+# cold items
+
+
+def lifted(budget: float, made: Board | None = None) -> tuple[ContextGate, dict[str, Any]]:
+    gate = random_gate()
+    return gate, lift_cold(gate, inputs(), made or board(), budget)
+
+
+@pytest.mark.parametrize("budget", [0.001, 0.05, 0.2, 1.0])
+def test_the_lift_spends_no_more_than_its_budget(budget: float) -> None:
+    gate, done = lifted(budget)
+    before = float(board().ndcg(random_gate(), inputs()).mean())
+    after = float(board().ndcg(gate, inputs()).mean())
+    assert done["tried"]["0.0"] == pytest.approx(before)
+    assert done["tried"][str(float(done["lift"]))] == pytest.approx(after)
+    assert after >= before * (1 - budget)
+    tried = [float(lift) for lift in done["tried"]]
+    if done["lift"] < max(fitting.LIFTS):  # one step further would have been too much
+        assert tried[-1] == done["lift"] + 0.25
+        assert done["tried"][str(tried[-1])] < before * (1 - budget)
+    assert done["cold_targets"] == sum(float(inputs().contexts[item, :2].sum()) > 0.5 for item in TARGET) > 0
+
+
+def test_the_lift_raises_the_priors_of_cold_contexts_and_nothing_else() -> None:
+    gate, done = lifted(1.0)
+    assert done["lift"] == max(fitting.LIFTS)  # a budget of everything
+    start = random_gate()
+    for name, value in gate.named_parameters():
+        moved = value.detach() - dict(start.named_parameters())[name].detach()
+        by = [done["lift"] if context.startswith("cold") else 0.0 for context in CONTEXTS]
+        wanted = torch.tensor(by) if name == "prior" else torch.zeros_like(moved)
+        torch.testing.assert_close(moved, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_nothing_is_lifted_without_a_budget_or_without_cold_targets() -> None:
+    warm = torch.tensor([6 if DEGREES[item] < 3 else item for item in TARGET])
+    for budget, made in ((0.0, board()), (1.0, replace(board(), target=warm))):
+        gate, done = lifted(budget, made)
+        assert done["lift"] == 0
+        assert list(done["tried"]) == ["0.0"]
+        assert all(np.array_equal(doubles(random_gate())[name], value) for name, value in doubles(gate).items())
+    assert done["cold_targets"] == 0
+
+
+# interrupted, shared
+
+
+def test_a_stage_of_other_z_scores_is_another_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same start and features, and experts that differ in one item: what is kept of one run is not another's."""
+    kept: list[Stage] = []
+    monkeypatch.setattr(fitting, "train", lambda stage, task: kept.append(stage))
+    other = board()
+    other.experts[2, ROW[3], TARGET[3]] += 0.5
+    for made in (board(), board(), other):
+        fit_gate("gate", random_gate(), inputs(), made, GateConfig(), Task(SPLIT))
+    first, again, different = ([tensor.tolist() for tensor in stage.inputs] for stage in kept)
+    assert first == again != different
