@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ import torch
 
 from graphllmrec.data.tables import Histories, Interactions
 from graphllmrec.errors import RecipeError
-from graphllmrec.models import ials
+from graphllmrec.models import build, ials
 from graphllmrec.models.base import Queries, SilentJournal, Task
-from graphllmrec.models.ials import IALSConfig, solved, turned
+from graphllmrec.models.ials import L2, UNTUNED_L2, IALSConfig, solved, turned
 from tiny import CLICKS, ITEMS, QUERIES, QUERY, SPLIT, TASK, USERS, fitted
+from world import block_world
 
 RANDOM = np.random.default_rng(5)
 
@@ -148,3 +150,30 @@ def test_the_seed_decides_the_start_and_progress_is_told() -> None:
 def test_a_penalty_too_small_for_float32_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"model\.l2: 1e-15 is too small for this data.*raise it"):
         fitted("ials", dim=4, l2=1e-15, unobserved=1e-9, start=100.0)
+
+
+def test_a_tuned_penalty_is_the_best_of_those_tried_and_is_kept() -> None:
+    logged: dict[str, dict[str, Any]] = {}
+
+    class Notes(SilentJournal):
+        def log(self, event: str, **values: Any) -> None:
+            logged[event] = values
+
+    world = block_world()
+    model = fitted("ials", Task(world.split, journal=Notes()), dim=8, sweeps=3, l2="tune")
+    event = logged["l2-tuned"]
+    assert list(event["tried"]) == [str(l2) for l2 in L2]
+    best = max(L2, key=lambda l2: event["tried"][str(l2)])
+    assert event["l2"] == best
+    alone = fitted("ials", Task(world.split), dim=8, sweeps=3, l2=best)
+    queries = Queries.of(world.split.known("test"), np.arange(10))
+    assert torch.equal(model.scores(queries), alone.scores(queries))
+    again = build("ials", model.config.model_dump())
+    again.restore(model.state())
+    assert torch.equal(again.scores(queries), model.scores(queries))  # strangers are folded in with the same penalty
+
+
+def test_without_validation_the_usual_penalty_is_taken() -> None:
+    nobody = replace(SPLIT, valid=SPLIT.valid.where(np.zeros(len(SPLIT.valid), dtype=bool)))
+    tuned, usual = (fitted("ials", Task(nobody), dim=4, l2=l2) for l2 in ("tune", UNTUNED_L2))
+    assert torch.equal(tuned.item_vectors(), usual.item_vectors())

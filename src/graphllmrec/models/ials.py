@@ -25,7 +25,7 @@ Scores do not change when H and w are turned by the same Q, so the turned H is w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -37,11 +37,15 @@ from graphllmrec.data.tables import Ints
 from graphllmrec.errors import RecipeError
 from graphllmrec.models.base import Config, Queries, Task, TextVectors, history_matrix
 from graphllmrec.models.graph_filter import click_matrix
-from graphllmrec.models.item_to_item import Sparse
+from graphllmrec.models.item_to_item import Sparse, tuning_users
 from graphllmrec.rng import torch_rng
 
 _BLOCK = 2_000_000  # numbers in the largest tensors of a batch of systems
 _FILLED = 0.75  # the shortest row of a batch has at least this share of the clicks of the longest
+
+
+L2 = (0.005, 0.01, 0.02, 0.04)  # tried when tuning
+UNTUNED_L2 = 0.01  # for data without a validation part to tune on
 
 
 class IALSConfig(Config):
@@ -50,7 +54,9 @@ class IALSConfig(Config):
     dim: int = Field(256, ge=1, le=8_192, description="size of the vectors")
     sweeps: int = Field(16, ge=1, le=10_000, description="times that all users, then all items are solved")
     unobserved: float = Field(0.01, gt=0, le=1e3, description="weight α₀ of every pair, beside 1 for a clicked one")
-    l2: float = Field(0.01, gt=0, le=1e6, description="penalty λ per unit of weight^ν in a user's or item's pairs")
+    l2: Annotated[float, Field(gt=0, le=1e6)] | Literal["tune"] = Field(
+        0.01, description="penalty λ per unit of weight^ν in a user's or item's pairs; or \"tune\" on validation"
+    )
     frequency: float = Field(
         1.0, ge=0, le=2, description="ν: how the penalty grows with that weight; 0: alike for everybody"
     )
@@ -70,15 +76,43 @@ class IALS:
         self.items = torch.empty(0, 0)  # H Q (num_items, dim); zero for items without clicks
         self.spectrum = torch.empty(0)  # e (dim,)
         self.known = 0  # items at the fit: |I| of the equations
+        self.settings = config  # with the penalty in use
 
     def fit(self, task: Task) -> None:
-        """`sweeps` sweeps over the training clicks. Raises RecipeError when rounding spoils a solve."""
-        config, clicks = self.config, click_matrix(task.split)
+        """`sweeps` sweeps over the training clicks, for every penalty that is tried.
+
+        Raises RecipeError when rounding spoils a solve.
+        """
+        clicks = click_matrix(task.split)
         by_item: Sparse = sp.csr_array(clicks.T)
         self.known = task.split.num_items
+        if self.config.l2 != "tune":
+            self._sweep(task, clicks, by_item, self.config.l2)
+        elif not len(task.split.valid):
+            self._sweep(task, clicks, by_item, UNTUNED_L2)
+        else:
+            self._tune(task, clicks, by_item)
+
+    def _tune(self, task: Task, clicks: Sparse, by_item: Sparse) -> None:
+        """Keep the penalty of L2 with the best NDCG@20 on validation users."""
+        from graphllmrec.evaluate import validation_metric  # evaluate imports models.base
+
+        users, found, best = tuning_users(task.split, task.seed), dict[float, float](), dict[str, Tensor]()
+        for l2 in L2:
+            self._sweep(task, clicks, by_item, l2)
+            found[l2] = validation_metric(self, task.split, users=users)
+            if found[l2] == max(found.values()):
+                best = self.state()
+        self.restore(best)
+        tried = {str(l2): ndcg for l2, ndcg in found.items()}
+        task.journal.log("l2-tuned", model=self.name, l2=float(best["l2"]), tried=tried)
+
+    def _sweep(self, task: Task, clicks: Sparse, by_item: Sparse, l2: float) -> None:
+        """All sweeps with this penalty, each time from the same start."""
+        self.settings = config = self.config.model_copy(update={"l2": l2})
         noise = torch.randn(self.known, config.dim, generator=torch_rng(task.seed, "ials/items"))
         self.items, self.spectrum = turned(noise * (config.start / config.dim**0.5))
-        task.journal.stage("ials", config.sweeps)
+        task.journal.stage(f"ials, l2 {config.l2}", config.sweeps)
         for _ in range(config.sweeps):
             users, spectrum = turned(solved(clicks, self.items, self.spectrum, config, len(self.items)))
             self.items, self.spectrum = turned(solved(by_item, users, spectrum, config, len(users)))
@@ -91,7 +125,7 @@ class IALS:
     def query_vectors(self, queries: Queries) -> Tensor:
         """w of every history (B, dim), known users and strangers alike; zero for an empty history."""
         clicks = history_matrix(queries.histories, len(self.items))[:, : self.known]  # added items say nothing
-        return solved(clicks, self.items, self.spectrum, self.config, self.known)
+        return solved(clicks, self.items, self.spectrum, self.settings, self.known)
 
     def scores(self, queries: Queries) -> Tensor:
         """Dot products (B, num_items)."""
@@ -99,11 +133,13 @@ class IALS:
 
     def state(self) -> dict[str, Tensor]:
         """Item vectors and what folding in needs; users are not kept."""
-        return {"items": self.items, "spectrum": self.spectrum, "known": torch.tensor(self.known)}
+        own = {"items": self.items, "spectrum": self.spectrum, "known": torch.tensor(self.known)}
+        return own | {"l2": torch.tensor(float(self.settings.l2), dtype=torch.float64)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Undo `state`."""
         self.items, self.spectrum, self.known = state["items"], state["spectrum"], int(state["known"])
+        self.settings = self.config.model_copy(update={"l2": float(state["l2"])})
 
     def add_items(self, text: TextVectors) -> None:
         """Append items that nobody has clicked: the zero vector."""
@@ -125,7 +161,7 @@ def solved(clicks: Sparse, vectors: Tensor, spectrum: Tensor, config: IALSConfig
     lengths = np.diff(clicks.indptr).astype(np.int64)  # (n,)
     out = vectors.new_zeros(len(lengths), vectors.shape[1])
     padded = torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])])  # its last row stands for "no click"
-    penalty = config.l2 * (lengths + config.unobserved * others) ** config.frequency  # (n,)
+    penalty = float(config.l2) * (lengths + config.unobserved * others) ** config.frequency  # (n,)
     for rows in _batches(lengths, vectors.shape[1]):
         place = np.arange(lengths[rows[0]])  # (width,)
         entry = np.minimum(clicks.indptr[rows][:, None] + place, clicks.nnz - 1)
@@ -135,7 +171,7 @@ def solved(clicks: Sparse, vectors: Tensor, spectrum: Tensor, config: IALSConfig
         diagonal = config.unobserved * spectrum + torch.from_numpy(penalty[rows]).to(vectors)[:, None]  # (B, dim)
         out.index_copy_(0, torch.from_numpy(rows).to(vectors.device), _solved_batch(clicked, diagonal))
     if not torch.isfinite(out).all():
-        raise RecipeError([f"model.l2: {config.l2:g} is too small for this data, a solve broke down; raise it"])
+        raise RecipeError([f"model.l2: {config.l2} is too small for this data, a solve broke down; raise it"])
     return out
 
 
