@@ -112,7 +112,7 @@ class IALS:
         self.settings = config = self.config.model_copy(update={"l2": l2})
         noise = torch.randn(self.known, config.dim, generator=torch_rng(task.seed, "ials/items"))
         self.items, self.spectrum = turned(noise * (config.start / config.dim**0.5))
-        task.journal.stage(f"ials, l2 {config.l2}", config.sweeps)
+        task.journal.stage("ials", config.sweeps)
         for _ in range(config.sweeps):
             users, spectrum = turned(solved(clicks, self.items, self.spectrum, config, len(self.items)))
             self.items, self.spectrum = turned(solved(by_item, users, spectrum, config, len(users)))
