@@ -64,6 +64,7 @@ class SIGNConfig(TrainedConfig):
     """Settings of SIGN."""
 
     epochs: int = Field(10, ge=0, le=100_000, description="passes over the training data at most")
+    min_steps: int = Field(300, ge=0, le=1_000_000_000, description="more epochs where `epochs` have fewer steps")
     batch_size: int = Field(64, ge=1, le=1_000_000, description="users per step, each with all clicks")
     learning_rate: float = Field(5e-4, gt=0, le=10, description="AdamW step size")
     schedule: Literal["constant", "cosine"] = Field("cosine", description="course of the step size")
@@ -107,9 +108,9 @@ class SIGN:
         split, config = task.split, self.config
         self.decay = config.decay if split.ordered else 1.0
         self._words = words = self._features(task)
-        self.degree = torch.from_numpy(split.item_degree()).float()
-        self.head_degree = head_degree_of(split.item_degree())
         near = Neighbourhood.of(split, words)
+        self.degree = near.degree
+        self.head_degree = head_degree_of(near.degree.long().numpy())
         known = split.train.histories(split.num_users)
         followers = Followers.of(known, split.num_items) if split.ordered and config.transitions else None
         self.followers = followers.weights if followers is not None else no_transitions(split.num_items)
@@ -177,7 +178,8 @@ class SIGN:
         words = torch.zeros(len(text), dims) if self.whitening is None else unit(self.whitening.apply(text))
         cold = torch.zeros(len(text), dtype=torch.bool)
         with torch.no_grad():
-            new = self.net.vectors(words, torch.arange(len(text)), torch.zeros(len(text), dims), cold)
+            rows = torch.zeros(len(text), dtype=torch.int64)  # whichever: a cold item has no embedding
+            new = self.net.vectors(words, rows, torch.zeros(len(text), dims), cold)
         self.items = torch.cat([self.items, new])
         self.degree = torch.cat([self.degree, torch.zeros(len(text))])
 
