@@ -1,5 +1,13 @@
 """Fit the context gate on validation targets: a board of the experts' z-scores, cross-entropy, folds, the cold lift.
 
+What comes after validation is not quite like it: items that are clicked late are newer, and have fewer training clicks.
+How contexts drift from one step to the next is seen one step back (`context_drift`), and targets weigh accordingly:
+
+    ρ_c = share of context c among validation clicks / its share among the last training clicks
+    weight of a target = Σ_c π_c ρ_c, scaled to a mean of 1
+
+For ρ, contexts go by the training clicks without each user's last one.
+
 The experts do not change while the gate is fitted. So their z-scores for the validation queries are made once and kept
 in half precision, for as many users as `_HELD` numbers allow.
 """
@@ -16,8 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Histories, Ints
-from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs
+from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs, head_degree_of, memberships
 from graphllmrec.models.base import Queries, Task
 from graphllmrec.models.item_to_item import tuning_users
 from graphllmrec.rng import rng
@@ -28,6 +37,7 @@ LIFTS = tuple(step / 4 for step in range(1, 21))  # added to the priors of cold 
 CUT = 20  # NDCG@CUT is what counts
 _HELD = 600_000_000  # z-scores kept at a time: 1.2 GB
 _ROWS = 256  # queries scored at a time
+_RARE = 0.001  # share of a context below which its drift is noise
 _LOWEST = -1e4  # of an item that must not be ranked
 
 
@@ -41,6 +51,17 @@ class Board:
     row: Tensor  # (P,) query of every target
     target: Tensor  # (P,) item
     count: Tensor  # (U,) targets per query
+    weight: Tensor  # (U,) what a query counts, 1 on average
+
+    def weighted(self, contexts: Tensor, drift: Tensor) -> Board:
+        """The same with queries that count as the contexts (num_items, 4) of their targets drift (4,)."""
+        targets = contexts.index_select(0, self.target) @ drift  # (P,)
+        total = torch.zeros(len(self.count)).index_add_(0, self.row, targets) / self.count.clamp_min(1)
+        return replace(self, weight=total / total.mean())
+
+    def mean(self, values: Tensor) -> float:
+        """Weighted mean of a value per query (U,)."""
+        return float((values * self.weight).mean())
 
     def centred(self, centre: Tensor) -> Board:
         """The same with features relative to `centre` (G,)."""
@@ -97,7 +118,20 @@ def board_of(model: Any, task: Task, degree: Tensor, text: list[int], most_users
         features.append(query_features(queries, block, degree, text))
         task.journal.advance(len(queries))
     row, item = torch.from_numpy(targets.row_of_entry), torch.from_numpy(targets.items)
-    return Board(experts, torch.cat(features), known.take(users), row, item, torch.from_numpy(targets.lengths))
+    count, weight = torch.from_numpy(targets.lengths), torch.ones(len(users))
+    return Board(experts, torch.cat(features), known.take(users), row, item, count, weight)
+
+
+def context_drift(split: Split, cold_degree: float) -> Tensor:
+    """ρ (4,) of the contexts; 1 where clicks were not split by their order. Looks at train and validation only."""
+    if not split.ordered or split.kind != "leave-last-out" or not len(split.valid):
+        return torch.ones(len(CONTEXTS))
+    known = split.train.histories(split.num_users)
+    last = known.indptr[1:][known.lengths > 1] - 1  # a user's only click stays
+    before = np.bincount(np.delete(known.items, last), minlength=split.num_items)
+    contexts = memberships(torch.from_numpy(before), cold_degree, head_degree_of(before))
+    earlier, later = (contexts[torch.from_numpy(items)].mean(0) for items in (known.items[last], split.valid.item))
+    return ((later + _RARE) / (earlier + _RARE)).nan_to_num(1.0)
 
 
 def query_features(queries: Queries, experts: Tensor, degree: Tensor, text: list[int]) -> Tensor:
@@ -135,12 +169,14 @@ def fit_gate(
         scores = board.scores(gate, inputs, board.row.index_select(0, picked))
         drift = sum((value - start[key]).square().sum() for key, value in gate.named_parameters())
         pull = config.prior * drift / (2 * len(chosen))
-        entropy: Tensor = F.cross_entropy(scores, board.target.index_select(0, picked)) + pull
-        return entropy
+        entropy = F.cross_entropy(scores, board.target.index_select(0, picked), reduction="none")
+        weight = board.weight.index_select(0, board.row.index_select(0, picked))
+        out: Tensor = (entropy * weight).mean() + pull
+        return out
 
     settings: TrainedConfig = config
     # z-scores are relative to all items of their query: where those of all targets agree, the boards do
-    inside = (board.features, *inputs.__dict__.values(), board.experts[:, board.row, board.target])
+    inside = (board.features, board.weight, *inputs.__dict__.values(), board.experts[:, board.row, board.target])
     train(Stage(name, gate, len(chosen), loss, None, settings, inputs=inside, watch=watch), task)
 
 
@@ -166,11 +202,11 @@ def lift_cold(gate: ContextGate, inputs: GateInputs, board: Board, budget: float
     """
     cold = torch.tensor([name.startswith("cold") for name in CONTEXTS]).float()
     targets = int((inputs.contexts[board.target] @ cold > 0.5).sum())
-    start, before, lift = gate.prior.detach().clone(), float(board.ndcg(gate, inputs).mean()), 0.0
+    start, before, lift = gate.prior.detach().clone(), board.mean(board.ndcg(gate, inputs)), 0.0
     tried = {"0.0": before}
     for candidate in LIFTS if targets and budget else ():
         gate.prior.copy_(start + candidate * cold)
-        tried[str(candidate)] = value = float(board.ndcg(gate, inputs).mean())
+        tried[str(candidate)] = value = board.mean(board.ndcg(gate, inputs))
         if value < before * (1 - budget):
             break
         lift = candidate

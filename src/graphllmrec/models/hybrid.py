@@ -12,7 +12,8 @@ The gate learns from interactions that the experts have not seen, the validation
 look better than they are, on rarely clicked items most of all (docs/decisions/007). It starts as the static weights and
 minimises the cross-entropy of the validation targets among all items. Whether it is any better is asked of users it has
 not seen: FOLDS gates are fitted, each without a part of the users, and where they rank the targets of those worse than
-the static weights do, the static weights stay.
+the static weights do, the static weights stay. Targets weigh as contexts drift towards what comes after validation
+(fuse/fitting.py).
 
 What is likely is not all that is wanted: cross-entropy knows that cold items are rarely clicked and ranks them low. So
 the priors of the cold contexts are raised last, as far as the validation metric gives up no more than `cold_budget`.
@@ -32,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from graphllmrec.errors import TextError
-from graphllmrec.fuse.fitting import board_of, fit_gate, lift_cold, out_of_fold, query_features
+from graphllmrec.fuse.fitting import board_of, context_drift, fit_gate, lift_cold, out_of_fold, query_features
 from graphllmrec.fuse.gate import (
     CONTEXTS,
     LEARNABLE,
@@ -61,6 +62,7 @@ class GateConfig(TrainedConfig):
     cold_degree: float = Field(3.0, ge=0, le=1e6, description="clicks at which an item is half cold, half warm")
     prior: float = Field(10.0, ge=0, le=1e6, description="pull towards the static weights, in targets")
     tune_users: int = Field(10_000, ge=1, le=10_000_000, description="validation users the gate learns from at most")
+    drift: bool = Field(True, description="validation targets weigh as contexts drift towards what comes later")
     cold_budget: float = Field(0.005, ge=0, le=1, description="share of validation NDCG@20 given up to lift cold items")
 
 
@@ -145,14 +147,15 @@ class Hybrid:
         config, inputs = self.config.gate, self.inputs()
         board = board_of(self.sum, task, self.degree, self._places("text"), config.tune_users)
         self.query_centre = board.features.mean(0)
-        board = board.centred(self.query_centre)
-        static = board.ndcg(self.gate, inputs)
+        drift = context_drift(task.split, config.cold_degree) if config.drift else torch.ones(len(CONTEXTS))
+        board = board.centred(self.query_centre).weighted(inputs.contexts, drift)
+        static = board.mean(board.ndcg(self.gate, inputs))
         start = deepcopy(self.gate)
         start.set_static(self.sum.weights, LEARNABLE)
-        held_out = out_of_fold(start, inputs, board, config, task)
-        kept = bool(held_out.mean() > static.mean())
-        task.journal.log("gate-or-static", gate=float(held_out.mean()), static=float(static.mean()), kept=kept)
-        if kept:
+        held_out = board.mean(out_of_fold(start, inputs, board, config, task))
+        about = dict(zip(CONTEXTS, drift.tolist(), strict=True))
+        task.journal.log("gate-or-static", gate=held_out, static=static, kept=held_out > static, drift=about)
+        if held_out > static:
             self.gate = start
             fit_gate("gate", self.gate, inputs, board, config, task, watch=lambda: self._watched(inputs))
         lifted = lift_cold(self.gate, inputs, board, config.cold_budget)
