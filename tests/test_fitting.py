@@ -13,13 +13,14 @@ import torch
 from dense import Dense, cross_entropy, slope
 from graphllmrec.data.tables import Histories
 from graphllmrec.fuse import fitting
-from graphllmrec.fuse.fitting import Board, board_of, fit_gate, lift_cold, out_of_fold, query_features
-from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs, memberships
+from graphllmrec.fuse.fitting import Board, board_of, context_drift, fit_gate, lift_cold, out_of_fold, query_features
+from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs, head_degree_of, memberships
 from graphllmrec.models.base import Queries, Task
 from graphllmrec.models.hybrid import GateConfig
 from graphllmrec.rng import rng
 from graphllmrec.train.loop import Stage
 from tiny import CLICKS, QUERIES, QUERY, SPLIT, TASK, TRAIN, USERS, fitted
+from world import block_world
 
 ITEMS, EXPERTS, ASKED = 30, 3, 9
 DEGREES = [int(degree) for degree in np.arange(ITEMS) % 7]
@@ -37,6 +38,7 @@ def board() -> Board:
         row=torch.tensor(ROW),
         target=torch.tensor(TARGET),
         count=torch.bincount(torch.tensor(ROW), minlength=ASKED),
+        weight=torch.ones(ASKED),
     )
 
 
@@ -157,6 +159,43 @@ def test_query_features_are_those_of_the_history_and_the_agreement_of_the_branch
         np.testing.assert_allclose(found[query].numpy(), expected, atol=1e-6)
 
 
+# what targets weigh
+
+
+def test_a_query_counts_as_the_contexts_of_its_targets_drift() -> None:
+    drift = [1.5, 1.0, 0.9, 0.5]
+    made = board().weighted(inputs().contexts, torch.tensor(drift))
+    contexts = inputs().contexts.double().numpy()
+    raw = []
+    for query in range(ASKED):
+        own = [pair for pair in range(len(ROW)) if ROW[pair] == query]
+        raw.append(sum(contexts[TARGET[pair]] @ drift for pair in own) / len(own))
+    np.testing.assert_allclose(made.weight.numpy(), np.array(raw) / np.mean(raw), rtol=1e-6)
+    values = torch.arange(ASKED).float()
+    assert made.mean(values) == pytest.approx(float(np.mean(values.numpy() * np.array(raw) / np.mean(raw))))
+
+
+def test_contexts_drift_from_the_last_training_clicks_to_validation() -> None:
+    world = block_world()
+    split, cold = world.split, 2.0
+    known = split.train.histories(split.num_users)
+    degree = np.zeros(split.num_items, dtype=np.int64)
+    for user in range(split.num_users):
+        for item in known[user][:-1]:
+            degree[item] += 1
+    contexts = memberships(torch.from_numpy(degree), cold, head_degree_of(degree)).double().numpy()
+    earlier = sum(contexts[known[user][-1]] for user in range(split.num_users)) / split.num_users
+    later = sum(contexts[item] for item in split.valid.item) / len(split.valid)
+    found = context_drift(split, cold)
+    np.testing.assert_allclose(found.numpy(), (later + 0.001) / (earlier + 0.001), rtol=1e-5)
+
+
+def test_nothing_drifts_without_an_order_or_in_a_ready_made_split() -> None:
+    split = block_world().split
+    for other in (replace(split, ordered=False), replace(split, kind="ready-made")):
+        assert context_drift(other, 3.0).tolist() == [1.0] * len(CONTEXTS)
+
+
 # a step
 
 
@@ -167,7 +206,8 @@ def test_a_step_is_cross_entropy_among_unknown_items_and_the_pull_to_the_start(
     kept: list[Stage] = []
     monkeypatch.setattr(fitting, "train", lambda stage, task: kept.append(stage))
     gate, start = random_gate(), doubles(random_gate())
-    fit_gate("gate", gate, inputs(), board(), GateConfig(prior=2.0), TASK, pairs)
+    weight = torch.linspace(0.2, 1.8, ASKED)
+    fit_gate("gate", gate, inputs(), replace(board(), weight=weight), GateConfig(prior=2.0), TASK, pairs)
     [stage] = kept
     for parameter, other in zip(gate.parameters(), random_gate(seed=4).parameters(), strict=True):
         parameter.data = other.data
@@ -181,7 +221,7 @@ def test_a_step_is_cross_entropy_among_unknown_items_and_the_pull_to_the_start(
             pair = row if pairs is None else pairs[row]
             items = [item for item in range(ITEMS) if item not in KNOWN[ROW[pair]]]
             scores = [gated(w, ROW[pair], item) for item in items]
-            total += cross_entropy(scores, items.index(TARGET[pair])) / len(rows)
+            total += float(weight[ROW[pair]]) * cross_entropy(scores, items.index(TARGET[pair])) / len(rows)
         return total
 
     loss = stage.loss(1, 0, rows)
@@ -240,7 +280,7 @@ def test_no_gate_is_measured_on_queries_it_was_fitted_on(monkeypatch: pytest.Mon
 def test_a_fold_without_anybody_is_no_trouble() -> None:
     one = Board(
         board().experts[:, :1], board().features[:1], Histories.from_lists([[1]]),
-        torch.tensor([0]), torch.tensor([5]), torch.tensor([1]),
+        torch.tensor([0]), torch.tensor([5]), torch.tensor([1]), torch.ones(1),
     )  # fmt: skip
     found = out_of_fold(random_gate(), inputs(), one, GateConfig(epochs=1, min_steps=0), TASK)
     assert found.tolist() == [0.0]  # nobody else to learn from
