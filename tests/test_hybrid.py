@@ -1,4 +1,4 @@
-"""The hybrid: one score from two branches that can be explained, cold items placed by their words, nothing leaks."""
+"""The hybrid: gated experts of two branches that can be explained, cold items placed by their words, nothing leaks."""
 
 from __future__ import annotations
 
@@ -13,214 +13,221 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save
 
-from dense import clicks_of, cross_entropy, edges, normalised, slope
+from dense import Dense, clicks_of, edges, normalised
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import Interrupted, TextError
-from graphllmrec.evaluate import evaluate_model
-from graphllmrec.fuse.gate import CONTEXTS
+from graphllmrec.explain import explain_item
+from graphllmrec.fuse.gate import CONTEXTS, LEARNABLE, memberships
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.models import build, hybrid
 from graphllmrec.models.base import Queries, SilentJournal, Task, TextVectors
-from graphllmrec.rng import rng, torch_rng
+from graphllmrec.rng import rng
 from graphllmrec.train.checkpoint import Checkpoints
-from graphllmrec.train.loop import Stage
-from tiny import ITEMS, SPLIT, TASK, TEXT, USERS
-from world import block_world
+from tiny import DIM, ITEMS, SPLIT, TEXT, USERS, Notes
 
-SMALL = {"graph": {"epochs": 3, "dim": 4}, "text": {"epochs": 2, "dims": 4, "hidden": 8}, "gate": {"epochs": 2}}
-KNOWN = Queries.of(SPLIT.known("test"), np.arange(USERS))
+SMALL: dict[str, Any] = {
+    "settings": {"sign": {"epochs": 2, "dims": 4, "hidden": 8, "batch_size": 8, "warmup": 0}},
+    "gate": {"epochs": 2, "min_steps": 0, "batch_size": 4},
+}
+EXPERTS = ("sign", "transitions", "text-knn")
+UNCLICKED, SILENT = 3, 6  # items without a training click, and without text
+TEXTS = tuple(None if item == SILENT else "word " * (item + 1) for item in range(ITEMS))
+WORDY = TextVectors(TEXT.vectors, TEXT.present, TEXTS)
+CUT = replace(SPLIT, train=SPLIT.train.where(SPLIT.train.item != UNCLICKED))
+TASK = Task(CUT, WORDY)
+KNOWN = Queries.of(CUT.known("test"), np.arange(USERS))
 STRANGER = Queries.anonymous(Histories.from_lists([[2, 5, 2, 1]]))  # one item twice
-SILENT = 6  # the item of the tiny world without text
+NO_VALIDATION = replace(CUT, valid=CUT.valid.where(np.zeros(len(CUT.valid), dtype=bool)))
+
+
+def fit(task: Task = TASK, **settings: Any) -> Any:
+    model = build("hybrid", SMALL | settings)
+    model.fit(task)
+    return model
+
+
+@cache
+def stored(fusion: str) -> Any:
+    return fit(fusion=fusion)
+
+
+def tiny_hybrid(fusion: str = "gate") -> Any:
+    """A hybrid of its own, fitted on the tiny world."""
+    model = build("hybrid", stored(fusion).config.model_dump())
+    model.restore({name: tensor.clone() for name, tensor in stored(fusion).state().items()})
+    return model
 
 
 def stir(model: Any) -> Any:
     """Any gate will do: what holds, holds for all of them."""
     random = rng(1, "gate-weights")
-    for parameter in model.gate.parameters():
-        parameter.data = torch.from_numpy(random.normal(0, 0.7, tuple(parameter.shape)).astype(np.float32))
+    for tensor in model.gate.state_dict().values():  # what diagnostics moved, too
+        tensor.copy_(torch.from_numpy(random.normal(0, 0.4, tuple(tensor.shape)).astype(np.float32)))
     return model
 
 
-@cache
-def stored(query: str, fusion: str) -> Any:
-    model = build("hybrid", SMALL | {"graph": SMALL["graph"] | {"query": query}, "fusion": fusion})
-    nobody = SPLIT.train.where(SPLIT.train.item != 3)  # item 3 has no training click
-    model.fit(replace(TASK, split=replace(SPLIT, train=nobody)))
-    return model
-
-
-def tiny_hybrid(query: str = "history", fusion: str = "gate") -> Any:
-    """A hybrid of its own, fitted on the tiny world."""
-    model = build("hybrid", stored(query, fusion).config.model_dump())
-    model.restore({name: tensor.clone() for name, tensor in stored(query, fusion).state().items()})
-    return model
+@pytest.fixture
+def keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every gate is kept, as if it had been found better."""
+    original = hybrid.out_of_fold
+    monkeypatch.setattr(hybrid, "out_of_fold", lambda *args: original(*args) + 1)
 
 
 # the score
 
 
-@pytest.mark.parametrize("query", ["history", "user"])
-def test_a_score_is_the_gated_sum_of_the_branches(query: str) -> None:
-    model = stir(tiny_hybrid(query))
-    graph = model.graph.scores(KNOWN).double().numpy()
-    text = model.branch_scores(KNOWN, "text").double().numpy()
-    values, _ = model.gate_table()
-    found = model.scores(KNOWN).detach().double().numpy()
+def z(scores: Dense) -> Dense:
+    out = np.zeros_like(scores)
+    for row, values in enumerate(scores):
+        out[row] = (values - values.mean()) / values.std() if values.std() > 0 else 0
+    return out
+
+
+def zscores(model: Any, queries: Queries) -> list[Dense]:
+    return [z(model.sum.experts[name].scores(queries).double().numpy()) for name in EXPERTS]
+
+
+def item_features(model: Any) -> Dense:
+    """x of all items, not centred."""
+    degree = clicks_of(CUT.train, USERS, ITEMS).sum(0)
+    words = [len((text or "").split()) for text in TEXTS]
+    agreement = model.agreement.double().numpy()  # a test of its own
+    return np.array([[math.log(1 + degree[i]) / 5, agreement[i], math.log(1 + words[i]) / 5] for i in range(ITEMS)])
+
+
+def asked_features(model: Any, queries: Queries) -> Dense:
+    """y of all queries, not centred."""
+    degree, experts = clicks_of(CUT.train, USERS, ITEMS).sum(0), zscores(model, queries)
+    out = np.zeros((len(queries), 3))
+    for query in range(len(queries)):
+        history = queries.histories[query].tolist()
+        logs = sum(math.log(1 + degree[item]) for item in history)
+        agree = sum(experts[0][query, item] * experts[2][query, item] for item in range(ITEMS)) / ITEMS
+        out[query] = math.log(1 + len(history)) / 3, logs / max(len(history), 1) / 5, agree
+    return out
+
+
+def weight(model: Any, item: int, expert: int, asked: Dense | None = None) -> float:
+    """w_e(q, i); for the average query without `asked`."""
+    gate = {name: value.double().numpy() for name, value in model.gate.state_dict().items()}
+    features = item_features(model)
+    inner = contexts_of(item) @ gate["log_weight"][:, expert] + gate["moved"][expert]
+    inner += (features[item] - features.mean(0)) @ gate["item_slope"][:, expert]
+    return math.exp(inner + (asked @ gate["query_slope"][:, expert] if asked is not None else 0.0))
+
+
+def contexts_of(item: int) -> Dense:
+    degree = clicks_of(CUT.train, USERS, ITEMS).sum(0)
+    falling, head, held = sorted(degree, reverse=True), 0.0, 0.0
+    for clicks in falling:
+        if held < degree.sum() / 2:
+            held, head = held + clicks, clicks
+    return memberships(torch.tensor([degree[item]]), 3.0, head)[0].double().numpy()
+
+
+@pytest.mark.parametrize("queries", [KNOWN, STRANGER], ids=["known", "stranger"])
+def test_a_score_is_the_sum_of_weighted_z_scores_and_the_prior(queries: Queries) -> None:
+    model = stir(tiny_hybrid())
+    asked, experts = asked_features(model, queries) - model.query_centre.double().numpy(), zscores(model, queries)
+    found, prior = model.scores(queries), model.gate.prior.detach().double().numpy()
     for item in range(ITEMS):
-        gamma, scale, prior = (float(part[item]) for part in (values.gamma, values.scale, values.prior))
-        clicks = graph[:, item] if item != 3 else 0.0  # what the graph branch thinks of unclicked items is left out
-        expected = scale * ((1 - gamma) * clicks + gamma * text[:, item]) + prior
-        np.testing.assert_allclose(found[:, item], expected, rtol=1e-5, atol=2e-6)
-    assert values.gamma[3] == 1
-    assert values.gamma[SILENT] == 0
-    assert torch.equal(model.scores(KNOWN), model.query_vectors(KNOWN) @ model.item_vectors().T)
+        for query in range(len(queries)):
+            parts = [weight(model, item, e, asked[query]) * experts[e][query, item] for e in range(len(EXPERTS))]
+            expected = sum(parts) + float(contexts_of(item) @ prior)
+            assert float(found[query, item]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
-def test_the_static_hybrid_adds_the_weighted_text_score() -> None:
-    model = tiny_hybrid(fusion="static")
-    model.gate.set_static(0.7)
-    both = [item for item in range(ITEMS) if item not in (3, SILENT)]
-    expected = model.branch_scores(KNOWN, "graph") + 0.7 * model.branch_scores(KNOWN, "text")
-    torch.testing.assert_close(model.scores(KNOWN)[:, both], expected[:, both], rtol=1e-5, atol=2e-6)
+def test_gamma_is_the_share_of_the_text_experts_and_contexts_those_of_the_clicks() -> None:
+    model = stir(tiny_hybrid())
+    gamma, contexts = model.gate_values()
+    for item in range(ITEMS):
+        weights = [weight(model, item, expert) for expert in range(3)]
+        assert float(gamma[item]) == pytest.approx(weights[2] / sum(weights), abs=1e-6)
+        np.testing.assert_allclose([float(contexts[name][item]) for name in CONTEXTS], contexts_of(item), atol=1e-6)
 
 
-def test_the_static_weight_is_the_best_of_those_tried_on_validation() -> None:
-    logged: dict[str, dict[str, Any]] = {}
+def test_query_features_are_centred_on_the_queries_the_gate_has_learned_from() -> None:
+    asked = asked_features(stored("gate"), Queries.of(CUT.known("valid"), np.arange(USERS)))
+    np.testing.assert_allclose(stored("gate").query_centre.numpy(), asked.mean(0), atol=1e-6)
 
-    class Notes(SilentJournal):
-        def log(self, event: str, **values: Any) -> None:
-            logged[event] = values
 
-    model = build("hybrid", SMALL | {"fusion": "static"})
-    model.fit(replace(TASK, journal=Notes()))
-    tried = logged["static-weight"]["tried"]
-    assert list(map(float, tried)) == list(hybrid.WEIGHTS)
-    assert tried[str(logged["static-weight"]["weight"])] == max(tried.values())
-    assert float(model.gate.log_scale.detach().exp()[0]) == pytest.approx(1 + logged["static-weight"]["weight"])
-    assert "cold-lift" not in logged
+def test_the_branches_of_the_gate_are_those_of_the_recipe() -> None:
+    """SIGN needs no text and is the text branch here: in fitting as in scoring."""
+    model = fit(graph=["ease"], text=["sign"])
+    queries = Queries.of(CUT.known("valid"), np.arange(USERS))
+    ease, sign = (z(model.sum.experts[name].scores(queries).double().numpy()) for name in ("ease", "sign"))
+    assert float(model.query_centre[2]) == pytest.approx((ease * sign).mean(), abs=1e-6)
+    torch.testing.assert_close(model.explain(STRANGER, 0).shares["text"], float(model._parts(STRANGER)[0][1, 0, 0]))
+
+
+@pytest.mark.parametrize("split", [CUT, NO_VALIDATION], ids=["tuned", "untuned"])
+def test_static_fusion_ranks_as_z_sum_with_the_same_experts(split: Any) -> None:
+    task = replace(TASK, split=split)
+    static, z_sum = fit(task, fusion="static"), build("z-sum", {"experts": EXPERTS, "settings": SMALL["settings"]})
+    z_sum.fit(task)
+    torch.testing.assert_close(static.scores(KNOWN), z_sum.scores(KNOWN), rtol=1e-5, atol=2e-6)
+    assert torch.equal(static.scores(KNOWN).argsort(1), z_sum.scores(KNOWN).argsort(1))
+    assert torch.equal(static.sum.weights, z_sum.weights)
+
+
+def test_an_expert_without_static_weight_has_no_say() -> None:
+    model = tiny_hybrid("static")
+    model.sum.weights = torch.tensor([0.25, 0.75, 0.0])
+    model.gate.set_static(model.sum.weights)
+    torch.testing.assert_close(model.scores(KNOWN), model.branch_scores(KNOWN, "graph"), rtol=1e-5, atol=2e-6)
+    assert float(model.gate_values()[0].max()) < 1e-20
+
+
+def test_a_branch_is_scored_alone_by_its_static_weights() -> None:
+    model = stir(tiny_hybrid())
+    model.sum.weights = torch.tensor([0.2, 0.7, 0.1])
+    experts = zscores(model, KNOWN)
+    graph, text = (model.branch_scores(KNOWN, branch).numpy() for branch in model.branches)
+    np.testing.assert_allclose(graph, 0.2 * experts[0] + 0.7 * experts[1], atol=2e-6)
+    np.testing.assert_allclose(text, 0.1 * experts[2], atol=2e-6)
+    model.sum.weights = torch.tensor([0.0, 0.0, 1.0])  # a branch without weight can still be looked at
+    np.testing.assert_allclose(model.branch_scores(KNOWN, "graph").numpy(), experts[0] + experts[1], atol=2e-6)
+    with pytest.raises(ValueError, match="unknown branch 'clicks'; known: graph, text"):
+        model.branch_scores(KNOWN, "clicks")
+
+
+def test_a_moved_prior_shifts_weight_between_the_branches() -> None:
+    model = tiny_hybrid()
+    before, _ = model.gate_values()
+    share = model.explain(STRANGER, 0).shares["text"]
+    model.gate.moved[2] += math.log(3)
+    after, _ = model.gate_values()
+    torch.testing.assert_close(after, 3 * before / (1 + 2 * before), rtol=1e-5, atol=1e-6)
+    assert model.explain(STRANGER, 0).shares["text"] == pytest.approx(3 * share, rel=1e-5)
 
 
 # explanations
 
 
-@pytest.mark.parametrize("query", ["history", "user"])
-@pytest.mark.parametrize("asked", ["stranger", "known"])
-@pytest.mark.parametrize("item", [0, 3, SILENT])
-def test_shares_add_up_to_the_score_and_history_to_clicks_and_text(query: str, asked: str, item: int) -> None:
-    model = stir(tiny_hybrid(query))
-    queries = STRANGER if asked == "stranger" else Queries.of(SPLIT.known("test"), np.array([4]))
-    found = model.explain(queries, item)
+@pytest.mark.parametrize("item", [0, UNCLICKED, SILENT])
+@pytest.mark.parametrize("asked", ["stranger", "known", "nobody"])
+def test_shares_add_up_to_the_score(asked: str, item: int) -> None:
+    model = stir(tiny_hybrid())
+    nobody = Queries.anonymous(Histories.from_lists([[]]))
+    queries = {"stranger": STRANGER, "known": Queries.of(CUT.known("test"), np.array([4])), "nobody": nobody}[asked]
+    found = explain_item(model, queries, item)
     assert found.score == pytest.approx(float(model.scores(queries)[0, item]), abs=1e-5)
     assert sum(found.shares.values()) == pytest.approx(found.score, abs=1e-6)
     assert found.shares.keys() == {"clicks", "text", "context"}
-
-    values, contexts = model.gate_table()
-    gamma, scale = float(values.gamma[item]), float(values.scale[item])
-    assert found.gate == gamma
-    assert found.context == dict(zip(CONTEXTS, map(float, contexts[item]), strict=True))
+    gamma, contexts = model.gate_values()
+    assert found.gate == float(gamma[item])
+    assert found.context == {name: float(membership[item]) for name, membership in contexts.items()}
     assert sum(found.context.values()) == pytest.approx(1, abs=1e-6)
-    rest = scale * (1 - gamma) * float(model.graph.items[item, -1]) if item != 3 else 0.0  # the item's own bias
-    if query == "user" and asked == "known":  # clicks are answered by the user's own embedding
-        rest = found.shares["clicks"]
-    parts = dict(found.history)
-    assert sum(parts.values()) == pytest.approx(found.shares["clicks"] + found.shares["text"] - rest, abs=1e-5)
-    assert parts.keys() == set(queries.histories.items.tolist())
-    assert [part for _, part in found.history] == sorted(parts.values(), reverse=True)
-    if item == SILENT:
-        assert found.shares["text"] == 0
-    if item == 3:
-        assert found.shares["clicks"] == 0
+    assert {row for row, _ in found.history} <= set(queries.histories.items.tolist())
+    experts, features = zscores(model, queries), asked_features(model, queries)
+    text = weight(model, item, 2, features[0] - model.query_centre.double().numpy()) * experts[2][0, item]
+    assert found.shares["text"] == pytest.approx(text, rel=1e-5, abs=1e-5)
 
 
-def test_a_part_of_the_history_is_what_the_score_would_lose_of_it() -> None:
-    """With decay 1 on both sides and one branch only, each part is that item's own inner product."""
-    model = tiny_hybrid()
-    model.graph.decay = model.text.decay = 1.0
-    found = dict(model.explain(STRANGER, SILENT).history)  # no text: clicks only
-    scale = float(model.gate_table()[0].scale[SILENT])
-    for item, times in ((2, 2), (5, 1), (1, 1)):
-        expected = scale * times / 4 * float(model.graph.fold[item] @ model.graph.items[SILENT, :-1])
-        assert found[item] == pytest.approx(expected, abs=1e-6)
-
-
-def test_an_empty_history_explains_nothing() -> None:
-    found = tiny_hybrid().explain(Queries.anonymous(Histories.from_lists([[]])), 0)
-    assert found.history == []
-    assert found.shares["text"] == 0
-
-
-# what the gate learns from
-
-
-def gate_stage(monkeypatch: pytest.MonkeyPatch, **gate: Any) -> tuple[Any, Stage]:
-    """A tiny hybrid whose gate was just handed over to training, and that stage."""
-    kept: list[Stage] = []
-    original = hybrid.train
-    monkeypatch.setattr(hybrid, "train", lambda stage, task: kept.append(stage) or 0.0)
-    model = build("hybrid", SMALL | {"gate": gate})
-    model.fit(TASK)
-    monkeypatch.setattr(hybrid, "train", original)
-    return model, kept[0]
-
-
-def test_a_gate_step_is_cross_entropy_of_validation_targets_among_unseen_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, stage = gate_stage(monkeypatch, cold_share=0.4, prior=2.0, cold_degree=1.5)
-    start = {name: value.detach().double().numpy().copy() for name, value in model.gate.named_parameters()}
-    stir(model)
-    w = {name: value.detach().double().numpy().copy() for name, value in model.gate.named_parameters()}
-    rows = np.array([2, 9, 0, 13])
-    cold = (torch.rand(ITEMS, generator=torch_rng(TASK.seed, "gate/cold", 1, 0)) < 0.4).tolist()
-    assert sum(cold) >= 2
-    queries = Queries.of(SPLIT.known("valid"), rows)
-    graph, text = (model.branch_scores(queries, branch).double().numpy() for branch in ("graph", "text"))
-    targets = SPLIT.valid.item[rows]
-    given, unclicked = model._inputs(), model._cold_item()
-
-    def expected() -> float:
-        total = 2.0 / 2 / len(SPLIT.valid) * sum(float(((w[name] - start[name]) ** 2).sum()) for name in w)
-        for place in range(len(rows)):
-            scores = {}
-            for item in set(range(ITEMS)) - set(queries.histories[place].tolist()):
-                known = unclicked if cold[item] else given
-                row = 0 if cold[item] else item
-                share, x = known.contexts[row].double().numpy(), known.features[row].double().numpy()
-                gamma = sum(share[c] / (1 + math.exp(-w["logit"][c] - w["slope"][c] @ x)) for c in range(4))
-                gamma = 0.0 if item == SILENT else 1.0 if cold[item] else gamma
-                fused = (1 - gamma) * (0.0 if cold[item] else graph[place, item]) + gamma * text[place, item]
-                scores[item] = float(share @ np.exp(w["log_scale"])) * fused + float(share @ w["prior"])
-            items = list(scores)
-            total += cross_entropy([scores[item] for item in items], items.index(targets[place])) / len(rows)
-        return total
-
-    loss = stage.loss(1, 0, rows)
-    loss.backward()
-    assert stage.num_examples == len(SPLIT.valid)
-    assert float(loss.detach()) == pytest.approx(expected(), abs=1e-5)
-    for name, parameter in stage.module.named_parameters():
-        assert parameter.grad is not None
-        np.testing.assert_allclose(parameter.grad.numpy(), slope(expected, w[name]), atol=5e-6, err_msg=name)
-
-
-def test_a_rehearsed_cold_item_is_what_a_real_one_looks_like(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = gate_stage(monkeypatch, cold_degree=0.5)
-    model.add_items(TextVectors(TEXT.vectors[:1], TEXT.present[:1]))
-    real, rehearsed = model._inputs(), model._cold_item()
-    assert torch.equal(real.contexts[-1:], rehearsed.contexts)
-    assert torch.equal(real.features[-1:], rehearsed.features)
-    assert torch.equal(real.clicked[-1:], rehearsed.clicked)
-
-
-def test_hidden_items_have_no_graph_score_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_hybrid()
-    model.graph.items[:, -1] += 5  # not even a bias
-    hidden = torch.arange(ITEMS) % 2 == 0
-    graph, text = model._branch_scores(KNOWN, hidden=hidden)
-    assert graph[:, hidden].count_nonzero() == 0
-    assert graph[:, 3].count_nonzero() == 0  # nobody clicked it
-    assert torch.equal(text, model.branch_scores(KNOWN, "text"))
-    assert graph[:, [1, 5, 7]].abs().min() > 0
+# what the gate knows of items
 
 
 def test_agreement_is_the_cosine_with_the_text_of_co_clicked_items() -> None:
@@ -241,21 +248,9 @@ def test_agreement_is_the_cosine_with_the_text_of_co_clicked_items() -> None:
     assert found[[1, 3, 4, 5]].tolist() == [0, 0, 0, 0]
 
 
-def test_cold_items_are_lifted_as_far_as_the_budget_allows() -> None:
-    logged: dict[str, dict[str, Any]] = {}
-
-    class Notes(SilentJournal):
-        def log(self, event: str, **values: Any) -> None:
-            logged[event] = values
-
-    for budget in (0.0, 0.3, 1.0):
-        build("hybrid", SMALL | {"gate": {"cold_budget": budget, "epochs": 1}}).fit(replace(TASK, journal=Notes()))
-        found = logged["cold-lift"]
-        allowed = found["tried"]["0.0"] * (1 - budget)
-        kept = [float(lift) for lift, value in found["tried"].items() if value >= allowed]
-        assert found["lift"] == max(kept)
-        assert found["cold_targets"] > 0
-    assert found["lift"] == max(hybrid.LIFTS)  # a budget of everything
+def test_words_are_counted_where_texts_are_at_hand() -> None:
+    assert stored("gate").words.tolist() == [0 if item == SILENT else item + 1 for item in range(ITEMS)]
+    assert hybrid._word_counts(TEXT).tolist() == [float(item != SILENT) for item in range(ITEMS)]
 
 
 # without something
@@ -263,146 +258,214 @@ def test_cold_items_are_lifted_as_far_as_the_budget_allows() -> None:
 
 def test_text_is_needed_for_every_item() -> None:
     with pytest.raises(TextError, match="8 text vectors for 9 items"):
-        build("hybrid", SMALL).fit(Task(SPLIT, TextVectors(TEXT.vectors[:8], TEXT.present[:8])))
+        fit(Task(SPLIT, TextVectors(TEXT.vectors[:8], TEXT.present[:8])))
+    with pytest.raises(TextError, match="hybrid needs item text, and this data has none"):
+        fit(Task(SPLIT))
 
 
-def test_without_validation_it_still_recommends() -> None:
-    nothing = SPLIT.valid.where(np.zeros(len(SPLIT.valid), dtype=bool))
-    model = build("hybrid", SMALL)
-    model.fit(replace(TASK, split=replace(SPLIT, valid=nothing)))
+def test_without_validation_the_weights_are_equal_and_it_still_recommends() -> None:
+    notes = Notes()
+    model = fit(replace(TASK, split=NO_VALIDATION, journal=notes))
     assert torch.isfinite(model.scores(KNOWN)).all()
-    assert float(model.gate_table()[0].gamma[0]) == pytest.approx(1 / 3, abs=1e-6)
+    torch.testing.assert_close(model.gate_values()[0], torch.full((ITEMS,), 1 / 3))
+    assert not {"gate-or-static", "cold-lift"} & notes.events.keys()
 
 
-def test_a_branch_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown branch 'clicks'; known: graph, text"):
-        tiny_hybrid().branch_scores(KNOWN, "clicks")
+def test_without_an_order_transitions_are_left_out_and_a_branch_may_be_empty() -> None:
+    unordered = replace(TASK, split=replace(CUT, ordered=False))
+    assert fit(unordered).sum.branches == ("sign", "text-knn")
+    model = fit(unordered, graph=["transitions"], settings={})
+    assert model.sum.branches == ("text-knn",)
+    assert model.branch_scores(KNOWN, "graph").count_nonzero() == 0
+    found = model.explain(STRANGER, 0)
+    assert found.shares["clicks"] == 0
+    assert found.gate == 1
+
+
+def test_what_users_wrote_counts() -> None:
+    written = TextVectors(TEXT.vectors[torch.arange(USERS) % 6] * -1, torch.ones(USERS, dtype=torch.bool))
+    with_words = fit(replace(TASK, user_text=written), fusion="static")
+    change = (with_words.branch_scores(KNOWN, "text") - stored("static").branch_scores(KNOWN, "text")).abs()
+    assert float(change.max()) > 0.01
+    assert hybrid.Hybrid.uses_user_text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"graph": ["neural"]}, "unknown expert 'neural'; known: "),
+        ({"graph": ["ease"], "text": ["ease"]}, "expert 'ease' is given twice"),
+        ({"graph": ["hybrid"]}, "the hybrid cannot be an expert of itself"),
+        ({"graph": []}, "at least 1 item"),
+        ({"settings": {"ease": {}}}, r"settings.ease: not one of the experts \(sign, transitions, text-knn\)"),
+        ({"settings": {"sign": {"epochs": -1}}}, "settings.sign.epochs: Input should be greater than or equal to 0"),
+        ({"gate": {"epoch": 1}}, "gate.epoch\n *Extra inputs are not permitted"),
+    ],
+)
+def test_experts_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        build("hybrid", settings)
 
 
 # items added later
 
 
-def test_an_added_item_is_scored_like_its_twin_by_text_alone() -> None:
+def test_an_added_item_is_scored_like_its_twin_by_text() -> None:
     model = stir(tiny_hybrid())
-    before = model.scores(KNOWN)
-    twin = TextVectors(TEXT.vectors[[3, SILENT]], TEXT.present[[3, SILENT]])  # item 3 has text and no click either
+    twin = TextVectors(TEXT.vectors[[UNCLICKED]], TEXT.present[[UNCLICKED]], (TEXTS[UNCLICKED],))
     model.add_items(twin)
-    after = model.scores(KNOWN)
-    assert torch.equal(after[:, :ITEMS], before)
-    torch.testing.assert_close(after[:, ITEMS], before[:, 3], rtol=1e-5, atol=1e-6)
-    values, _ = model.gate_table()
-    assert values.gamma[ITEMS:].tolist() == [1, 0]
-    torch.testing.assert_close(after[:, ITEMS + 1], values.prior[ITEMS + 1].expand(USERS).detach())
-    assert model.explain(STRANGER, ITEMS).shares["clicks"] == 0
-    assert model.similar_scores(ITEMS).argsort(descending=True)[:2].tolist() in ([3, ITEMS], [ITEMS, 3])
+    scores = model.scores(KNOWN)
+    torch.testing.assert_close(scores[:, ITEMS], scores[:, UNCLICKED], rtol=1e-5, atol=1e-5)
+    new, old = model.explain(STRANGER, ITEMS), model.explain(STRANGER, UNCLICKED)
+    assert new.shares == pytest.approx(old.shares, rel=1e-5, abs=1e-5)
+    assert new.gate == pytest.approx(old.gate)
+    assert new.context == old.context
+
+
+def test_an_item_without_text_can_be_added_and_all_of_it_survives_saving() -> None:
+    model = stir(tiny_hybrid())
+    model.add_items(TextVectors(torch.zeros(1, DIM), torch.zeros(1, dtype=torch.bool)))
+    assert torch.isfinite(model.scores(KNOWN)).all()
+    again = build("hybrid", model.config.model_dump())
+    again.restore(model.state())
+    assert torch.equal(again.scores(KNOWN), model.scores(KNOWN))
+    assert again.explain(STRANGER, ITEMS) == model.explain(STRANGER, ITEMS)
+    for branch in model.branches:
+        assert torch.equal(again.branch_scores(KNOWN, branch), model.branch_scores(KNOWN, branch))
+
+
+# the gate has to prove itself
+
+
+class Log(SilentJournal):
+    """All that is logged, and the stages that were trained."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self.trained: set[str] = set()
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self.name = name
+
+    def advance(self, steps: int = 1, **values: float | str) -> None:
+        if "loss" in values:
+            self.trained.add(self.name)
+
+    def log(self, event: str, **values: Any) -> None:
+        self.lines.append({"event": event, **values})
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["event"] == event]
+
+
+def test_a_gate_that_is_worse_for_users_it_has_not_seen_is_not_kept() -> None:
+    log = Log()
+    wild = SMALL["gate"] | {"learning_rate": 10.0, "prior": 0.0, "cold_budget": 0.0}
+    model = fit(replace(TASK, journal=log), gate=wild)
+    [said] = log.of("gate-or-static")
+    assert said["gate"] < said["static"]
+    assert not said["kept"]
+    assert "train gate-fold-3" in log.trained
+    assert "train gate" not in log.trained
+    assert torch.equal(model.scores(KNOWN), stored("static").scores(KNOWN))
+
+
+def test_a_gate_that_is_better_is_fitted_from_the_static_weights(keeps: None) -> None:
+    log = Log()
+    model = fit(replace(TASK, journal=log), gate=SMALL["gate"] | {"prior": 1e6, "cold_budget": 0.0})
+    assert log.of("gate-or-static")[0]["kept"]
+    assert "train gate" in log.trained
+    assert float((model.scores(KNOWN) - stored("static").scores(KNOWN)).abs().max()) > 0
+    free = fit(gate=SMALL["gate"] | {"prior": 0.0, "cold_budget": 0.0})
+
+    start = stored("static").gate.log_weight.detach().clamp_min(math.log(LEARNABLE))
+
+    def moved(other: Any) -> float:
+        return float((other.gate.log_weight.detach() - start).abs().max())
+
+    assert moved(model) < 0.3 * moved(free)  # pulled back
+
+
+def test_cold_items_are_lifted_whether_the_gate_is_kept_or_not() -> None:
+    log = Log()
+    model = fit(replace(TASK, journal=log), gate=SMALL["gate"] | {"learning_rate": 10.0, "cold_budget": 1.0})
+    [said] = log.of("cold-lift")
+    assert not log.of("gate-or-static")[0]["kept"]
+    assert said["cold_targets"] > 0
+    assert model.gate.prior.tolist() == [said["lift"], said["lift"], 0, 0] == [5, 5, 0, 0]
 
 
 # interruption in every stage
 
 
-@pytest.mark.parametrize("stage", ["graph", "text", "gate"])
-def test_a_fit_interrupted_in_any_stage_resumes_to_the_same_bytes(tmp_path: Path, stage: str) -> None:
-    class StopsIn(SilentJournal):
-        def __init__(self) -> None:
-            self.name, self.steps = "", 0
+STAGES = {"sign": 2, "gate-fold-1": 3, "gate-fold-2": 1, "gate-fold-3": 4, "gate": 6}  # and the step to stop after
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_fit_interrupted_in_any_stage_resumes_to_the_same_bytes_and_log(
+    keeps: None, tmp_path: Path, stage: str
+) -> None:
+    class StopsIn(Log):
+        steps = 0
 
         def stage(self, name: str, total: int | None = None) -> None:
             self.name, self.steps = name, 0
 
         def advance(self, steps: int = 1, **values: float | str) -> None:
             self.steps += steps
-            if self.name == f"train {stage}" and self.steps == 2:
+            if self.name == f"train {stage}" and self.steps == STAGES[stage]:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    settings = {part: values | {"batch_size": 8} for part, values in SMALL.items()}
     kept = replace(TASK, checkpoints=Checkpoints(tmp_path))
     with pytest.raises(Interrupted, match=f"stage '{stage}'"):
-        build("hybrid", settings).fit(replace(kept, journal=StopsIn()))
-    resumed, whole = build("hybrid", settings), build("hybrid", settings)
-    resumed.fit(kept)
-    whole.fit(TASK)
+        fit(replace(kept, journal=StopsIn()))
+    log, whole_log = Log(), Log()
+    resumed, whole = fit(replace(kept, journal=log)), fit(replace(TASK, journal=whole_log))
     assert save(resumed.state()) == save(whole.state())
+    assert log.lines == whole_log.lines
 
 
-@pytest.mark.parametrize("other", [{"graph": {"num_layers": 1}}, {"text": {"temperature": 0.5}}, {"ordered": False}])
-def test_a_stage_is_shared_only_by_runs_in_which_it_would_come_out_the_same(tmp_path: Path, other: Any) -> None:
-    task = replace(TASK, split=replace(SPLIT, ordered=other.get("ordered", True)))
-    settings = {part: values | other.get(part, {}) for part, values in SMALL.items()}
-    build("hybrid", SMALL).fit(replace(TASK, checkpoints=Checkpoints(tmp_path / "first", tmp_path / "shared")))
-    alone, sharing = build("hybrid", settings), build("hybrid", settings)
-    alone.fit(task)
-    sharing.fit(replace(task, checkpoints=Checkpoints(tmp_path / "second", tmp_path / "shared")))
-    assert save(sharing.state()) == save(alone.state())
+def test_the_log_tells_with_every_epoch_how_much_the_text_counts_in_every_context(keeps: None) -> None:
+    log = Log()
+    model = fit(replace(TASK, journal=log), gate=SMALL["gate"] | {"cold_budget": 0.0})
+    epochs = [line for line in log.of("epoch") if line["stage"] == "gate"]
+    assert [line["epoch"] for line in epochs] == [1, 2]
+    gamma, contexts = model.gate_values()
+    for name in CONTEXTS:
+        expected = float((contexts[name] * gamma).sum() / contexts[name].sum())
+        assert epochs[-1]["gate"][name]["mean"] == pytest.approx(expected, abs=1e-6)
+    assert epochs[0]["gate"] != epochs[1]["gate"]
 
 
-def test_what_is_shared_is_not_trained_again_but_logged(tmp_path: Path) -> None:
-    trained: list[str] = []
-    logged: list[str] = []
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"settings": {"sign": SMALL["settings"]["sign"] | {"temperature": 0.5}}},
+        {"settings": SMALL["settings"] | {"text-knn": {"dims": 2}}},
+        {"settings": SMALL["settings"] | {"transitions": {"window": 1}}},
+        {"gate": SMALL["gate"] | {"cold_degree": 1.0}},
+        {"text": ["text-knn", "popularity"]},
+        {"ordered": False},
+    ],
+    ids=["sign", "text-knn", "transitions", "gate", "experts", "ordered"],
+)
+def test_a_stage_is_shared_only_by_runs_in_which_it_would_come_out_the_same(
+    keeps: None, tmp_path: Path, other: Any
+) -> None:
+    settings = dict(other)
+    task = replace(TASK, split=replace(CUT, ordered=settings.pop("ordered", True)))
+    fit(replace(TASK, checkpoints=Checkpoints(tmp_path / "first", tmp_path / "shared")))
+    sharing = fit(replace(task, checkpoints=Checkpoints(tmp_path / "second", tmp_path / "shared")), **settings)
+    assert save(sharing.state()) == save(fit(task, **settings).state())
 
-    class Notes(SilentJournal):
-        def stage(self, name: str, total: int | None = None) -> None:
-            self.name = name
 
-        def advance(self, steps: int = 1, **values: float | str) -> None:
-            if "loss" in values:
-                trained.append(self.name)
-
-        def log(self, event: str, **values: Any) -> None:
-            if event == "epoch":
-                logged.append(values["stage"])
-
-    for run, gate in (("first", {"epochs": 2}), ("second", {"epochs": 1})):
-        trained.clear()
-        logged.clear()
+def test_what_is_shared_is_not_trained_again_but_logged(keeps: None, tmp_path: Path) -> None:
+    logs = {}
+    for run, fusion in (("first", "static"), ("second", "gate"), ("third", "gate")):
+        logs[run] = Log()
         checkpoints = Checkpoints(tmp_path / run, tmp_path / "shared")
-        build("hybrid", SMALL | {"gate": gate}).fit(replace(TASK, journal=Notes(), checkpoints=checkpoints))
-    assert set(trained) == {"train gate"}
-    assert set(logged) == {"graph", "text", "gate"}
-
-
-# the block world
-
-BLOCKS = block_world()
-CHANCE = 10 / (BLOCKS.split.num_items - 6)  # ten of the items that are not masked
-
-
-@cache
-def in_blocks(name: str, fusion: str = "gate") -> Any:
-    """A model with default settings but for the batches: there are 480 examples and 120 validation targets."""
-    small = {"batch_size": 64}
-    settings = (
-        {"graph": small, "text": small, "gate": {"batch_size": 16}, "fusion": fusion} if name == "hybrid" else small
-    )
-    model = build(name, settings)
-    model.fit(BLOCKS.task(seed=3))
-    return model
-
-
-@pytest.mark.parametrize("fusion", ["gate", "static"])
-def test_cold_items_are_found_by_the_hybrid_and_not_by_lightgcn(fusion: str) -> None:
-    cold = BLOCKS.cold_split()
-    assert evaluate_model(in_blocks("hybrid", fusion), cold).overall["recall@10"] >= 0.9
-    assert evaluate_model(in_blocks("lightgcn"), cold).overall["recall@10"] < CHANCE + 0.1
-
-
-def test_on_cold_items_the_hybrid_is_no_worse_than_either_branch() -> None:
-    model, cold = in_blocks("hybrid"), BLOCKS.cold_split()
-    graph, text = (evaluate_model(model, cold, branch=branch).overall["recall@10"] for branch in model.branches)
-    assert graph < CHANCE + 0.1
-    assert evaluate_model(model, cold).overall["recall@10"] >= text
-
-
-def test_on_next_items_it_gives_up_little_of_the_better_branch_to_show_cold_ones() -> None:
-    model = in_blocks("hybrid")
-    graph, text = (evaluate_model(model, BLOCKS.split, branch=branch).overall["ndcg@10"] for branch in model.branches)
-    assert graph > text + 0.2  # texts tell blocks apart, not the places in a block
-    assert evaluate_model(model, BLOCKS.split).overall["ndcg@10"] > 0.9 * graph
-
-
-def test_the_gate_trusts_words_more_where_clicks_are_few() -> None:
-    values, _ = in_blocks("hybrid").gate_table()
-    cold = torch.from_numpy(BLOCKS.cold)
-    warm = np.setdiff1d(np.arange(BLOCKS.split.num_items), BLOCKS.cold)
-    assert values.gamma[cold].tolist() == [1.0] * len(cold)
-    assert float(values.gamma[warm].max()) < 1
-    assert values.gamma[0] == 0  # item 0 has no text
+        fit(replace(TASK, journal=logs[run], checkpoints=checkpoints), fusion=fusion)
+    gates = {f"train {name}" for name in STAGES if name != "sign"}
+    assert [logs[run].trained for run in logs] == [{"train sign"}, gates, set()]
+    assert logs["third"].lines == logs["second"].lines
+    assert {line["stage"] for line in logs["third"].of("epoch")} == set(STAGES)
