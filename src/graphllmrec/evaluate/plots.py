@@ -122,7 +122,7 @@ def gate_course_figure(entries: Sequence[Mapping[str, Any]], groups: Sequence[st
     figure, axes = _figure()
     course, style, ends = gate_course(entries), looks(groups), {}
     for name in groups:
-        points = [(number, gate[name]) for number, gate in enumerate(course) if name in gate]
+        points = [(number, gate[name]) for number, gate in enumerate(course, 1) if name in gate]
         x = [number for number, _ in points]
         low, middle, high = ([row[key] for _, row in points] for key in ("q25", "q50", "q75"))
         axes.fill_between(x, low, high, color=style[name].colour, alpha=0.15, lw=0)
@@ -188,7 +188,7 @@ def _course(entries: Sequence[Mapping[str, Any]], key: str) -> tuple[NDArray[np.
     """Epochs and values of `key`; where a later stage counts its epochs from the start again, they count through."""
     x, y, before, last = [], [], 0.0, 0.0
     for entry in entries:
-        if "epoch" in entry:
+        if "epoch" in entry and not str(entry.get("stage", "")).startswith("gate-fold"):  # only there to compare with
             if entry["epoch"] < last:
                 before += last
             last = entry["epoch"]

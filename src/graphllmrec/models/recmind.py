@@ -36,6 +36,7 @@ from torch import Tensor
 
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.errors import TextError
+from graphllmrec.fuse.gate import gate_summary
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.graph.propagate import combine, propagate, propagate_layers
 from graphllmrec.models.base import (
@@ -166,7 +167,8 @@ class RecMind:
             first = config.model_copy(update={"epochs": config.warmup_epochs, "min_steps": 0})
             train(Stage("recmind-align", net, len(examples), warm_up, None, first, inputs=inputs), task)
         check = self._validation(net, task)
-        train(Stage("recmind", net, len(examples), joint, check, config, inputs=inputs), task)
+        watch = (lambda: {"gate": gate_summary(self.tables["gate"], graph.item_degree, {})}) if check else None
+        train(Stage("recmind", net, len(examples), joint, check, config, inputs=inputs, watch=watch), task)
         if config.lora.epochs:
             self._adapt(net, losses, examples, task)
         self._take_over(net)
