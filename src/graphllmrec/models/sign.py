@@ -101,13 +101,12 @@ class SIGN:
         self.head_degree = 1.0
         self.followers = no_transitions(0)
         self.decay = 1.0
-        self._words = torch.empty(0, 0)  # (num_items, dims) x_i, after `fit` only
 
     def fit(self, task: Task) -> None:
         """Train on next clicks, early stopping on validation. Raises TextError, Interrupted."""
         split, config = task.split, self.config
         self.decay = config.decay if split.ordered else 1.0
-        self._words = words = self._features(task)
+        words = self._features(task)
         near = Neighbourhood.of(split, words)
         self.degree = near.degree
         self.head_degree = head_degree_of(near.degree.long().numpy())
@@ -161,16 +160,6 @@ class SIGN:
         if not self.followers.nnz:
             return found
         return found + terms.following * _soft(sparse_scores(queries, self.followers, len(self.items), self.decay))
-
-    @torch.no_grad()
-    def scores_if_unclicked(self, queries: Queries) -> Tensor:
-        """Scores (B, num_items) that every item would get if nobody had clicked it. Only after `fit`, not `restore`."""
-        rows = torch.arange(len(self._words))
-        cold = torch.zeros(len(rows), dtype=torch.bool)
-        vectors = self.net.vectors(self._words, rows, torch.zeros_like(self._words), cold)
-        nobody = torch.zeros(len(rows))
-        terms = self.net.terms(_Contexts(self.config.cold_degree, self.head_degree)(nobody), nobody)
-        return self.query_vectors(queries) @ vectors.T * terms.scale + terms.prior
 
     def add_items(self, text: TextVectors) -> None:
         """Append items by their text: no clicks, no neighbours, no embedding."""
