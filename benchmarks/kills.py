@@ -42,7 +42,10 @@ SAVE_EVERY = 0.2
 BATCHES = {"batch_size": 1024}
 SETTINGS: dict[str, dict[str, Any]] = {
     "lightgcn-fast": {"epochs": 20, "patience": 20, **BATCHES},
-    "hybrid": {"graph": {"epochs": 2, **BATCHES}, "text": {"epochs": 2, **BATCHES}, "gate": {"epochs": 2}},
+    "hybrid": {
+        "settings": {"sign": {"epochs": 2, "min_steps": 0, "negatives": 256, "max_history": 20}},
+        "gate": {"epochs": 2, "min_steps": 0},
+    },
     "graphsage": {"epochs": 2, **BATCHES},
 }
 

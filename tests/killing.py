@@ -34,9 +34,8 @@ KEEPING = [module.__file__ for module in (files, journal, recommender, run, chec
 SETTINGS: dict[str, Any] = {
     "lightgcn-fast": {"epochs": 3, "batch_size": 64, "dim": 8},
     "hybrid": {
-        "graph": {"epochs": 2, "batch_size": 64, "dim": 8},
-        "text": {"epochs": 2, "batch_size": 64, "dims": 8, "hidden": 8},
-        "gate": {"epochs": 2, "batch_size": 16},
+        "settings": {"sign": {"epochs": 2, "min_steps": 0, "batch_size": 16, "dims": 8, "hidden": 8}},
+        "gate": {"epochs": 2, "min_steps": 0, "batch_size": 16},
     },
 }
 

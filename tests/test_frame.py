@@ -133,7 +133,7 @@ def test_the_tables_of_settings_are_those_of_the_code():
     settings = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(settings)
     assert settings.page() == text_of("docs/recipes.md"), "run: make docs"
-    for section in ("[model.graph]", "[model.text]", "[model.gate]", "| `cold_budget` |"):
+    for section in ('name = "hybrid"', "[model.gate]", "| `cold_budget` |"):
         assert section in settings.tables()
 
 

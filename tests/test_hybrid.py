@@ -29,7 +29,7 @@ from graphllmrec.train.checkpoint import Checkpoints
 from tiny import DIM, ITEMS, SPLIT, TEXT, USERS, Notes
 
 SMALL: dict[str, Any] = {
-    "settings": {"sign": {"epochs": 2, "dims": 4, "hidden": 8, "batch_size": 8, "warmup": 0}},
+    "settings": {"sign": {"epochs": 2, "dims": 4, "hidden": 8, "batch_size": 8, "min_steps": 0, "warmup": 0}},
     "gate": {"epochs": 2, "min_steps": 0, "batch_size": 4},
 }
 EXPERTS = ("sign", "transitions", "text-knn")

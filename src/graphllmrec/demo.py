@@ -24,15 +24,15 @@ from graphllmrec.results import Recommendation
 RECIPES = ("popularity", "item-knn", "ease", "lightgcn-fast", "hybrid-static", "hybrid")  # the last gives advice
 # Graph training of under half a minute: long histories are cut, and negatives sampled.
 SHORT = {"epochs": 9, "batch_size": 512, "negatives": 1000, "max_history": 20, "learning_rate": 0.01}
-SHORT_TEXT = {"epochs": 3, "batch_size": 2048, "learning_rate": 0.002}
+SHORT_SIGN = {"epochs": 8, "min_steps": 0, "batch_size": 32, "learning_rate": 0.002, "warmup": 20, "max_history": 20}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "lightgcn-fast": SHORT,
-    "hybrid-static": {"graph": SHORT, "text": SHORT_TEXT},
-    "hybrid": {"graph": SHORT, "text": SHORT_TEXT},
+    "hybrid-static": {"settings": {"sign": SHORT_SIGN}},
+    "hybrid": {"settings": {"sign": SHORT_SIGN}},
 }
 SHARED = (
-    "Both hybrids have the same branches, which are trained once: the time to fit hybrid is that of its gate alone. "
-    "Graph and text training are cut short for the demo."
+    "Both hybrids have the same experts, whose training is shared: the time to fit hybrid is that of tuning and of its "
+    "gate. LightGCN and SIGN are cut short for the demo."
 )
 BASELINE = "ease"  # what the others are compared with
 NEW_FILM = {
@@ -55,7 +55,7 @@ def run_demo(
     dataset = data or demo_data()
     console.print(f"[bold]{dataset.name}[/]: {dataset.num_users:,} people, {dataset.num_items:,} films, "
                   f"{len(dataset.interactions):,} ratings.")  # fmt: skip
-    stages = out / "stages"  # the hybrids' branches are trained once
+    stages = out / "stages"  # what the hybrids have in common is trained once
     shutil.rmtree(stages, ignore_errors=True)
     with RunJournal() as journal:
         for name in recipes:
