@@ -13,7 +13,16 @@ import torch
 from dense import Dense, cross_entropy, slope
 from graphllmrec.data.tables import Histories
 from graphllmrec.fuse import fitting
-from graphllmrec.fuse.fitting import Board, board_of, context_drift, fit_gate, lift_cold, out_of_fold, query_features
+from graphllmrec.fuse.fitting import (
+    Board,
+    Folds,
+    board_of,
+    context_drift,
+    fit_gate,
+    lift_cold,
+    out_of_fold,
+    query_features,
+)
 from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs, head_degree_of, memberships
 from graphllmrec.models.base import Queries, Task
 from graphllmrec.models.hybrid import GateConfig
@@ -187,7 +196,16 @@ def test_contexts_drift_from_the_last_training_clicks_to_validation() -> None:
     earlier = sum(contexts[known[user][-1]] for user in range(split.num_users)) / split.num_users
     later = sum(contexts[item] for item in split.valid.item) / len(split.valid)
     found = context_drift(split, cold)
-    np.testing.assert_allclose(found.numpy(), (later + 0.001) / (earlier + 0.001), rtol=1e-5)
+    expected = np.clip((later + 0.001) / (earlier + 0.001), 0.5, 2.0)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+
+
+def test_drift_has_its_limits() -> None:
+    split = block_world().split
+    unseen = replace(split, valid=replace(split.valid, item=np.resize(block_world().cold, len(split.valid))))
+    found = context_drift(unseen, 3.0)
+    assert float(found.min()) >= 0.5
+    assert float(found.max()) == 2.0
 
 
 def test_nothing_drifts_without_an_order_or_in_a_ready_made_split() -> None:
@@ -265,7 +283,7 @@ def test_no_gate_is_measured_on_queries_it_was_fitted_on(monkeypatch: pytest.Mon
     monkeypatch.setattr(fitting, "fit_gate", instead_of_fitting)
     gate = random_gate(size=0.1)
     before = doubles(gate)
-    found = out_of_fold(gate, inputs(), board(), GateConfig(), TASK)
+    found = out_of_fold(gate, inputs(), board(), GateConfig(), TASK).ndcg(inputs(), board())
     assert [name for name, _ in fits] == ["gate-fold-1", "gate-fold-2", "gate-fold-3"]
     for query in range(ASKED):
         without = [number for number, (_, used) in enumerate(fits, start=1) if query not in used]
@@ -282,7 +300,7 @@ def test_a_fold_without_anybody_is_no_trouble() -> None:
         board().experts[:, :1], board().features[:1], Histories.from_lists([[1]]),
         torch.tensor([0]), torch.tensor([5]), torch.tensor([1]), torch.ones(1),
     )  # fmt: skip
-    found = out_of_fold(random_gate(), inputs(), one, GateConfig(epochs=1, min_steps=0), TASK)
+    found = out_of_fold(random_gate(), inputs(), one, GateConfig(epochs=1, min_steps=0), TASK).ndcg(inputs(), one)
     assert found.tolist() == [0.0]  # nobody else to learn from
 
 
@@ -290,8 +308,21 @@ def test_a_fold_without_anybody_is_no_trouble() -> None:
 
 
 def lifted(budget: float, made: Board | None = None) -> tuple[ContextGate, dict[str, Any]]:
-    gate = random_gate()
-    return gate, lift_cold(gate, inputs(), made or board(), budget)
+    gate, folds = random_gate(), Folds([random_gate()], [torch.arange(ASKED)])
+    return gate, lift_cold(gate, inputs(), made or board(), budget, folds)
+
+
+def test_what_a_lift_costs_is_asked_of_gates_that_have_not_seen_the_targets() -> None:
+    half = torch.arange(ASKED) < 5
+    gates, rows = [random_gate(seed=5), random_gate(seed=6)], [half.nonzero()[:, 0], (~half).nonzero()[:, 0]]
+    done = lift_cold(random_gate(), inputs(), board(), 0.2, Folds(gates, rows))
+    for lift, value in done["tried"].items():
+        total = 0.0
+        for seed, own in zip((5, 6), rows, strict=True):
+            gate = random_gate(seed=seed)
+            gate.prior.data[:2] += float(lift)
+            total += float(board().ndcg(gate, inputs(), own).sum())
+        assert value == pytest.approx(total / ASKED, abs=1e-6)
 
 
 @pytest.mark.parametrize("budget", [0.001, 0.05, 0.2, 1.0])

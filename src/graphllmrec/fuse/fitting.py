@@ -3,7 +3,7 @@
 What comes after validation is not quite like it: items that are clicked late are newer, and have fewer training clicks.
 How contexts drift from one step to the next is seen one step back (`context_drift`), and targets weigh accordingly:
 
-    ρ_c = share of context c among validation clicks / its share among the last training clicks
+    ρ_c = share of context c among validation clicks / its share among the last training clicks, within [1/2, 2]
     weight of a target = Σ_c π_c ρ_c, scaled to a mean of 1
 
 For ρ, contexts go by the training clicks without each user's last one.
@@ -131,7 +131,7 @@ def context_drift(split: Split, cold_degree: float) -> Tensor:
     before = np.bincount(np.delete(known.items, last), minlength=split.num_items)
     contexts = memberships(torch.from_numpy(before), cold_degree, head_degree_of(before))
     earlier, later = (contexts[torch.from_numpy(items)].mean(0) for items in (known.items[last], split.valid.item))
-    return ((later + _RARE) / (earlier + _RARE)).nan_to_num(1.0)
+    return ((later + _RARE) / (earlier + _RARE)).nan_to_num(1.0).clamp(0.5, 2.0)
 
 
 def query_features(queries: Queries, experts: Tensor, degree: Tensor, text: list[int]) -> Tensor:
@@ -180,35 +180,54 @@ def fit_gate(
     train(Stage(name, gate, len(chosen), loss, None, settings, inputs=inside, watch=watch), task)
 
 
-def out_of_fold(gate: ContextGate, inputs: GateInputs, board: Board, config: Any, task: Task) -> Tensor:
-    """NDCG@CUT (U,) of every query under a gate that was fitted without it, from where `gate` stands."""
+@dataclass(frozen=True)
+class Folds:
+    """Gates that each have not seen a part of the queries."""
+
+    gates: list[ContextGate]
+    held_out: list[Tensor]  # query rows per gate; together all of them
+
+    def ndcg(self, inputs: GateInputs, board: Board) -> Tensor:
+        """NDCG@CUT (U,) of every query under the gate that was fitted without it."""
+        found = torch.zeros(len(board.count))
+        for gate, rows in zip(self.gates, self.held_out, strict=True):
+            found[rows] = board.ndcg(gate, inputs, rows)
+        return found
+
+
+def out_of_fold(gate: ContextGate, inputs: GateInputs, board: Board, config: Any, task: Task) -> Folds:
+    """FOLDS gates, each fitted without a part of the queries, from where `gate` stands."""
     fold = rng(task.seed, "gate/folds").integers(0, FOLDS, len(board.count))
-    found = torch.zeros(len(board.count))
+    gates, held_out = [], []
     for number in range(FOLDS):
         one = deepcopy(gate)
         pairs = np.flatnonzero(fold[board.row.numpy()] != number)
-        held_out = torch.from_numpy(np.flatnonzero(fold == number))
-        if len(pairs) and len(held_out):
+        rows = torch.from_numpy(np.flatnonzero(fold == number))
+        if len(pairs) and len(rows):
             fit_gate(f"gate-fold-{number + 1}", one, inputs, board, config, task, pairs)
-            found[held_out] = board.ndcg(one, inputs, held_out)
-    return found
+            gates.append(one)
+            held_out.append(rows)
+    return Folds(gates, held_out)
 
 
 @torch.no_grad()
-def lift_cold(gate: ContextGate, inputs: GateInputs, board: Board, budget: float) -> dict[str, Any]:
+def lift_cold(gate: ContextGate, inputs: GateInputs, board: Board, budget: float, folds: Folds) -> dict[str, Any]:
     """Raise the priors of the cold contexts as far as NDCG@CUT gives up no more than `budget` of itself; what was done.
 
-    Without a cold target in validation nothing is known about them, and nothing is lifted.
+    What it gives up is asked of `folds`, gates that are lifted alike and have not seen the targets they rank. Without a
+    cold target in validation nothing is known about them, and nothing is lifted.
     """
     cold = torch.tensor([name.startswith("cold") for name in CONTEXTS]).float()
     targets = int((inputs.contexts[board.target] @ cold > 0.5).sum())
-    start, before, lift = gate.prior.detach().clone(), board.mean(board.ndcg(gate, inputs)), 0.0
+    starts = [one.prior.detach().clone() for one in folds.gates]
+    before, lift = board.mean(folds.ndcg(inputs, board)), 0.0
     tried = {"0.0": before}
     for candidate in LIFTS if targets and budget else ():
-        gate.prior.copy_(start + candidate * cold)
-        tried[str(candidate)] = value = board.mean(board.ndcg(gate, inputs))
+        for one, start in zip(folds.gates, starts, strict=True):
+            one.prior.copy_(start + candidate * cold)
+        tried[str(candidate)] = value = board.mean(folds.ndcg(inputs, board))
         if value < before * (1 - budget):
             break
         lift = candidate
-    gate.prior.copy_(start + lift * cold)
+    gate.prior.add_(lift * cold)
     return {"lift": lift, "tried": tried, "cold_targets": targets}

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from graphllmrec.errors import TextError
-from graphllmrec.fuse.fitting import board_of, context_drift, fit_gate, lift_cold, out_of_fold, query_features
+from graphllmrec.fuse.fitting import Folds, board_of, context_drift, fit_gate, lift_cold, out_of_fold, query_features
 from graphllmrec.fuse.gate import (
     CONTEXTS,
     LEARNABLE,
@@ -152,13 +152,16 @@ class Hybrid:
         static = board.mean(board.ndcg(self.gate, inputs))
         start = deepcopy(self.gate)
         start.set_static(self.sum.weights, LEARNABLE)
-        held_out = board.mean(out_of_fold(start, inputs, board, config, task))
+        folds = out_of_fold(start, inputs, board, config, task)
+        held_out = board.mean(folds.ndcg(inputs, board))
         about = dict(zip(CONTEXTS, drift.tolist(), strict=True))
         task.journal.log("gate-or-static", gate=held_out, static=static, kept=held_out > static, drift=about)
         if held_out > static:
             self.gate = start
             fit_gate("gate", self.gate, inputs, board, config, task, watch=lambda: self._watched(inputs))
-        lifted = lift_cold(self.gate, inputs, board, config.cold_budget)
+        else:  # static weights have not seen single targets
+            folds = Folds([deepcopy(self.gate)], [torch.arange(len(board.count))])
+        lifted = lift_cold(self.gate, inputs, board, config.cold_budget, folds)
         task.journal.log("cold-lift", **lifted)
 
     @torch.no_grad()
