@@ -33,7 +33,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphllmrec.data.tables import Histories, Ints
-from graphllmrec.errors import TextError
 from graphllmrec.graph.sample import Neighbourhoods, draws, sample
 from graphllmrec.models.base import (
     Config,
@@ -48,7 +47,7 @@ from graphllmrec.models.base import (
 )
 from graphllmrec.models.item_to_item import VALIDATION_USERS, tuning_users
 from graphllmrec.rng import torch_rng
-from graphllmrec.text.whiten import Whitening
+from graphllmrec.text.whiten import Whitening, words_of
 from graphllmrec.train.batches import NextClicks, uniform_items
 from graphllmrec.train.loop import Stage, TrainedConfig, train
 from graphllmrec.train.losses import in_batch_softmax_loss, sampled_softmax_loss
@@ -98,7 +97,7 @@ class GraphSAGE:
         """Train on next clicks, early stopping on validation. Raises TextError, Interrupted."""
         split, config = task.split, self.config
         self.decay = config.decay if split.ordered else 1.0
-        text = self._features(task)
+        self.whitening, text = words_of(task, config.dims, self.name, ids=config.ids)
         graph = Neighbourhoods.of(split.train, split.num_users, split.num_items)
         self.net = net = _Net(config, text.shape[1], len(text), task.seed)
         clicks = NextClicks(split.train.histories(split.num_users), split.ordered, config.max_history)
@@ -113,19 +112,6 @@ class GraphSAGE:
         check = validate if len(split.valid) else None
         train(Stage("graphsage", net, len(clicks), loss, check, config, inputs=(text,)), task)
         self._take_over(graph, text)
-
-    def _features(self, task: Task) -> Tensor:
-        """Whitened text vectors (num_items, dims), unit length, zero where there is none."""
-        text, num_items = task.text, task.split.num_items
-        if text is None or not bool(text.present.any()):
-            if not self.config.ids:
-                raise TextError("graphsage with ids = false needs item text, and this data has none: set model.ids")
-            self.whitening = None
-            return torch.zeros(num_items, self.config.dims)
-        if len(text) != num_items:
-            raise TextError(f"{len(text):,} text vectors for {num_items:,} items")
-        self.whitening = Whitening.fit(text, self.config.dims)
-        return unit(self.whitening.apply(text))
 
     @torch.no_grad()
     def _take_over(self, graph: Neighbourhoods, text: Tensor) -> None:

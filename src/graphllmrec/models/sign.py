@@ -35,7 +35,6 @@ from torch.nn import functional as F
 
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Histories, Ints
-from graphllmrec.errors import TextError
 from graphllmrec.fuse.gate import CONTEXTS, head_degree_of, memberships
 from graphllmrec.graph.bipartite import clicked_matrix
 from graphllmrec.models.base import (
@@ -52,7 +51,7 @@ from graphllmrec.models.base import (
 from graphllmrec.models.item_to_item import VALIDATION_USERS, sparse_restore, sparse_scores, sparse_state, tuning_users
 from graphllmrec.models.transitions import Followers, no_transitions
 from graphllmrec.rng import torch_rng
-from graphllmrec.text.whiten import Whitening
+from graphllmrec.text.whiten import Whitening, words_of
 from graphllmrec.train.batches import Places, uniform_items
 from graphllmrec.train.loop import Stage, TrainedConfig, train
 from graphllmrec.train.losses import sampled_softmax_loss
@@ -106,7 +105,7 @@ class SIGN:
         """Train on next clicks, early stopping on validation. Raises TextError, Interrupted."""
         split, config = task.split, self.config
         self.decay = config.decay if split.ordered else 1.0
-        words = self._features(task)
+        self.whitening, words = words_of(task, config.dims, self.name, ids=config.ids)
         near = Neighbourhood.of(split, words)
         self.degree = near.degree
         self.head_degree = head_degree_of(near.degree.long().numpy())
@@ -126,19 +125,6 @@ class SIGN:
         check = validate if len(split.valid) else None
         train(Stage("sign", net, len(loss), loss, check, config, inputs=(words,)), task)
         self._take_over(words, near)
-
-    def _features(self, task: Task) -> Tensor:
-        """Whitened text vectors (num_items, dims), unit length, zero where there is none."""
-        text, num_items = task.text, task.split.num_items
-        if text is None or not bool(text.present.any()):
-            if not self.config.ids:
-                raise TextError("sign with ids = false needs item text, and this data has none: set model.ids")
-            self.whitening = None
-            return torch.zeros(num_items, self.config.dims)
-        if len(text) != num_items:
-            raise TextError(f"{len(text):,} text vectors for {num_items:,} items")
-        self.whitening = Whitening.fit(text, self.config.dims)
-        return unit(self.whitening.apply(text))
 
     @torch.no_grad()
     def _take_over(self, words: Tensor, near: Neighbourhood) -> None:

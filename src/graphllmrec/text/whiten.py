@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from graphllmrec.errors import TextError
-from graphllmrec.models.base import TextVectors
+from graphllmrec.models.base import Task, TextVectors, unit
 
 _NO_VARIANCE = 1e-10  # relative to the largest variance: below this an axis holds rounding errors only
 
@@ -81,6 +81,23 @@ class Whitening:
     def restore(state: Mapping[str, Tensor]) -> Whitening:
         """Undo `state`."""
         return Whitening(state["mean"], state["matrix"])
+
+
+def words_of(task: Task, dims: int, model: str, *, ids: bool) -> tuple[Whitening | None, Tensor]:
+    """Whitened text vectors (num_items, dims) of unit length for a model that can do with embeddings alone.
+
+    Zero rows for items without text, and None with zeros for data without any. Raises TextError when `model` has no
+    embeddings either (`ids`), and for another number of text vectors than items.
+    """
+    text, num_items = task.text, task.split.num_items
+    if text is None or not bool(text.present.any()):
+        if not ids:
+            raise TextError(f"{model} with ids = false needs item text, and this data has none: set model.ids")
+        return None, torch.zeros(num_items, dims)
+    if len(text) != num_items:
+        raise TextError(f"{len(text):,} text vectors for {num_items:,} items")
+    whitening = Whitening.fit(text, dims)
+    return whitening, unit(whitening.apply(text))
 
 
 def _signed(axes: Tensor) -> Tensor:
