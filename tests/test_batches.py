@@ -186,6 +186,20 @@ def test_places_keep_the_newest_clicks(ordered: bool) -> None:
     assert places.target.tolist() == ([1, 3, 4, 5] if ordered else [0, 1, 2, 3, 4, 5])
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_of_long_histories_places_may_draw_what_they_keep(ordered: bool) -> None:
+    lists, seen = [[7, 7], [], list(range(10, 20)), [5]], set()
+    for seed in range(60):
+        places = Places.of(Histories.from_lists(lists), ordered, 3, np.random.default_rng(seed))
+        [two, none, drawn, one] = (places.clicks[row].tolist() for row in range(4))
+        assert (two, none, one) == ([7, 7], [], [5])
+        assert len(drawn) == len(set(drawn)) == 4
+        assert drawn == sorted(drawn)  # oldest first
+        assert not ordered or drawn[-1] - drawn[0] == 3  # one after the other
+        seen.update(drawn)
+    assert seen == set(range(10, 20))  # the oldest and the newest too
+
+
 @settings(max_examples=200, deadline=None)
 @given(lists_of_items, st.booleans(), st.integers(1, 12), st.sampled_from([0.0, 0.6, 1.0]))
 def test_sums_over_the_histories_of_all_places(lists, ordered, max_history, decay) -> None:

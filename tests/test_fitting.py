@@ -1,4 +1,4 @@
-"""Fitting the gate against loops: the board and its NDCG, query features, a step, folds, the lift of cold items."""
+"""Fitting the gate against loops: the board, its NDCG, query features, a step, folds, lifts of cold and new items."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dense import Dense, cross_entropy, slope
+from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Histories
 from graphllmrec.fuse import fitting
 from graphllmrec.fuse.fitting import (
@@ -23,7 +24,7 @@ from graphllmrec.fuse.fitting import (
     out_of_fold,
     query_features,
 )
-from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs, head_degree_of, memberships
+from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs, head_degree_of
 from graphllmrec.models.base import Queries, Task
 from graphllmrec.models.hybrid import GateConfig
 from graphllmrec.rng import rng
@@ -51,9 +52,20 @@ def board() -> Board:
     )
 
 
+def shares(degrees: Any, cold_degree: float, head_degree: float) -> Dense:
+    """π (n, 5) by the formula."""
+    out = np.zeros((len(degrees), 5))
+    for item, degree in enumerate(degrees):
+        p_cold = 1 / (1 + ((1 + degree) / (1 + cold_degree)) ** 3)
+        p_head = 1 / (1 + ((1 + head_degree) / (1 + degree)) ** 3)
+        soft = [p_cold * (1 - p_head), p_cold * p_head, (1 - p_cold) * (1 - p_head), (1 - p_cold) * p_head]
+        out[item] = [0, *soft] if degree else [1, 0, 0, 0, 0]
+    return out
+
+
 def inputs() -> GateInputs:
     features = torch.from_numpy(rng(2, "board").normal(size=(ITEMS, 2)).astype(np.float32))
-    return GateInputs(memberships(torch.tensor(DEGREES), 1.0, 5.0), features)
+    return GateInputs(torch.from_numpy(shares(DEGREES, 2.5, 5.0)).float(), features)
 
 
 def random_gate(seed: int = 3, size: float = 0.2) -> ContextGate:
@@ -68,7 +80,7 @@ def doubles(gate: ContextGate) -> dict[str, Dense]:
 
 
 ZSCORES, ASKING = board().experts.double().numpy(), board().features.double().numpy()
-SHARES, ABOUT = inputs().contexts.double().numpy(), inputs().features.double().numpy()
+SHARES, ABOUT = shares(DEGREES, 2.5, 5.0), inputs().features.double().numpy()
 
 
 def gated(w: dict[str, Dense], query: int, item: int) -> float:
@@ -76,7 +88,7 @@ def gated(w: dict[str, Dense], query: int, item: int) -> float:
     share, x, y, z = SHARES[item], ABOUT[item], ASKING[query], ZSCORES[:, query, item]
     total = float(share @ w["prior"])
     for expert in range(EXPERTS):
-        inner = sum(share[c] * w["log_weight"][c, expert] for c in range(4))
+        inner = sum(share[c] * w["log_weight"][c, expert] for c in range(5))
         inner += sum(x[f] * w["item_slope"][f, expert] + y[f] * w["query_slope"][f, expert] for f in range(2))
         total += math.exp(inner) * z[expert]
     return total
@@ -172,29 +184,37 @@ def test_query_features_are_those_of_the_history_and_the_agreement_of_the_branch
 
 
 def test_a_query_counts_as_the_contexts_of_its_targets_drift() -> None:
-    drift = [1.5, 1.0, 0.9, 0.5]
+    drift = [2.0, 1.5, 1.0, 0.9, 0.5]
     made = board().weighted(inputs().contexts, torch.tensor(drift))
-    contexts = inputs().contexts.double().numpy()
     raw = []
     for query in range(ASKED):
         own = [pair for pair in range(len(ROW)) if ROW[pair] == query]
-        raw.append(sum(contexts[TARGET[pair]] @ drift for pair in own) / len(own))
+        raw.append(sum(SHARES[TARGET[pair]] @ drift for pair in own) / len(own))
     np.testing.assert_allclose(made.weight.numpy(), np.array(raw) / np.mean(raw), rtol=1e-6)
     values = torch.arange(ASKED).float()
     assert made.mean(values) == pytest.approx(float(np.mean(values.numpy() * np.array(raw) / np.mean(raw))))
 
 
-def test_contexts_drift_from_the_last_training_clicks_to_validation() -> None:
+def drifting_split() -> Split:
+    """The block world, in which user 0 has ended with an item nobody else knows, and some then click new items."""
     world = block_world()
-    split, cold = world.split, 2.0
+    split, train, valid = world.split, world.split.train.item.copy(), world.split.valid.item.copy()
+    train[np.flatnonzero(split.train.user == 0)[-1]] = world.cold[0]
+    valid[:3], valid[3] = world.cold[1], world.cold[0]
+    return replace(split, train=replace(split.train, item=train), valid=replace(split.valid, item=valid))
+
+
+def test_contexts_drift_from_the_last_training_clicks_to_validation() -> None:
+    split, cold = drifting_split(), 2.0
     known = split.train.histories(split.num_users)
     degree = np.zeros(split.num_items, dtype=np.int64)
     for user in range(split.num_users):
         for item in known[user][:-1]:
             degree[item] += 1
-    contexts = memberships(torch.from_numpy(degree), cold, head_degree_of(degree)).double().numpy()
+    contexts = shares(degree, cold, head_degree_of(degree))
     earlier = sum(contexts[known[user][-1]] for user in range(split.num_users)) / split.num_users
     later = sum(contexts[item] for item in split.valid.item) / len(split.valid)
+    assert (earlier[0], later[0]) == (1 / split.num_users, 4 / split.num_users)  # new when they were clicked
     found = context_drift(split, cold)
     expected = np.clip((later + 0.001) / (earlier + 0.001), 0.5, 2.0)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
@@ -203,9 +223,9 @@ def test_contexts_drift_from_the_last_training_clicks_to_validation() -> None:
 def test_drift_has_its_limits() -> None:
     split = block_world().split
     unseen = replace(split, valid=replace(split.valid, item=np.resize(block_world().cold, len(split.valid))))
-    found = context_drift(unseen, 3.0)
-    assert float(found.min()) >= 0.5
-    assert float(found.max()) == 2.0
+    found = dict(zip(CONTEXTS, context_drift(unseen, 3.0).tolist(), strict=True))
+    assert found["new"] == max(found.values()) == 2.0
+    assert found["warm/tail"] == found["warm/head"] == min(found.values()) == 0.5
 
 
 def test_nothing_drifts_without_an_order_or_in_a_ready_made_split() -> None:
@@ -304,7 +324,10 @@ def test_a_fold_without_anybody_is_no_trouble() -> None:
     assert found.tolist() == [0.0]  # nobody else to learn from
 
 
-# cold items
+# cold and new items
+
+RAISED = {"cold": [1, 2], "new": [0]}  # places in CONTEXTS, in the order in which they are lifted
+COLD_TARGETS, NEW_TARGETS = [1, 2, 9, 9, 16], [7, 21, 0, 14, 28]
 
 
 def lifted(budget: float, made: Board | None = None) -> tuple[ContextGate, dict[str, Any]]:
@@ -312,53 +335,134 @@ def lifted(budget: float, made: Board | None = None) -> tuple[ContextGate, dict[
     return gate, lift_cold(gate, inputs(), made or board(), budget, folds)
 
 
-def test_what_a_lift_costs_is_asked_of_gates_that_have_not_seen_the_targets() -> None:
+def by_lifts(done: dict[str, Any]) -> list[float]:
+    """What was added to the priors, by context."""
+    return [done["new"]["lift"], done["cold"]["lift"], done["cold"]["lift"], 0.0, 0.0]
+
+
+def held_out_ndcg(folds: Folds, weight: Dense, raised: Dense) -> float:
+    """Weighted NDCG of every query under the gate that leaves it out, with priors that are raised by so much."""
+    total = 0.0
+    for gate, rows in zip(folds.gates, folds.held_out, strict=True):
+        w = doubles(gate)
+        w["prior"] += raised
+        for query in rows.tolist():
+            total += weight[query] * ndcg(np.array([gated(w, query, item) for item in range(ITEMS)]), query)
+    return total / ASKED
+
+
+def lifts_by_loops(folds: Folds, weight: Dense, share: float) -> dict[str, Any]:
+    """Cold first, then new on top of it: every step up to the first that gives up more than `share` of what was."""
+    raised, done = np.zeros(5), {}
+    for kind, places in RAISED.items():
+        before, lift = held_out_ndcg(folds, weight, raised), 0.0
+        tried = {"0.0": before}
+        for step in fitting.LIFTS:
+            higher = raised.copy()
+            higher[places] += step
+            tried[str(step)] = held_out_ndcg(folds, weight, higher)
+            if tried[str(step)] < before * (1 - share):
+                break
+            lift = step
+        raised[places] += lift
+        done[kind] = {"lift": lift, "tried": tried}
+    return done
+
+
+def two_folds() -> Folds:
     half = torch.arange(ASKED) < 5
-    gates, rows = [random_gate(seed=5), random_gate(seed=6)], [half.nonzero()[:, 0], (~half).nonzero()[:, 0]]
-    done = lift_cold(random_gate(), inputs(), board(), 0.2, Folds(gates, rows))
-    for lift, value in done["tried"].items():
-        total = 0.0
-        for seed, own in zip((5, 6), rows, strict=True):
-            gate = random_gate(seed=seed)
-            gate.prior.data[:2] += float(lift)
-            total += float(board().ndcg(gate, inputs(), own).sum())
-        assert value == pytest.approx(total / ASKED, abs=1e-6)
+    return Folds([random_gate(seed=5), random_gate(seed=6)], [half.nonzero()[:, 0], (~half).nonzero()[:, 0]])
 
 
-@pytest.mark.parametrize("budget", [0.001, 0.05, 0.2, 1.0])
-def test_the_lift_spends_no_more_than_its_budget(budget: float) -> None:
+@pytest.mark.parametrize("budget", [0.005, 0.01, 0.05, 0.1, 0.5])
+def test_what_a_lift_costs_is_asked_of_gates_that_have_not_seen_the_targets(budget: float) -> None:
+    weight = torch.linspace(1.8, 0.2, ASKED)
+    expected = lifts_by_loops(two_folds(), weight.double().numpy(), budget / 2)
+    gate, folds = random_gate(), two_folds()
+    done = lift_cold(gate, inputs(), replace(board(), weight=weight), budget, folds)
+    assert list(done) == ["cold", "new"]
+    for kind, wanted in expected.items():
+        assert done[kind]["lift"] == wanted["lift"]
+        assert list(done[kind]["tried"]) == list(wanted["tried"])
+        assert done[kind]["tried"] == pytest.approx(wanted["tried"], abs=1e-6)
+    assert done["cold"]["targets"] == len(COLD_TARGETS)
+    assert done["new"]["targets"] == len(NEW_TARGETS)
+    for one, start in zip((gate, *folds.gates), (random_gate(), *two_folds().gates), strict=True):
+        moved = (one.prior - start.prior).detach()  # all gates alike, and they stay lifted
+        torch.testing.assert_close(moved, torch.tensor(by_lifts(done)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("budget", [0.001, 0.05, 0.1, 0.2, 1.0])
+def test_each_lift_spends_no_more_than_half_of_the_budget(budget: float) -> None:
     gate, done = lifted(budget)
-    before = float(board().ndcg(random_gate(), inputs()).mean())
-    after = float(board().ndcg(gate, inputs()).mean())
-    assert done["tried"]["0.0"] == pytest.approx(before)
-    assert done["tried"][str(float(done["lift"]))] == pytest.approx(after)
-    assert after >= before * (1 - budget)
-    tried = [float(lift) for lift in done["tried"]]
-    if done["lift"] < max(fitting.LIFTS):  # one step further would have been too much
-        assert tried[-1] == done["lift"] + 0.25
-        assert done["tried"][str(tried[-1])] < before * (1 - budget)
-    assert done["cold_targets"] == sum(float(inputs().contexts[item, :2].sum()) > 0.5 for item in TARGET) > 0
+    raised, before = random_gate(), float(board().ndcg(random_gate(), inputs()).mean())
+    first = before
+    for kind, places in RAISED.items():
+        raised.prior.data[places] += done[kind]["lift"]
+        after, tried = float(board().ndcg(raised, inputs()).mean()), done[kind]["tried"]
+        assert tried["0.0"] == pytest.approx(before)
+        assert tried[str(float(done[kind]["lift"]))] == pytest.approx(after)
+        assert after >= before * (1 - budget / 2)
+        if done[kind]["lift"] < max(fitting.LIFTS):  # one step further would have been too much
+            steps = [0.0, *fitting.LIFTS]
+            assert float(list(tried)[-1]) == steps[steps.index(done[kind]["lift"]) + 1]
+            assert list(tried.values())[-1] < before * (1 - budget / 2)
+        before = after
+    assert float(board().ndcg(gate, inputs()).mean()) == pytest.approx(before)
+    assert before >= first * (1 - budget)
 
 
-def test_the_lift_raises_the_priors_of_cold_contexts_and_nothing_else() -> None:
-    gate, done = lifted(1.0)
-    assert done["lift"] == max(fitting.LIFTS)  # a budget of everything
+def test_steps_are_fine_where_a_little_costs_much_and_never_coarse() -> None:
+    steps = np.diff([0.0, *fitting.LIFTS])
+    assert steps[0] <= 0.1
+    assert (steps[:-1] <= steps[1:] + 1e-9).all()
+    assert 0 < steps.min() < steps.max() <= 0.25
+
+
+def test_the_lift_raises_the_priors_of_cold_and_new_items_and_nothing_else() -> None:
+    gate, done = lifted(2.0)
+    assert done["cold"]["lift"] == done["new"]["lift"] == max(fitting.LIFTS)  # a budget of everything, twice
     start = random_gate()
     for name, value in gate.named_parameters():
         moved = value.detach() - dict(start.named_parameters())[name].detach()
-        by = [done["lift"] if context.startswith("cold") else 0.0 for context in CONTEXTS]
-        wanted = torch.tensor(by) if name == "prior" else torch.zeros_like(moved)
+        wanted = torch.tensor(by_lifts(done)) if name == "prior" else torch.zeros_like(moved)
         torch.testing.assert_close(moved, wanted, rtol=1e-6, atol=1e-6)
 
 
-def test_nothing_is_lifted_without_a_budget_or_without_cold_targets() -> None:
-    warm = torch.tensor([6 if DEGREES[item] < 3 else item for item in TARGET])
-    for budget, made in ((0.0, board()), (1.0, replace(board(), target=warm))):
-        gate, done = lifted(budget, made)
-        assert done["lift"] == 0
-        assert list(done["tried"]) == ["0.0"]
-        assert all(np.array_equal(doubles(random_gate())[name], value) for name, value in doubles(gate).items())
-    assert done["cold_targets"] == 0
+def without(items: list[int]) -> Board:
+    """The board with a warm item in the place of these targets."""
+    assert DEGREES[20] == max(DEGREES)
+    return replace(board(), target=torch.tensor([20 if item in items else item for item in TARGET]))
+
+
+@pytest.mark.parametrize(
+    ("budget", "missing", "kinds"),
+    [
+        (2.0, NEW_TARGETS, ["cold"]),
+        (2.0, COLD_TARGETS, ["new"]),
+        (2.0, COLD_TARGETS + NEW_TARGETS, []),
+        (0.0, [], []),
+    ],
+)
+def test_nothing_is_lifted_without_a_budget_or_without_targets_of_its_kind(
+    budget: float, missing: list[int], kinds: list[str]
+) -> None:
+    gate, done = lifted(budget, without(missing))
+    for kind, targets in (("cold", COLD_TARGETS), ("new", NEW_TARGETS)):
+        assert done[kind]["lift"] == (max(fitting.LIFTS) if kind in kinds else 0)
+        assert done[kind]["targets"] == sum(item not in missing for item in targets)
+        if kind not in kinds:
+            assert list(done[kind]["tried"]) == ["0.0"]
+    before, after = doubles(random_gate()), doubles(gate)
+    np.testing.assert_allclose(after.pop("prior"), before.pop("prior") + by_lifts(done), atol=1e-6)
+    assert all(np.array_equal(before[name], value) for name, value in after.items())
+
+
+def test_what_one_lift_does_not_need_is_not_spent_on_the_other() -> None:
+    """Without cold targets, new items still have half of the budget; with twice the budget they would go further."""
+    found = [lifted(budget, without(COLD_TARGETS))[1] for budget in (0.06, 0.12)]
+    assert [done["cold"]["lift"] for done in found] == [0, 0]
+    assert 0 < found[0]["new"]["lift"] < found[1]["new"]["lift"]
 
 
 # interrupted, shared

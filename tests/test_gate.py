@@ -8,31 +8,66 @@ import numpy as np
 import pytest
 import torch
 
-from graphllmrec.fuse.gate import CONTEXTS, LEARNABLE, ContextGate, GateInputs, head_degree_of, memberships
+from graphllmrec.fuse.gate import (
+    CONTEXTS,
+    LEARNABLE,
+    ROUTED,
+    ContextGate,
+    GateInputs,
+    head_degree_of,
+    memberships,
+    routed,
+)
 from graphllmrec.rng import rng
 
 DEGREES = [0, 1, 2, 3, 4, 10, 40, 300]
+THRESHOLDS = pytest.mark.parametrize(("cold_degree", "head_degree"), [(3.0, 30.0), (0.0, 1.0), (10.0, 5.0)])
 
 
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def routed(degree: int, cold_degree: float, head_degree: float) -> list[float]:
+def soft(degree: int, cold_degree: float, head_degree: float) -> list[float]:
+    """Cold or warm × tail or head."""
     p_cold = sigmoid(3 * (math.log(1 + cold_degree) - math.log(1 + degree)))
     p_head = sigmoid(3 * (math.log(1 + degree) - math.log(1 + head_degree)))
     return [p_cold * (1 - p_head), p_cold * p_head, (1 - p_cold) * (1 - p_head), (1 - p_cold) * p_head]
 
 
+def shares(degree: int, cold_degree: float, head_degree: float) -> list[float]:
+    """π, new items first."""
+    return [0.0, *soft(degree, cold_degree, head_degree)] if degree else [1.0, 0.0, 0.0, 0.0, 0.0]
+
+
 # contexts
 
 
-@pytest.mark.parametrize(("cold_degree", "head_degree"), [(3.0, 30.0), (0.0, 1.0), (10.0, 5.0)])
+@THRESHOLDS
 def test_memberships_equal_the_formula_and_add_up_to_1(cold_degree: float, head_degree: float) -> None:
     found = memberships(torch.tensor(DEGREES), cold_degree, head_degree)
-    expected = [routed(degree, cold_degree, head_degree) for degree in DEGREES]
+    expected = [shares(degree, cold_degree, head_degree) for degree in DEGREES]
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
     np.testing.assert_allclose(found.sum(1).numpy(), 1, atol=1e-6)
+
+
+@THRESHOLDS
+def test_where_items_are_only_routed_those_without_clicks_are_as_well(cold_degree: float, head_degree: float) -> None:
+    found = routed(torch.tensor(DEGREES), cold_degree, head_degree)
+    expected = [soft(degree, cold_degree, head_degree) for degree in DEGREES]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(found.sum(1).numpy(), 1, atol=1e-6)
+
+
+@THRESHOLDS
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32])
+def test_a_new_item_is_new_and_nothing_else(cold_degree: float, head_degree: float, kind: torch.dtype) -> None:
+    found = memberships(torch.tensor([0, 1, 0, 300], dtype=kind), cold_degree, head_degree)
+    assert list(CONTEXTS) == ["new", "cold/tail", "cold/head", "warm/tail", "warm/head"]
+    assert list(CONTEXTS[1:]) == list(ROUTED)
+    assert found[[0, 2]].tolist() == [[1.0, 0.0, 0.0, 0.0, 0.0]] * 2  # exactly
+    assert found[[1, 3], 0].tolist() == [0.0, 0.0]  # one click is enough not to be new
+    assert torch.equal(found[[1, 3], 1:], routed(torch.tensor([1, 300]), cold_degree, head_degree))
 
 
 def test_an_item_at_a_threshold_is_half_this_half_that() -> None:
@@ -42,7 +77,8 @@ def test_an_item_at_a_threshold_is_half_this_half_that() -> None:
     names = dict(zip(CONTEXTS, at_head.tolist(), strict=True))
     assert names["cold/head"] + names["warm/head"] == pytest.approx(0.5, abs=1e-6)
     twice = memberships(torch.tensor([2001]), 3.0, 1000.0)[0]  # (1 + d) doubled: 8 : 1
-    assert float(twice[3] + twice[1]) == pytest.approx(8 / 9, abs=1e-6)
+    names = dict(zip(CONTEXTS, twice.tolist(), strict=True))
+    assert names["cold/head"] + names["warm/head"] == pytest.approx(8 / 9, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -86,16 +122,36 @@ def test_weights_and_priors_equal_the_formula() -> None:
     )
     x, y = given.features.double().numpy(), asked.double().numpy()
     for item, degree in enumerate(DEGREES):
-        share = routed(degree, 3.0, 30.0)
-        assert float(prior[item]) == pytest.approx(sum(share[c] * b[c] for c in range(4)), abs=1e-6)
+        share = shares(degree, 3.0, 30.0)
+        assert float(prior[item]) == pytest.approx(sum(share[c] * b[c] for c in range(5)), abs=1e-6)
         for expert in range(EXPERTS):
-            inner = sum(share[c] * a[c, expert] for c in range(4))
+            inner = sum(share[c] * a[c, expert] for c in range(5))
             inner += sum(x[item, f] * s[f, expert] for f in range(ITEM_FEATURES)) + m[expert]
             assert float(weights[item, expert]) == pytest.approx(math.exp(inner), rel=2e-6)
             for query in range(4):
                 bent = inner + sum(y[query, f] * t[f, expert] for f in range(QUERY_FEATURES))
                 found = float(weights[item, expert] * factors[query, expert])
                 assert found == pytest.approx(math.exp(bent), rel=4e-6)
+
+
+@torch.no_grad()
+def test_a_new_item_has_weights_and_a_prior_of_its_own() -> None:
+    gate, given = random_gate(), inputs()
+    weights, prior = gate.of_items(given)
+    new, clicked = DEGREES.index(0), [item for item, degree in enumerate(DEGREES) if degree]
+    gate.log_weight[0] += torch.tensor([math.log(2), 0.0, -1.0])
+    gate.prior[0] += 0.7
+    after, prior_after = gate.of_items(given)
+    assert torch.equal(after[clicked], weights[clicked])
+    assert torch.equal(prior_after[clicked], prior[clicked])
+    torch.testing.assert_close(after[new], weights[new] * torch.tensor([2.0, 1.0, math.exp(-1)]), rtol=1e-5, atol=0)
+    assert float(prior_after[new]) == pytest.approx(float(prior[new]) + 0.7, abs=1e-6)
+    gate.log_weight[1:] += 1.0  # what is said of clicked items does not concern it
+    gate.prior[1:] += 1.0
+    last, prior_last = gate.of_items(given)
+    assert torch.equal(last[new], after[new])
+    assert torch.equal(prior_last[new], prior_after[new])
+    torch.testing.assert_close(last[clicked], math.e * after[clicked], rtol=1e-5, atol=0)
 
 
 def test_a_moved_prior_multiplies_an_experts_weight_everywhere() -> None:

@@ -21,7 +21,7 @@ from graphllmrec.data.tables import Histories
 from graphllmrec.errors import Interrupted, TextError
 from graphllmrec.explain import explain_item
 from graphllmrec.fuse.fitting import Folds
-from graphllmrec.fuse.gate import CONTEXTS, LEARNABLE, memberships
+from graphllmrec.fuse.gate import CONTEXTS, LEARNABLE
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.models import build, hybrid
 from graphllmrec.models.base import Queries, SilentJournal, Task, TextVectors
@@ -33,7 +33,8 @@ SMALL: dict[str, Any] = {
     "settings": {"sign": {"epochs": 2, "dims": 4, "hidden": 8, "batch_size": 8, "min_steps": 0, "warmup": 0}},
     "gate": {"epochs": 2, "min_steps": 0, "batch_size": 4},
 }
-EXPERTS = ("sign", "transitions", "text-knn")
+EXPERTS = ("sign", "item-knn", "transitions", "text-knn")
+WORDS = EXPERTS.index("text-knn")  # the text branch; all others are the graph branch
 UNCLICKED, SILENT = 3, 6  # items without a training click, and without text
 TEXTS = tuple(None if item == SILENT else "word " * (item + 1) for item in range(ITEMS))
 WORDY = TextVectors(TEXT.vectors, TEXT.present, TEXTS)
@@ -106,7 +107,7 @@ def asked_features(model: Any, queries: Queries) -> Dense:
     for query in range(len(queries)):
         history = queries.histories[query].tolist()
         logs = sum(math.log(1 + degree[item]) for item in history)
-        agree = sum(experts[0][query, item] * experts[2][query, item] for item in range(ITEMS)) / ITEMS
+        agree = sum(experts[0][query, item] * experts[WORDS][query, item] for item in range(ITEMS)) / ITEMS
         out[query] = math.log(1 + len(history)) / 3, logs / max(len(history), 1) / 5, agree
     return out
 
@@ -121,12 +122,17 @@ def weight(model: Any, item: int, expert: int, asked: Dense | None = None) -> fl
 
 
 def contexts_of(item: int) -> Dense:
+    """π of an item, new ones first."""
     degree = clicks_of(CUT.train, USERS, ITEMS).sum(0)
     falling, head, held = sorted(degree, reverse=True), 0.0, 0.0
     for clicks in falling:
         if held < degree.sum() / 2:
             held, head = held + clicks, clicks
-    return memberships(torch.tensor([degree[item]]), 3.0, head)[0].double().numpy()
+    if not degree[item]:
+        return np.array([1.0, 0, 0, 0, 0])
+    p_cold = 1 / (1 + ((1 + degree[item]) / (1 + 3)) ** 3)
+    p_head = 1 / (1 + ((1 + head) / (1 + degree[item])) ** 3)
+    return np.array([0, p_cold * (1 - p_head), p_cold * p_head, (1 - p_cold) * (1 - p_head), (1 - p_cold) * p_head])
 
 
 @pytest.mark.parametrize("queries", [KNOWN, STRANGER], ids=["known", "stranger"])
@@ -145,9 +151,29 @@ def test_gamma_is_the_share_of_the_text_experts_and_contexts_those_of_the_clicks
     model = stir(tiny_hybrid())
     gamma, contexts = model.gate_values()
     for item in range(ITEMS):
-        weights = [weight(model, item, expert) for expert in range(3)]
-        assert float(gamma[item]) == pytest.approx(weights[2] / sum(weights), abs=1e-6)
+        weights = [weight(model, item, expert) for expert in range(len(EXPERTS))]
+        assert float(gamma[item]) == pytest.approx(weights[WORDS] / sum(weights), abs=1e-6)
         np.testing.assert_allclose([float(contexts[name][item]) for name in CONTEXTS], contexts_of(item), atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_new_item_is_scored_by_a_prior_and_weights_of_its_own() -> None:
+    model = stir(tiny_hybrid())
+    model.add_items(TextVectors(TEXT.vectors[[0]], TEXT.present[[0]], (TEXTS[0],)))
+    new, clicked = [UNCLICKED, ITEMS], [item for item in range(ITEMS) if item != UNCLICKED]
+    (parts, _), before = model._parts(KNOWN), model.scores(KNOWN)
+    model.gate.prior[0] += 0.7
+    model.gate.log_weight[0] += torch.tensor([math.log(2), 0.0, -1.0, math.log(3)])
+    after = model.scores(KNOWN)
+    assert torch.equal(after[:, clicked], before[:, clicked])
+    for item in new:
+        expected = 2 * parts[0, :, item] + parts[1, :, item] + math.exp(-1) * parts[2, :, item] + 3 * parts[3, :, item]
+        expected += model.gate.prior[0]
+        torch.testing.assert_close(after[:, item], expected, rtol=1e-5, atol=1e-5)
+    for parameter in (model.gate.prior, model.gate.log_weight):
+        parameter[1:] += 1  # what is said of clicked items does not concern it
+    assert torch.equal(model.scores(KNOWN)[:, new], after[:, new])
+    assert model.explain(STRANGER, ITEMS).context == {"new": 1} | dict.fromkeys(CONTEXTS[1:], 0)
 
 
 def test_query_features_are_centred_on_the_queries_the_gate_has_learned_from() -> None:
@@ -176,7 +202,7 @@ def test_static_fusion_ranks_as_z_sum_with_the_same_experts(split: Any) -> None:
 
 def test_an_expert_without_static_weight_has_no_say() -> None:
     model = tiny_hybrid("static")
-    model.sum.weights = torch.tensor([0.25, 0.75, 0.0])
+    model.sum.weights = torch.tensor([0.25, 0.5, 0.25, 0.0])
     model.gate.set_static(model.sum.weights)
     torch.testing.assert_close(model.scores(KNOWN), model.branch_scores(KNOWN, "graph"), rtol=1e-5, atol=2e-6)
     assert float(model.gate_values()[0].max()) < 1e-20
@@ -184,13 +210,13 @@ def test_an_expert_without_static_weight_has_no_say() -> None:
 
 def test_a_branch_is_scored_alone_by_its_static_weights() -> None:
     model = stir(tiny_hybrid())
-    model.sum.weights = torch.tensor([0.2, 0.7, 0.1])
+    model.sum.weights = torch.tensor([0.2, 0.3, 0.4, 0.1])
     experts = zscores(model, KNOWN)
     graph, text = (model.branch_scores(KNOWN, branch).numpy() for branch in model.branches)
-    np.testing.assert_allclose(graph, 0.2 * experts[0] + 0.7 * experts[1], atol=2e-6)
-    np.testing.assert_allclose(text, 0.1 * experts[2], atol=2e-6)
-    model.sum.weights = torch.tensor([0.0, 0.0, 1.0])  # a branch without weight can still be looked at
-    np.testing.assert_allclose(model.branch_scores(KNOWN, "graph").numpy(), experts[0] + experts[1], atol=2e-6)
+    np.testing.assert_allclose(graph, 0.2 * experts[0] + 0.3 * experts[1] + 0.4 * experts[2], atol=2e-6)
+    np.testing.assert_allclose(text, 0.1 * experts[WORDS], atol=2e-6)
+    model.sum.weights = torch.tensor([0.0, 0.0, 0.0, 1.0])  # a branch without weight can still be looked at
+    np.testing.assert_allclose(model.branch_scores(KNOWN, "graph").numpy(), sum(experts[:WORDS]), atol=2e-6)
     with pytest.raises(ValueError, match="unknown branch 'clicks'; known: graph, text"):
         model.branch_scores(KNOWN, "clicks")
 
@@ -199,7 +225,7 @@ def test_a_moved_prior_shifts_weight_between_the_branches() -> None:
     model = tiny_hybrid()
     before, _ = model.gate_values()
     share = model.explain(STRANGER, 0).shares["text"]
-    model.gate.moved[2] += math.log(3)
+    model.gate.moved[WORDS] += math.log(3)
     after, _ = model.gate_values()
     torch.testing.assert_close(after, 3 * before / (1 + 2 * before), rtol=1e-5, atol=1e-6)
     assert model.explain(STRANGER, 0).shares["text"] == pytest.approx(3 * share, rel=1e-5)
@@ -224,7 +250,7 @@ def test_shares_add_up_to_the_score(asked: str, item: int) -> None:
     assert sum(found.context.values()) == pytest.approx(1, abs=1e-6)
     assert {row for row, _ in found.history} <= set(queries.histories.items.tolist())
     experts, features = zscores(model, queries), asked_features(model, queries)
-    text = weight(model, item, 2, features[0] - model.query_centre.double().numpy()) * experts[2][0, item]
+    text = weight(model, item, WORDS, features[0] - model.query_centre.double().numpy()) * experts[WORDS][0, item]
     assert found.shares["text"] == pytest.approx(text, rel=1e-5, abs=1e-5)
 
 
@@ -268,13 +294,13 @@ def test_without_validation_the_weights_are_equal_and_it_still_recommends() -> N
     notes = Notes()
     model = fit(replace(TASK, split=NO_VALIDATION, journal=notes))
     assert torch.isfinite(model.scores(KNOWN)).all()
-    torch.testing.assert_close(model.gate_values()[0], torch.full((ITEMS,), 1 / 3))
+    torch.testing.assert_close(model.gate_values()[0], torch.full((ITEMS,), 1 / len(EXPERTS)))
     assert not {"gate-or-static", "cold-lift"} & notes.events.keys()
 
 
 def test_without_an_order_transitions_are_left_out_and_a_branch_may_be_empty() -> None:
     unordered = replace(TASK, split=replace(CUT, ordered=False))
-    assert fit(unordered).sum.branches == ("sign", "text-knn")
+    assert fit(unordered).sum.branches == ("sign", "item-knn", "text-knn")
     model = fit(unordered, graph=["transitions"], settings={})
     assert model.sum.branches == ("text-knn",)
     assert model.branch_scores(KNOWN, "graph").count_nonzero() == 0
@@ -298,7 +324,7 @@ def test_what_users_wrote_counts() -> None:
         ({"graph": ["ease"], "text": ["ease"]}, "expert 'ease' is given twice"),
         ({"graph": ["hybrid"]}, "the hybrid cannot be an expert of itself"),
         ({"graph": []}, "at least 1 item"),
-        ({"settings": {"ease": {}}}, r"settings.ease: not one of the experts \(sign, transitions, text-knn\)"),
+        ({"settings": {"ease": {}}}, rf"settings.ease: not one of the experts \({', '.join(EXPERTS)}\)"),
         ({"settings": {"sign": {"epochs": -1}}}, "settings.sign.epochs: Input should be greater than or equal to 0"),
         ({"gate": {"epoch": 1}}, "gate.epoch\n *Extra inputs are not permitted"),
     ],
@@ -387,13 +413,42 @@ def test_a_gate_that_is_better_is_fitted_from_the_static_weights(keeps: None) ->
     assert moved(model) < 0.3 * moved(free)  # pulled back
 
 
-def test_cold_items_are_lifted_whether_the_gate_is_kept_or_not() -> None:
+def test_cold_and_new_items_are_lifted_where_the_gate_is_not_kept() -> None:
     log = Log()
-    model = fit(replace(TASK, journal=log), gate=SMALL["gate"] | {"learning_rate": 10.0, "cold_budget": 1.0})
+    wild = SMALL["gate"] | {"learning_rate": 10.0, "cold_budget": 1.0, "cold_degree": 2.5}
+    model = fit(replace(TASK, journal=log), gate=wild)
+    [said], clicks = log.of("cold-lift"), CUT.item_degree()[CUT.valid.item]
+    assert not log.of("gate-or-static")[0]["kept"]
+    assert said["cold"]["targets"] == ((clicks > 0) & (clicks < 2.5)).sum() > 0
+    assert said["new"]["targets"] == (CUT.valid.item == UNCLICKED).sum() > 0
+    assert said["cold"]["tried"]["0.0"] == pytest.approx(log.of("gate-or-static")[0]["static"])
+    cold, new = said["cold"]["lift"], said["new"]["lift"]
+    assert model.gate.prior.tolist() == [new, cold, cold, 0, 0] == [5, 5, 5, 0, 0]
+
+
+def test_cold_and_new_items_are_lifted_where_the_gate_is_kept(keeps: None) -> None:
+    log = Log()
+    model = fit(replace(TASK, journal=log), gate=SMALL["gate"] | {"cold_budget": 1.0})
+    [said] = log.of("cold-lift")
+    assert log.of("gate-or-static")[0]["kept"]
+    assert said["cold"]["tried"]["0.0"] == pytest.approx(log.of("gate-or-static")[0]["gate"])
+    unlifted = fit(gate=SMALL["gate"] | {"cold_budget": 0.0})
+    cold, new = said["cold"]["lift"], said["new"]["lift"]
+    assert cold == new == 5
+    moved = (model.gate.prior - unlifted.gate.prior).detach()
+    torch.testing.assert_close(moved, torch.tensor([new, cold, cold, 0, 0]), rtol=1e-6, atol=1e-6)
+
+
+def test_new_items_are_not_lifted_where_validation_has_none() -> None:
+    log = Log()
+    seen = replace(CUT, valid=CUT.valid.where(CUT.valid.item != UNCLICKED))
+    wild = SMALL["gate"] | {"learning_rate": 10.0, "cold_budget": 1.0}
+    model = fit(replace(TASK, split=seen, journal=log), gate=wild)
     [said] = log.of("cold-lift")
     assert not log.of("gate-or-static")[0]["kept"]
-    assert said["cold_targets"] > 0
-    assert model.gate.prior.tolist() == [said["lift"], said["lift"], 0, 0] == [5, 5, 0, 0]
+    assert (said["new"]["lift"], said["new"]["targets"], len(said["new"]["tried"])) == (0, 0, 1)
+    assert model.gate.prior.tolist() == [0, said["cold"]["lift"], said["cold"]["lift"], 0, 0]
+    assert said["cold"]["lift"] > 0
 
 
 # interruption in every stage
@@ -444,11 +499,12 @@ def test_the_log_tells_with_every_epoch_how_much_the_text_counts_in_every_contex
         {"settings": {"sign": SMALL["settings"]["sign"] | {"temperature": 0.5}}},
         {"settings": SMALL["settings"] | {"text-knn": {"dims": 2}}},
         {"settings": SMALL["settings"] | {"transitions": {"window": 1}}},
+        {"settings": SMALL["settings"] | {"item-knn": {"neighbours": 1}}},
         {"gate": SMALL["gate"] | {"cold_degree": 1.0}},
         {"text": ["text-knn", "popularity"]},
         {"ordered": False},
     ],
-    ids=["sign", "text-knn", "transitions", "gate", "experts", "ordered"],
+    ids=["sign", "text-knn", "transitions", "item-knn", "gate", "experts", "ordered"],
 )
 def test_a_stage_is_shared_only_by_runs_in_which_it_would_come_out_the_same(
     keeps: None, tmp_path: Path, other: Any
@@ -470,3 +526,25 @@ def test_what_is_shared_is_not_trained_again_but_logged(keeps: None, tmp_path: P
     assert [logs[run].trained for run in logs] == [{"train sign"}, gates, set()]
     assert logs["third"].lines == logs["second"].lines
     assert {line["stage"] for line in logs["third"].of("epoch")} == set(STAGES)
+
+
+def test_stages_of_one_name_and_other_settings_lie_beside_each_other(keeps: None, tmp_path: Path) -> None:
+    """Runs with other settings in between take nothing from those that share with each other."""
+    other = {
+        "settings": {"sign": SMALL["settings"]["sign"] | {"temperature": 0.5}},
+        "gate": SMALL["gate"] | {"learning_rate": 0.01},
+    }
+    every = {f"train {name}" for name in STAGES}
+    logs, models = [Log() for _ in range(4)], []
+    for number, (log, settings) in enumerate(zip(logs, ({}, other, {}, other), strict=True)):
+        checkpoints = Checkpoints(tmp_path / str(number), tmp_path / "shared")
+        models.append(fit(replace(TASK, journal=log, checkpoints=checkpoints), **settings))
+        assert (checkpoints.taken_over > 0) == (number > 1)  # seconds
+    assert [log.trained for log in logs] == [every, every, set(), set()]
+    first, second, third, fourth = (save(model.state()) for model in models)
+    assert first == third != second == fourth
+    assert [logs[2].lines, logs[3].lines] == [logs[0].lines, logs[1].lines]
+    names = sorted(path.name for path in (tmp_path / "shared").iterdir())
+    for stage in STAGES:
+        assert sum(name.rpartition("-")[0] == stage for name in names) == 2
+    assert len(names) == 2 * len(STAGES)

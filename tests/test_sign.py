@@ -19,7 +19,7 @@ from graphllmrec.fuse.gate import head_degree_of
 from graphllmrec.models import build, sign
 from graphllmrec.models.base import Queries, Task, TextVectors, unit
 from graphllmrec.models.sign import Neighbourhood
-from graphllmrec.rng import torch_rng
+from graphllmrec.rng import rng, torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import epoch_order, uniform_items
 from graphllmrec.train.loop import Stage, train
@@ -129,6 +129,12 @@ STEPS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 NAMES = ["all", "sampled", "dropout-cold", "short", "own-clicks-in", "no-ids", "no-text", "no-order"]
 
 
+def stretches(lists: list[list[int]], limit: int, at: tuple[int, int]) -> list[list[int]]:
+    """Of longer histories a stretch of `limit` clicks."""
+    first = rng(SEED, "sign/stretch", *at).integers(0, [max(len(items) - limit, 0) + 1 for items in lists])
+    return [items[begin : begin + limit] for items, begin in zip(lists, first, strict=True)]
+
+
 def expected_loss(settings: dict[str, Any], task: Task, w: Weights, rows: np.ndarray, at: tuple[int, int]) -> float:
     """The loss of users `rows` among those with two clicks, at (epoch, step)."""
     ordered, words, losses = task.split.ordered, features(task), []
@@ -138,7 +144,7 @@ def expected_loss(settings: dict[str, Any], task: Task, w: Weights, rows: np.nda
     share, masks = settings.get("dropout", 0.0), torch_rng(SEED, "sign/dropout", *at)
     others = {item: encoded(item, None, warm[item], words, w) for item in drawn}
     whole = follows(None)
-    lists = [TRAIN[ACTIVE[row]][-settings.get("max_history", 50) - 1 :] for row in rows]
+    lists = stretches([TRAIN[ACTIVE[row]] for row in rows], settings.get("max_history", 50) + 1, at)
     num_targets = sum(len(items) - ordered for items in lists)
     keep = iter((torch.rand(num_targets, DIMS, generator=masks) >= share).numpy())
     for row, items in zip(rows, lists, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import polars as pl
@@ -19,6 +20,7 @@ from graphllmrec.study import plan_study, run_study
 from graphllmrec.study.cells import Cell
 from graphllmrec.study.runner import fits_left
 from graphllmrec.text.encoder import encode_items
+from graphllmrec.train import loop
 
 STUDY = {
     "title": "Books",
@@ -123,6 +125,34 @@ def test_tuning_looks_at_validation_alone_and_each_control_is_tuned_by_itself(wo
     # ease: three trials, one cell; text-knn and its control: two trials, the whole space, and one cell each
     assert "".join(part[0] for part in looked_at) == "vvvvtvvvtvvvt"
     assert [entry["trials"] for entry in found["entries"]] == [3, 2, 2]
+
+
+def test_what_was_trained_before_with_the_same_settings_is_taken_over_with_its_seconds(world, tmp_path, monkeypatch):
+    trained, run_epoch = [], loop._run_epoch
+
+    def spy(stage, task, *rest):
+        trained.append((stage.name, task.seed))
+        time.sleep(0.05)
+        return run_epoch(stage, task, *rest)
+
+    monkeypatch.setattr(loop, "_run_epoch", spy)
+    tiny = {"epochs": 1, "min_steps": 0, "dims": 4, "hidden": 4, "negatives": 8}
+    sign = {"recipe": "sign", "set": {f"model.{key}": value for key, value in tiny.items()}}
+    hybrid = {"recipe": "hybrid-static", "set": {"model.settings": {"sign": tiny}}}
+    models = [sign | {"tune": {"model.learning_rate": [5e-4]}}, hybrid]  # the rate that the hybrid has, too
+    out = tmp_path / "out"
+    found = run_study({"metric": "ndcg@10", "seeds": [0, 1], "models": models}, [world], out)
+    assert trained == [("sign", 0), ("sign", 1)]
+    assert all(entry["fit_seconds"] > 0.05 for entry in found["entries"])  # as if trained for it
+    assert not (out / "stages" / "books").exists()
+
+
+def test_data_sets_may_be_run_side_by_side_and_put_together(world, tmp_path):
+    other = write_world(tmp_path / "films")
+    for data in ([world], [other]):
+        run_study(SMALL, data, tmp_path / "parts")
+    together = run_study(SMALL, [world, other], tmp_path / "parts")
+    assert untimed(together) == untimed(run_study(SMALL, [world, other], tmp_path / "whole"))
 
 
 def test_the_chosen_settings_are_those_of_the_best_trial_and_every_seed_has_them(finished):

@@ -262,13 +262,13 @@ class Recommender:
     def _learn(
         self, model: Model, dataset: Dataset, split: Split, journal: RunJournal, checkpoints: Checkpoints | None = None
     ) -> float:
-        """Encode the texts and fit the model; returns the seconds that fitting took."""
+        """Encode the texts and fit the model; returns the seconds it took, earlier and shared ones too."""
         text, user_text = self._texts(model, dataset, split, journal)
         journal.stage(f"fit {model.name}")
         began = time.monotonic()
         recipe = self.recipe
         model.fit(Task(split, text, recipe.seed, journal, checkpoints, user_text=user_text, encoder=recipe.text))
-        return time.monotonic() - began
+        return time.monotonic() - began + (checkpoints.earlier if checkpoints is not None else 0.0)
 
     def _learn_in(
         self, path: Path, model: Model, dataset: Dataset, split: Split, journal: RunJournal, checkpoints: Checkpoints

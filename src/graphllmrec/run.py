@@ -41,7 +41,7 @@ from graphllmrec.models import build
 from graphllmrec.models.base import Model
 from graphllmrec.recipe import Recipe, load_recipe
 
-FORMAT = 1
+FORMAT = 2
 PARTS = ("train", "valid", "test")
 State = Literal["absent", "interrupted", "finished", "foreign"]
 

@@ -33,7 +33,7 @@ from graphllmrec.rng import rng
 from graphllmrec.train.loop import Stage, TrainedConfig, train
 
 FOLDS = 3
-LIFTS = tuple(step / 4 for step in range(1, 21))  # added to the priors of cold contexts, tried in this order
+LIFTS = (0.1, 0.2, 0.35, *(step / 4 for step in range(2, 21)))  # added to priors, tried in this order
 CUT = 20  # NDCG@CUT is what counts
 _HELD = 600_000_000  # z-scores kept at a time: 1.2 GB
 _ROWS = 256  # queries scored at a time
@@ -54,7 +54,7 @@ class Board:
     weight: Tensor  # (U,) what a query counts, 1 on average
 
     def weighted(self, contexts: Tensor, drift: Tensor) -> Board:
-        """The same with queries that count as the contexts (num_items, 4) of their targets drift (4,)."""
+        """The same with queries that count as the contexts (num_items, 5) of their targets drift (5,)."""
         targets = contexts.index_select(0, self.target) @ drift  # (P,)
         total = torch.zeros(len(self.count)).index_add_(0, self.row, targets) / self.count.clamp_min(1)
         return replace(self, weight=total / total.mean())
@@ -123,7 +123,7 @@ def board_of(model: Any, task: Task, degree: Tensor, text: list[int], most_users
 
 
 def context_drift(split: Split, cold_degree: float) -> Tensor:
-    """ρ (4,) of the contexts; 1 where clicks were not split by their order. Looks at train and validation only."""
+    """ρ (5,) of the contexts; 1 where clicks were not split by their order. Looks at train and validation only."""
     if not split.ordered or split.kind != "leave-last-out" or not len(split.valid):
         return torch.ones(len(CONTEXTS))
     known = split.train.histories(split.num_users)
@@ -212,22 +212,36 @@ def out_of_fold(gate: ContextGate, inputs: GateInputs, board: Board, config: Any
 
 @torch.no_grad()
 def lift_cold(gate: ContextGate, inputs: GateInputs, board: Board, budget: float, folds: Folds) -> dict[str, Any]:
-    """Raise the priors of the cold contexts as far as NDCG@CUT gives up no more than `budget` of itself; what was done.
+    """Raise the priors of the cold contexts, then that of new items, for what both may cost; what was done.
 
-    What it gives up is asked of `folds`, gates that are lifted alike and have not seen the targets they rank. Without a
-    cold target in validation nothing is known about them, and nothing is lifted.
+    Each is raised as far as NDCG@CUT gives up no more than half of `budget` of itself. What it gives up is asked of
+    `folds`, gates that are lifted alike and have not seen the targets they rank. Without a target of its kind in
+    validation nothing is known about a context, and nothing is lifted.
     """
-    cold = torch.tensor([name.startswith("cold") for name in CONTEXTS]).float()
-    targets = int((inputs.contexts[board.target] @ cold > 0.5).sum())
+    done = {}
+    for kind in ("cold", "new"):
+        raised = torch.tensor([name.startswith(kind) for name in CONTEXTS]).float()
+        targets = int((inputs.contexts[board.target] @ raised > 0.5).sum())
+        done[kind] = _lift(raised, folds, inputs, board, budget / 2 if targets else 0.0) | {"targets": targets}
+        gate.prior.add_(done[kind]["lift"] * raised)
+    return done
+
+
+def _lift(raised: Tensor, folds: Folds, inputs: GateInputs, board: Board, budget: float) -> dict[str, Any]:
+    """Raise the priors of the contexts `raised` (5,) of all gates in place, as far as the budget allows."""
     starts = [one.prior.detach().clone() for one in folds.gates]
     before, lift = board.mean(folds.ndcg(inputs, board)), 0.0
     tried = {"0.0": before}
-    for candidate in LIFTS if targets and budget else ():
+
+    def raise_by(candidate: float) -> None:
         for one, start in zip(folds.gates, starts, strict=True):
-            one.prior.copy_(start + candidate * cold)
+            one.prior.copy_(start + candidate * raised)
+
+    for candidate in LIFTS if budget else ():
+        raise_by(candidate)
         tried[str(candidate)] = value = board.mean(folds.ndcg(inputs, board))
         if value < before * (1 - budget):
             break
         lift = candidate
-    gate.prior.add_(lift * cold)
-    return {"lift": lift, "tried": tried, "cold_targets": targets}
+    raise_by(lift)
+    return {"lift": lift, "tried": tried}

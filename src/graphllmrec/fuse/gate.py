@@ -1,9 +1,10 @@
 """The context gate: how much of an item's score comes from clicks and how much from words, readable per item.
 
-Soft routing: from its training clicks d an item belongs to each of four contexts to some degree,
+Soft routing: an item that nobody has clicked is "new"; any other belongs to four contexts to some degree, by its
+training clicks d,
 
     p_cold = σ(3 (log(1 + c) - log(1 + d)))      p_head = σ(3 (log(1 + d) - log(1 + h)))
-    π = [p_cold (1 - p_head), p_cold p_head, (1 - p_cold)(1 - p_head), (1 - p_cold) p_head]
+    π = [0, p_cold (1 - p_head), p_cold p_head, (1 - p_cold)(1 - p_head), (1 - p_cold) p_head]
 
 with c = `cold_degree` and h the degree from which items are "head" (the most clicked items, with half of all clicks).
 Every context has its own weight of every expert, and its own prior; features of item and query bend the weights:
@@ -27,7 +28,8 @@ from torch import Tensor, nn
 
 from graphllmrec.data.tables import Ints
 
-CONTEXTS = ("cold/tail", "cold/head", "warm/tail", "warm/head")
+ROUTED = ("cold/tail", "cold/head", "warm/tail", "warm/head")
+CONTEXTS = ("new", *ROUTED)
 _SHARPNESS = 3.0  # of the routing: an item at twice a threshold's degree belongs 8 : 1 to the upper side
 LEARNABLE = 0.01  # weight from which an expert that the static tuning gave none can still rise
 _NOTHING = 1e-30  # weight of such an expert where nothing is learned: there is no logarithm of 0
@@ -37,7 +39,7 @@ _NOTHING = 1e-30  # weight of such an expert where nothing is learned: there is 
 class GateInputs:
     """What the gate knows of each item."""
 
-    contexts: Tensor  # (num_items, 4) soft membership π, rows add up to 1
+    contexts: Tensor  # (num_items, 5) soft membership π, rows add up to 1
     features: Tensor  # (num_items, num_features) x
 
 
@@ -71,12 +73,18 @@ class ContextGate(nn.Module):
         return (features @ self.query_slope).exp()
 
 
-def memberships(degree: Tensor, cold_degree: float, head_degree: float) -> Tensor:
-    """Soft membership (num_items, 4) in CONTEXTS from training clicks per item (num_items,)."""
+def routed(degree: Tensor, cold_degree: float, head_degree: float) -> Tensor:
+    """Soft membership (num_items, 4) in ROUTED from training clicks per item (num_items,); 0 clicks are very cold."""
     logs = torch.log1p(degree.float())
     cold = torch.sigmoid(_SHARPNESS * (float(np.log1p(cold_degree)) - logs))
     head = torch.sigmoid(_SHARPNESS * (logs - float(np.log1p(head_degree))))
     return torch.stack([cold * (1 - head), cold * head, (1 - cold) * (1 - head), (1 - cold) * head], dim=1)
+
+
+def memberships(degree: Tensor, cold_degree: float, head_degree: float) -> Tensor:
+    """Membership π (num_items, 5) in CONTEXTS: `routed`, but for new items."""
+    new = (degree == 0).float()[:, None]
+    return torch.cat([new, (1 - new) * routed(degree, cold_degree, head_degree)], dim=1)
 
 
 def gate_summary(gamma: Tensor, degree: Tensor, contexts: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:

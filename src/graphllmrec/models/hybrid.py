@@ -3,10 +3,11 @@
     score(q, i) = Σ_e w_e(q, i) z_e(q, i) + β_i             e: the experts of both branches, z-scored per query
 
 - graph branch: models of clicks and of the click graph, by default SIGN (models/sign.py; LightGCN and GraphSAGE are
-  others) and transitions; text branch: nearest neighbours by what items say, and by what a user wrote;
+  others), transitions, and item-kNN, which reads no text: something to fall back on where text misleads;
+- text branch: nearest neighbours by what items say, and by what a user wrote;
 - fusion "static": one weight per expert, tuned on validation (this is z-sum, models/z_sum.py);
-- fusion "gate": weights and priors per context of the item, cold or warm × tail or head, bent by features of item and
-  query (fuse/gate.py).
+- fusion "gate": weights and priors per context of the item, new, or cold or warm × tail or head, bent by features of
+  item and query (fuse/gate.py).
 
 The gate learns from interactions that the experts have not seen, the validation part: on their own training clicks they
 look better than they are, on rarely clicked items most of all (docs/decisions/007). It starts as the static weights and
@@ -16,7 +17,8 @@ the static weights do, the static weights stay. Targets weigh as contexts drift 
 (fuse/fitting.py).
 
 What is likely is not all that is wanted: cross-entropy knows that cold items are rarely clicked and ranks them low. So
-the priors of the cold contexts are raised last, as far as the validation metric gives up no more than `cold_budget`.
+the priors of the cold contexts, and of items without any click, are raised last, as far as the validation metric gives
+up no more than `cold_budget`.
 
 Source: the GraphLLMRec design (item-level gates for cold/warm × popular/long-tail contexts). Equations are ours.
 """
@@ -71,7 +73,10 @@ class HybridConfig(Config):
 
     fusion: Literal["gate", "static"] = Field("gate", description="context gate, or one tuned weight per expert")
     graph: tuple[str, ...] = Field(
-        ("sign", "transitions"), min_length=1, max_length=8, description="models that make up the graph branch"
+        ("sign", "item-knn", "transitions"),
+        min_length=1,
+        max_length=8,
+        description="models that make up the graph branch",
     )
     text: tuple[str, ...] = Field(
         ("text-knn",), min_length=1, max_length=8, description="models that make up the text branch"

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Histories, Ints
-from graphllmrec.fuse.gate import CONTEXTS, head_degree_of, memberships
+from graphllmrec.fuse.gate import ROUTED, head_degree_of, routed
 from graphllmrec.graph.bipartite import clicked_matrix
 from graphllmrec.models.base import (
     Config,
@@ -50,7 +50,7 @@ from graphllmrec.models.base import (
 )
 from graphllmrec.models.item_to_item import VALIDATION_USERS, sparse_restore, sparse_scores, sparse_state, tuning_users
 from graphllmrec.models.transitions import Followers, no_transitions
-from graphllmrec.rng import torch_rng
+from graphllmrec.rng import rng, torch_rng
 from graphllmrec.text.whiten import Whitening, words_of
 from graphllmrec.train.batches import Places, uniform_items
 from graphllmrec.train.loop import Stage, TrainedConfig, train
@@ -79,7 +79,7 @@ class SIGNConfig(TrainedConfig):
     cold_degree: float = Field(3.0, ge=0, le=1e6, description="clicks at which an item is half cold, half warm")
     dropout: float = Field(0.3, ge=0, lt=1, description="share of the query's values dropped in training")
     decay: float = Field(0.6, ge=0, le=1, description="history weight per step back; ignored without an order")
-    max_history: int = Field(50, ge=1, le=10_000, description="newest clicks a training history keeps")
+    max_history: int = Field(50, ge=1, le=10_000, description="clicks a training history keeps: others in every epoch")
 
 
 class SIGN:
@@ -218,7 +218,7 @@ class _Contexts:
         self.cold_degree, self.head_degree = cold_degree, head_degree
 
     def __call__(self, degree: Tensor) -> Tensor:
-        return memberships(degree, self.cold_degree, self.head_degree)
+        return routed(degree, self.cold_degree, self.head_degree)
 
 
 class _Net(nn.Module):
@@ -232,9 +232,9 @@ class _Net(nn.Module):
         self.inner = nn.Parameter(torch.randn(config.hidden, dims, generator=random) * 2 / dims**0.5)  # W_1
         self.outer = nn.Parameter(torch.zeros(dims, config.hidden))  # W_2
         self.turn = nn.Parameter(torch.eye(dims))  # W_q
-        self.log_scale = nn.Parameter(torch.zeros(len(CONTEXTS)))  # log α per context
-        self.prior = nn.Parameter(torch.zeros(len(CONTEXTS)))  # β
-        self.following = nn.Parameter(torch.full((len(CONTEXTS),), 0.3))  # ω
+        self.log_scale = nn.Parameter(torch.zeros(len(ROUTED)))  # log α per context
+        self.prior = nn.Parameter(torch.zeros(len(ROUTED)))  # β
+        self.following = nn.Parameter(torch.full((len(ROUTED),), 0.3))  # ω
         self.popularity = nn.Parameter(torch.tensor(0.5))  # p
         start = torch.randn(num_items, dims, generator=random) * 0.1 / dims**0.5
         self.ids = nn.Parameter(start) if config.ids else None
@@ -283,7 +283,8 @@ class _Loss:
         """Mean cross-entropy of all targets of the users `rows`."""
         at = (self.seed, "sign", epoch, step)
         users = self.active[rows]
-        places = Places.of(self.known.take(users), self.ordered, self.config.max_history)
+        random = rng(self.seed, "sign/stretch", epoch, step)
+        places = Places.of(self.known.take(users), self.ordered, self.config.max_history, random)
         clicks = places.clicks
         owner = torch.from_numpy(users[clicks.row_of_entry])
         item, drawn = torch.from_numpy(clicks.items), self._drawn(at)

@@ -7,6 +7,7 @@
         seed-0/run/                  the fit: its recipe, logs, metrics and per-user values; with keep_models all of it
         seed-0/cell.json             what was fitted, and how long it took; written last, so it marks a finished cell
         seed-0/failed.json           instead of it: the error of a cell that failed; tried again on the next run
+    stages/DATA/                     what was trained and may come up again, while cells of this data are open
     study.json, study.md, index.html the tables
 
 Figures are taken over from an earlier run where recipe, data and search are those of the study as it is now. Whatever
@@ -40,6 +41,7 @@ class Source:
     name: str  # of the folder
     path: Path
     fingerprint: str  # run.fingerprint of what was read
+    stages: Path  # where fits leave trained stages for others with the same ones
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def plan_study(study: Study | str | Path | Mapping[str, Any], data: Sequence[str
             raise DataError("no such data folder", value=path)
     recipe = study.cases[0].recipe(0)
     sources = [
-        Source(name, path, run.fingerprint(_read(path, recipe))) for name, path in zip(names, paths, strict=True)
+        Source(name, path, run.fingerprint(_read(path, recipe)), Path(out) / "stages" / name)
+        for name, path in zip(names, paths, strict=True)
     ]
     return Plan(study, Path(out), tuple(sources))
 
@@ -113,6 +114,8 @@ def _run(plan: Plan, display: Display) -> None:
         hopeless: dict[Path, str] = {}  # searches of which all trials failed: once a run is enough
         for cell in cells:
             _attempt(cell, dataset, display, hopeless)
+        if all(cell.state() == "done" for cell in cells):
+            _remove(source.stages)
 
 
 def _known_times(plan: Plan) -> dict[Kind, list[float]]:
@@ -175,7 +178,7 @@ def _trial(search: Search, number: int, settings: dict[str, Any], dataset: Datas
     try:
         recipe = search.case.recipe(study.tune_seed, settings)
         with FitJournal(display) as journal:
-            recommender = _fitted(folder, recipe, dataset, search.source.fingerprint, journal)
+            recommender = _fitted(folder, recipe, dataset, search.source, journal)
             value = recommender.evaluate("valid", journal=journal).overall[study.metric]
     except Interrupted:
         raise
@@ -194,7 +197,7 @@ def _fit(cell: Cell, dataset: Dataset, display: Display) -> float:
         _remove(cell.folder)
     recipe = cell.case.recipe(cell.seed, settings)
     with FitJournal(display) as journal:
-        recommender = _fitted(folder, recipe, dataset, cell.source.fingerprint, journal)
+        recommender = _fitted(folder, recipe, dataset, cell.source, journal)
         valid, test = (recommender.evaluate(part, journal=journal) for part in ("valid", "test"))
     valid.write(folder)
     test.write(folder)
@@ -215,7 +218,7 @@ def _fit(cell: Cell, dataset: Dataset, display: Display) -> float:
     return valid.overall[cell.case.study.metric]
 
 
-def _fitted(folder: Path, recipe: Recipe, dataset: Dataset, fingerprint: str, journal: RunJournal) -> Recommender:
+def _fitted(folder: Path, recipe: Recipe, dataset: Dataset, source: Source, journal: RunJournal) -> Recommender:
     """The fitted recommender of a run folder: taken over, continued, or made, whatever is possible."""
     if folder.is_dir():
         run.tidy(folder)
@@ -224,7 +227,7 @@ def _fitted(folder: Path, recipe: Recipe, dataset: Dataset, fingerprint: str, jo
         if state == "finished":  # killed before it was evaluated
             found = Recommender.load(folder)
             same_recipe = found.recipe == recipe.for_data(found.split.ordered)
-            if same_recipe and run.read_tables(folder).fingerprint == fingerprint:
+            if same_recipe and run.read_tables(folder).fingerprint == source.fingerprint:
                 return found
         elif state == "interrupted":
             return Recommender.resume(folder, recipe=recipe, data=dataset, journal=journal)
@@ -232,7 +235,7 @@ def _fitted(folder: Path, recipe: Recipe, dataset: Dataset, fingerprint: str, jo
         pass
     if state != "absent":
         _remove(folder)
-    return Recommender(recipe).fit(dataset, out=folder, journal=journal)
+    return Recommender(recipe).fit(dataset, out=folder, stages=source.stages, journal=journal)
 
 
 def _usual(case: Case) -> dict[str, Any]:

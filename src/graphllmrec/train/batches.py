@@ -105,15 +105,30 @@ class Places:
     What looks from click to click is done in a padded table (B, longest), because rows are short.
     """
 
-    clicks: Histories  # B rows: the newest clicks of each user, oldest first
+    clicks: Histories  # B rows: clicks of each user, oldest first
     ordered: bool
 
     @staticmethod
-    def of(clicks: Histories, ordered: bool, max_history: int) -> Places:
-        """From the whole histories of B users, of which the newest `max_history` + 1 clicks are kept."""
+    def of(clicks: Histories, ordered: bool, max_history: int, random: np.random.Generator | None = None) -> Places:
+        """From the whole histories of B users. Of more than `max_history` + 1 clicks the newest so many are kept.
+
+        With `random`: a stretch of so many, wherever it begins; without an order, any of them.
+        """
         limit = max_history + 1
-        indptr = np.concatenate([[0], np.cumsum(np.minimum(clicks.lengths, limit))]).astype(np.int64)
-        return Places(Histories(indptr, clicks.items[clicks.steps_back < limit]), ordered)
+        kept = np.minimum(clicks.lengths, limit)
+        row = clicks.row_of_entry
+        if random is None:
+            keep = clicks.steps_back < limit
+        elif ordered:
+            first = clicks.indptr[:-1] + random.integers(0, clicks.lengths - kept + 1)  # (B,)
+            since = np.arange(len(row)) - first[row]
+            keep = (since >= 0) & (since < limit)
+        else:
+            keep = np.empty(len(row), dtype=bool)
+            shuffled = np.lexsort((random.random(len(row)), row))  # entries, row by row
+            keep[shuffled] = np.arange(len(row)) - clicks.indptr[:-1][row] < limit
+        indptr = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+        return Places(Histories(indptr, clicks.items[keep]), ordered)
 
     @cached_property
     def position(self) -> Ints:

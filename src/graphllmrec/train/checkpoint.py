@@ -37,6 +37,7 @@ class Progress:
     best_epoch: int = 0  # number of epochs done when it was best; 0 = untrained
     done: bool = False
     identity: str = ""  # hash of everything that decides how the stage goes
+    seconds: float = 0.0  # spent on it by the clock
     log: list[dict[str, Any]] = field(default_factory=list)  # what the stage has logged so far
 
 
@@ -50,6 +51,7 @@ class Checkpoints:
     def __init__(self, folder: Path, shared: Path | None = None, every: float = EVERY) -> None:
         """`every`: a stage saves so many seconds after it last did, or later where saving is slow; 0: at every step."""
         self.folder, self.shared, self.every = Path(folder), shared, every
+        self.earlier = 0.0  # seconds of training that earlier attempts and other runs have spared this one
         if shared is not None:
             remove_leftovers(shared, older_than=_ABANDONED)
 
@@ -58,11 +60,14 @@ class Checkpoints:
         own = self.load(stage)
         if own is not None and own[0].identity != identity:
             raise CheckpointError(f"{self._path(stage)} belongs to other settings or data: delete it to train again")
+        if own is not None:
+            self.earlier += own[0].seconds
         if own is not None or self.shared is None:
             return own
-        found = Checkpoints(self.shared).load(stage)
+        found = Checkpoints(self.shared).load(_shared_name(stage, identity))
         if found is None or found[0].identity != identity or not found[0].done:
             return None
+        self.earlier += found[0].seconds
         Checkpoints(self.folder).save(stage, *found)  # whoever resumes this run may not know of the shared folder
         return found
 
@@ -74,7 +79,7 @@ class Checkpoints:
         with atomic_file(self._path(stage)) as temporary:
             save_file(held, temporary, metadata=metadata)
         if progress.done and self.shared is not None:
-            Checkpoints(self.shared).save(stage, progress, held)
+            Checkpoints(self.shared).save(_shared_name(stage, progress.identity), progress, held)
 
     def load(self, stage: str) -> tuple[Progress, dict[str, Tensor]] | None:
         """A stage's checkpoint, or None if it never wrote one. Raises CheckpointError for a file that is damaged."""
@@ -96,10 +101,15 @@ class Checkpoints:
         return self.folder / f"{stage}.safetensors"
 
 
-def pack(model: nn.Module, best: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights, best weights and optimiser state under one flat set of names."""
+def _shared_name(stage: str, identity: str) -> str:
+    """Stages of the same name and other settings, seeds or data lie beside each other."""
+    return f"{stage}-{identity[:16]}"
+
+
+def pack(model: nn.Module, best: dict[str, Tensor], optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    """Weights, best weights and optimiser state (None: of a training that is over) under one flat set of names."""
     tensors = prefixed("model", model.state_dict()) | prefixed("best", best)
-    for index, state in optimizer.state_dict()["state"].items():
+    for index, state in optimizer.state_dict()["state"].items() if optimizer is not None else ():
         tensors |= prefixed(f"optimizer.{index}", state)
     return tensors
 

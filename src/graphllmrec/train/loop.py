@@ -222,7 +222,8 @@ class _Keeper:
         self, checkpoints: Checkpoints | None, stage: str, module: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
         self.checkpoints, self.stage, self.module, self.optimizer = checkpoints, stage, module, optimizer
-        self.saved_at, self.took = time.monotonic(), 0.0
+        self.began = self.saved_at = time.monotonic()
+        self.took = 0.0
 
     def save_if_due(self, progress: Progress, best: dict[str, Tensor]) -> None:
         if self.checkpoints is None:
@@ -234,7 +235,10 @@ class _Keeper:
     def save(self, progress: Progress, best: dict[str, Tensor]) -> None:
         if self.checkpoints is not None:
             began = time.monotonic()
-            self.checkpoints.save(self.stage, progress, pack(self.module, best, self.optimizer))
+            progress.seconds += began - self.began
+            self.began = began
+            optimizer = None if progress.done else self.optimizer
+            self.checkpoints.save(self.stage, progress, pack(self.module, best, optimizer))
             self.saved_at = time.monotonic()
             self.took = self.saved_at - began
 
