@@ -539,7 +539,7 @@ def test_stages_of_one_name_and_other_settings_lie_beside_each_other(keeps: None
     for number, (log, settings) in enumerate(zip(logs, ({}, other, {}, other), strict=True)):
         checkpoints = Checkpoints(tmp_path / str(number), tmp_path / "shared")
         models.append(fit(replace(TASK, journal=log, checkpoints=checkpoints), **settings))
-        assert (checkpoints.taken_over > 0) == (number > 1)  # seconds
+        assert (checkpoints.earlier > 0) == (number > 1)  # seconds
     assert [log.trained for log in logs] == [every, every, set(), set()]
     first, second, third, fourth = (save(model.state()) for model in models)
     assert first == third != second == fourth

@@ -347,7 +347,7 @@ def test_a_run_of_another_format_is_refused(ease, tmp_path):
     ease.save(tmp_path / "run")
     path = tmp_path / "run" / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(CheckpointError, match=r"has format 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match=rf"has format 99, this version reads {run.FORMAT}"):
         Recommender.load(tmp_path / "run")
 
 
