@@ -1,0 +1,213 @@
+"""The grokking detector on curves whose story is known."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from graphllmrec.train.grokking import Event, GrokkingDetector, Scale
+
+LENGTH, EVERY = 400, 10  # updates, steps between them
+SCALES = {"loss": Scale(chance=4.0)}
+
+
+def step_at(place: int) -> int:
+    return place * EVERY
+
+
+def ramp(start: int, end: int, low: float = 0.0, high: float = 1.0) -> np.ndarray:
+    """A level that rises from `low` at update `start` to `high` at `end`."""
+    return low + (high - low) * np.clip((np.arange(LENGTH) - start) / max(end - start, 1), 0, 1)
+
+
+def shown(train: np.ndarray, valid: np.ndarray, detector: GrokkingDetector | None = None) -> tuple[list[Event], str]:
+    """Events of a run with these levels, told as losses from a chance level of 4 and metrics alike."""
+    detector = detector or GrokkingDetector(SCALES)
+    events = []
+    for place, (known, new) in enumerate(zip(train, valid, strict=True)):
+        told = ({"loss": 4 * (1 - level), "accuracy": float(level)} for level in (known, new))
+        events += detector.update(step_at(place), train=next(told), valid=next(told))
+    return events, detector.state()
+
+
+def kinds(events: list[Event]) -> list[str]:
+    return [event.kind for event in events]
+
+
+MEMORY = ramp(5, 20)  # of the training data
+
+
+# what is an event
+
+
+@pytest.mark.parametrize(("start", "end"), [(150, 170), (100, 300), (60, 390)], ids=["jump", "slow", "very slow"])
+def test_a_late_rise_is_an_event_with_its_onset(start: int, end: int) -> None:
+    events, _ = shown(MEMORY, ramp(start, end))
+    assert kinds(events) == ["memorised", "generalising"]
+    memorised, event = events
+    assert step_at(15) <= memorised.onset <= step_at(25)
+    tenth = start + (end - start) / 10  # where a tenth of the rise is done
+    assert event.detected <= step_at(1) * (tenth + 5)  # median and confirmation: five updates
+    assert step_at(start) <= event.onset < event.detected
+    assert event.confidence > 0.99
+
+
+def test_an_event_is_over_when_nothing_gets_better() -> None:
+    assert shown(MEMORY, ramp(100, 120))[1] == "settled"
+    assert shown(MEMORY, ramp(200, 398))[1] == "generalising"
+    assert shown(MEMORY, ramp(500, 600))[1] == "plateau"
+
+
+@pytest.mark.parametrize(
+    ("train", "valid"),
+    [
+        (ramp(0, 100), ramp(0, 100)),
+        (ramp(0, 100), ramp(0, 130, high=0.9)),
+        (ramp(0, 300, high=0.8), ramp(100, 300)),
+        (MEMORY, ramp(0, 20, high=0.5)),
+        (MEMORY, ramp(0, 15, high=0.6) - ramp(20, 100, high=0.3)),
+        (MEMORY, ramp(100, 300, high=0.05)),
+        (MEMORY, np.zeros(LENGTH)),
+    ],
+    ids=["ordinary", "a little behind", "not memorised", "good at once", "overfitting", "next to nothing", "nothing"],
+)
+def test_what_is_no_event(train: np.ndarray, valid: np.ndarray) -> None:
+    assert "generalising" not in kinds(shown(train, valid)[0])
+
+
+def noises(count: int, size: float, memory: float) -> Iterator[np.ndarray]:
+    """Levels around .3 that wander: AR(1) of standard deviation `size`."""
+    for seed in range(count):
+        random, value, out = np.random.default_rng(seed), 0.0, []
+        for _ in range(LENGTH):
+            value = memory * value + math.sqrt(1 - memory**2) * random.normal()
+            out.append(0.3 + size * value)
+        yield np.array(out)
+
+
+@pytest.mark.parametrize(("size", "memory"), [(0.01, 0.0), (0.03, 0.0), (0.02, 0.8)])
+def test_noise_on_a_plateau_is_no_event(size: float, memory: float) -> None:
+    alarms = sum("generalising" in kinds(shown(MEMORY, valid)[0]) for valid in noises(50, size, memory))
+    assert alarms <= 1
+
+
+def test_a_metric_alone_that_jumps_counts_half() -> None:
+    detector, events = GrokkingDetector(SCALES), []
+    for place in range(LENGTH):
+        valid = {"loss": 4.5, "accuracy": 0.12 if place > 200 else 0.0}
+        events += detector.update(step_at(place), train={"loss": 0.0}, valid=valid)
+    assert kinds(events) == ["memorised"]
+
+
+# and back
+
+
+def test_a_collapse_is_told_and_another_event_can_follow() -> None:
+    valid = ramp(100, 120) - ramp(200, 210) + ramp(300, 320)
+    events, _ = shown(MEMORY, valid)
+    assert kinds(events) == ["memorised", "generalising", "collapse", "generalising"]
+    assert step_at(200) < events[2].onset <= events[2].detected <= step_at(220)
+    assert events[3].detected >= step_at(300)
+
+
+def test_a_training_that_forgets_starts_again() -> None:
+    events, state = shown(MEMORY - ramp(200, 210, high=0.6), ramp(100, 120))
+    assert kinds(events) == ["memorised", "generalising", "forgotten"]
+    assert state == "baseline"
+
+
+def test_the_lift_is_what_validation_gained_and_goes_with_a_collapse() -> None:
+    detector = GrokkingDetector(SCALES)
+    shown(MEMORY, 0.2 + 0.5 * ramp(100, 120), detector)
+    assert detector.lift() == pytest.approx(0.5, abs=0.02)
+    collapsing = GrokkingDetector(SCALES)
+    shown(MEMORY, ramp(100, 120) - ramp(200, 210), collapsing)
+    assert collapsing.lift() == 0.0
+    assert GrokkingDetector().lift("graph") == 0.0
+
+
+# scales, branches, patience
+
+
+def test_a_metric_is_seen_relative_to_chance_and_to_what_is_perfect() -> None:
+    """NDCG from .01 to .07 where .12 is the best there is: an event, and next to nothing where it is 1."""
+    for perfect, expected in ((0.12, ["memorised", "generalising"]), (1.0, ["memorised"])):
+        detector, events = GrokkingDetector({"ndcg@20": Scale(0.01, perfect)}), []
+        for place, level in enumerate(ramp(100, 150)):
+            train, valid = {"loss": 2.0 * (place < 5)}, {"ndcg@20": 0.01 + 0.06 * level}
+            events += detector.update(step_at(place), train=train, valid=valid)
+        assert kinds(events) == expected
+
+
+def test_a_loss_without_a_chance_level_is_seen_relative_to_its_first_value() -> None:
+    detector, events = GrokkingDetector(), []
+    for place, (known, level) in enumerate(zip(MEMORY, ramp(100, 150), strict=True)):
+        events += detector.update(step_at(place), train={"loss": 7 * (1 - known)}, valid={"loss": 9 * (1 - level)})
+    assert kinds(events) == ["memorised", "generalising"]
+
+
+def test_branches_know_nothing_of_each_other() -> None:
+    detector, found = GrokkingDetector(SCALES), {"graph": [], "text": []}
+    for place in range(LENGTH):
+        for branch, valid in (("graph", ramp(150, 170)), ("text", ramp(5, 20, high=0.5))):
+            train, new = {"loss": 4 * (1 - MEMORY[place])}, {"loss": 4 * (1 - valid[place])}
+            found[branch] += detector.update(step_at(place), train=train, valid=new, branch=branch)
+    assert kinds(found["graph"]) == ["memorised", "generalising"]
+    assert kinds(found["text"]) == ["memorised"]
+    assert {event.branch for event in found["graph"]} == {"graph"}
+    assert detector.state("text") == "plateau"
+    assert detector.state("nobody") == "baseline"
+
+
+def test_evidence_tells_how_progress_measures_moved_since_memorisation() -> None:
+    detector, events = GrokkingDetector(SCALES), []
+    for place, (known, level) in enumerate(zip(MEMORY, ramp(100, 120), strict=True)):
+        values = ({"loss": 4 * (1 - each)} for each in (known, level))
+        norm = {"weight_norm": 10.0 if place < 50 else 4.0}
+        events += detector.update(step_at(place), train=next(values), valid=next(values), progress=norm)
+    assert events[1].evidence["weight_norm since memorised"] == pytest.approx(0.4)
+    assert events[1].evidence["memorised"] == events[0].onset
+    assert json.loads(json.dumps(events[1].to_json()))["kind"] == "generalising"
+
+
+def test_waiting_is_worth_it_while_something_is_memorised_and_not_generalised() -> None:
+    detector = GrokkingDetector(SCALES)
+    assert detector.waits_until(0.01, 0.1) is None
+    events, _ = shown(MEMORY, np.zeros(LENGTH), detector)
+    assert detector.waits_until(0.01, 0.1) == events[0].onset + 5 / (0.01 * 0.1)
+    assert detector.waits_until(0.01, 0.0) is None
+    shown_to_the_end = GrokkingDetector(SCALES)
+    shown(MEMORY, ramp(100, 120), shown_to_the_end)
+    assert shown_to_the_end.waits_until(0.01, 0.1) is None
+
+
+# what it keeps, what it refuses
+
+
+def test_it_keeps_no_more_after_many_updates_than_after_few() -> None:
+    detector, sizes = GrokkingDetector(SCALES), []
+    for place in range(20_000):
+        detector.update(place, train={"loss": 0.0}, valid={"loss": 4.0 + 0.1 * math.sin(place)})
+        if place in (200, 19_999):
+            sizes.append(len(pickle.dumps(detector)))
+    assert abs(sizes[1] - sizes[0]) < 64
+
+
+def test_what_is_not_finite_counts_as_knowing_nothing() -> None:
+    events, _ = shown(MEMORY, np.where(np.arange(LENGTH) < 200, np.nan, 0.0))
+    assert kinds(events) == ["memorised"]
+
+
+def test_steps_must_rise_and_something_must_be_told() -> None:
+    detector = GrokkingDetector()
+    detector.update(5, train={"loss": 1.0}, valid={"loss": 1.0})
+    with pytest.raises(ValueError, match="steps must rise: 5 after 5"):
+        detector.update(5, train={"loss": 1.0}, valid={"loss": 1.0})
+    for train, valid in (({}, {"loss": 1.0}), ({"loss": 1.0}, {})):
+        with pytest.raises(ValueError, match="at least one training and one validation value"):
+            detector.update(6, train=train, valid=valid)

@@ -1,0 +1,217 @@
+"""The grokking lab: what counts as an event, how rules are judged, and real small trainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from graphllmrec.errors import CheckpointError
+from graphllmrec.lab.collection import collection
+from graphllmrec.lab.engine import POINTS, Problem, Training, effective_rank, follow
+from graphllmrec.lab.protocol import compare, outcome, score
+from graphllmrec.lab.rules import RULES, watch
+from graphllmrec.lab.tasks import completion, modular, parity, tastes, teacher
+from graphllmrec.lab.trajectory import CURVES, Trajectory, read_trajectories, write_trajectories
+from graphllmrec.lab.truth import Truth, levels, truth_of
+
+LENGTH, EVERY = 400, 10
+
+
+def ramp(start: float, end: float, high: float = 1.0) -> np.ndarray:
+    return high * np.clip((np.arange(LENGTH) - start) / (end - start), 0, 1)
+
+
+def run_of(train: np.ndarray, valid: np.ndarray) -> Trajectory:
+    """A run whose levels are these: losses from a chance level of 3, accuracies from one of .2."""
+    curves = {f"{part}_loss": 3 * (1 - level) for part, level in (("train", train), ("valid", valid))}
+    curves |= {f"{part}_metric": 0.2 + 0.8 * level for part, level in (("train", train), ("valid", valid))}
+    flat = np.ones(LENGTH)
+    curves |= {"weight_norm": flat, "effective_rank": flat, "gradient_norm": flat}
+    return Trajectory("made", 0, {}, np.arange(LENGTH) * EVERY, curves, 3.0, 0.2)
+
+
+MEMORY = ramp(0, 20)  # reaches .9 at 18
+
+
+# what counts
+
+
+def test_a_late_rise_is_an_event_with_the_steps_of_the_definition() -> None:
+    truth = truth_of(run_of(MEMORY, ramp(100, 200, high=0.8)))
+    assert (truth.label, truth.memorised, truth.collapse) == ("event", 180, None)
+    assert truth.rise == pytest.approx(0.8)
+    assert truth.onset == 1090  # the last point below a tenth of the rise, reached at 1,100
+    assert truth.event == 1500
+    assert truth.distance == 1320
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "label"),
+    [
+        (ramp(0, 400, high=0.8), ramp(200, 300), "none"),  # not memorised
+        (MEMORY, ramp(0, 25), "none"),  # half of it comes before 1.5 T_m
+        (MEMORY, ramp(100, 200, high=0.09), "none"),
+        (MEMORY, ramp(100, 200, high=0.2), "unclear"),
+        (MEMORY, ramp(18, 42), "unclear"),  # half at 1.7 T_m
+        (MEMORY, ramp(18, 60), "event"),
+        (MEMORY - ramp(100, 110, high=0.2), ramp(100, 200), "unclear"),  # not memorised any more
+    ],
+)
+def test_what_is_an_event_what_is_none_and_what_is_unclear(train: np.ndarray, valid: np.ndarray, label: str) -> None:
+    assert truth_of(run_of(train, valid)).label == label
+
+
+def test_a_collapse_is_a_fall_below_half_of_the_rise_that_lasts() -> None:
+    falls = ramp(100, 200) - ramp(300, 320)
+    assert truth_of(run_of(MEMORY, falls)).collapse == 3110  # the first point below a half
+    blip = ramp(100, 200) - 0.9 * ((np.arange(LENGTH) >= 300) & (np.arange(LENGTH) < 310))
+    assert truth_of(run_of(MEMORY, blip)).collapse is None
+
+
+def test_levels_are_the_mean_of_loss_and_metric_between_chance_and_perfect() -> None:
+    run = run_of(MEMORY, ramp(100, 200))
+    np.testing.assert_allclose(levels(run, "valid"), ramp(100, 200), atol=1e-12)
+    worse = run_of(MEMORY, ramp(100, 200) - 0.5)  # below chance is chance
+    np.testing.assert_allclose(levels(worse, "valid"), np.maximum(ramp(100, 200) - 0.5, 0), atol=1e-12)
+
+
+# how rules are judged
+
+EVENT = Truth("event", memorised=100, onset=900, event=1100)
+
+
+@pytest.mark.parametrize(
+    ("truth", "detected", "expected"),
+    [
+        (EVENT, 950, "hit"), (EVENT, 800, "hit"), (EVENT, 799, "early"), (EVENT, 1200, "hit"), (EVENT, 1201, "late"),
+        (EVENT, None, "missed"), (Truth("none"), None, "quiet"), (Truth("none"), 5, "false alarm"),
+        (Truth("unclear"), 5, "unclear"),
+    ],
+)  # fmt: skip
+def test_outcomes(truth: Truth, detected: int | None, expected: str) -> None:
+    assert outcome(truth, detected) == expected
+
+
+def test_a_score_counts_hits_alarms_and_delays() -> None:
+    runs = [run_of(MEMORY, ramp(100, 200)) for _ in range(6)]
+    truths = [EVENT, EVENT, EVENT, Truth("none"), Truth("none"), Truth("unclear")]
+    answers = iter([950, 500, None, None, 10, 10])
+    found = score(lambda _run, _threshold: next(answers), 0.0, runs, truths)
+    assert (found.events, found.hits, found.quiet, found.false_alarms, found.runs) == (3, 1, 2, 2, 5)
+    assert found.delay == pytest.approx(50 / 1000)
+    assert found.recall == pytest.approx(1 / 3)
+    assert found.alarms_per_run == pytest.approx(2 / 5)
+
+
+def test_thresholds_are_chosen_on_the_first_part_and_judged_on_the_second() -> None:
+    build = [run_of(MEMORY, ramp(100, 200)), run_of(MEMORY, ramp(100, 200, high=0.09))]
+    held_out = [run_of(MEMORY, ramp(150, 220)), run_of(MEMORY, ramp(100, 200, high=0.04))]
+    table = compare(build, held_out)
+    assert set(table) == set(RULES)
+    for name in ("detector", "points, tuned", "gap"):
+        _, first, second = table[name]
+        assert (first.recall, first.false_alarms, second.recall, second.false_alarms) == (1, 0, 1, 0), name
+    assert table["points, tuned"][0] == 0.1  # the smallest that the second run of the first part does not set off
+    assert table["+2 points"][1].false_alarms == 1
+
+
+# real trainings
+
+
+def test_low_rank_matrices_come_late_with_weight_decay_and_never_without() -> None:
+    settings: dict[str, Any] = {"n": 20, "share": 0.6, "start": 3.0}
+    late = completion(0, Training(1600, 0.03, 0.1, "sgd"), **settings)
+    never = completion(0, Training(1600, 0.03, 0.0, "sgd"), **settings)
+    truth = truth_of(late)
+    assert (truth.label, truth_of(never).label) == ("event", "none")
+    assert truth_of(never).memorised is not None
+    found = [event for event in watch(late).events if event.kind == "generalising"]
+    assert outcome(truth, found[0].detected) == "hit"
+    assert watch(never).states[-1] == "plateau"
+    assert late.curves["effective_rank"][-1] < 4 < late.curves["effective_rank"][0]
+
+
+@pytest.mark.parametrize("task", [modular, completion, tastes, parity, teacher])
+def test_every_task_is_a_function_of_its_seed(task: Any) -> None:
+    first, again, other = (task(seed, Training(20, 1e-3, 0.1)) for seed in (1, 1, 2))
+    for name in CURVES:
+        assert first.curves[name].tolist() == again.curves[name].tolist()
+        assert np.isfinite(first.curves[name]).all()
+    assert first.curves["train_loss"].tolist() != other.curves["train_loss"].tolist()
+    assert 0 <= first.chance_metric < 1
+    assert first.curves["train_loss"][-1] < first.curves["train_loss"][0]
+
+
+def test_the_parts_share_no_seed_and_every_run_has_settings_its_task_knows() -> None:
+    build, held_out = collection("build"), collection("held-out")
+    assert len(build) + len(held_out) >= 200
+    assert not {run.seed for run in build} & {run.seed for run in held_out}
+    assert not {repr((run.task, run.settings, run.training)) for run in build if run.kind == "late"} & {
+        repr((run.task, run.settings, run.training)) for run in held_out
+    }
+    for run in (*build, *held_out):
+        assert set(run.settings) <= set(TASK_SETTINGS[run.task].__kwdefaults__), run
+
+
+TASK_SETTINGS = {"modular": modular, "completion": completion, "tastes": tastes, "parity": parity, "teacher": teacher}
+
+
+# the engine
+
+
+def line(weight: torch.Tensor) -> Problem:
+    """A problem whose loss is the sum of a weight."""
+    return Problem([weight], lambda _: weight.sum(), lambda _: (1.0, 0.0), 1.0, 0.0, lambda: weight)
+
+
+def test_a_trajectory_has_points_evenly_spaced_from_the_start() -> None:
+    run = follow("line", 0, {}, line(torch.ones(2, 2, requires_grad=True)), Training(4 * POINTS, 1e-3))
+    assert run.step.tolist() == list(range(0, 4 * POINTS + 1, 4))
+    assert run.curves["gradient_norm"][0] == pytest.approx(2.0)
+    assert run.curves["weight_norm"][0] == pytest.approx(2.0)
+
+
+def test_step_sizes_drop_to_a_tenth_where_they_shall() -> None:
+    weight = torch.zeros(1, 1, requires_grad=True)
+    follow("line", 0, {}, line(weight), Training(10, 0.1, optimizer="sgd", drops=(0.5,)))
+    assert float(weight.detach()) == pytest.approx(-(5 * 0.1 + 6 * 0.01))
+
+
+def test_orthograd_steps_across_the_weights_at_full_length() -> None:
+    weight = torch.tensor([[3.0, 4.0]], requires_grad=True)
+    follow("line", 0, {}, line(weight), Training(0, 1.0, optimizer="sgd", orthograd=True))
+    step = weight.detach() - torch.tensor([[3.0, 4.0]])
+    assert float((step * torch.tensor([[3.0, 4.0]])).sum()) == pytest.approx(0.0, abs=1e-5)
+    assert float(step.norm()) == pytest.approx(2**0.5, abs=1e-5)
+
+
+def test_the_effective_rank_counts_equal_singular_values() -> None:
+    assert effective_rank(torch.eye(5)) == pytest.approx(5.0)
+    assert effective_rank(torch.ones(4, 4)) == pytest.approx(1.0, abs=1e-3)
+    assert effective_rank(torch.zeros(3, 3)) == 0.0
+    share = np.array([3, 1]) / 4
+    assert effective_rank(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(float(np.exp(-share @ np.log(share))))
+
+
+# files
+
+
+def test_trajectories_are_kept_in_single_precision(tmp_path: Path) -> None:
+    runs = [run_of(MEMORY, ramp(100, 200)), completion(3, Training(30, 0.01, 0.1, "sgd"), n=6)]
+    write_trajectories(tmp_path / "runs.parquet", runs)
+    for run, read in zip(runs, read_trajectories(tmp_path / "runs.parquet"), strict=True):
+        assert (read.task, read.seed, read.settings, read.name) == (run.task, run.seed, run.settings, run.name)
+        assert (read.chance_loss, read.chance_metric) == (run.chance_loss, run.chance_metric)
+        assert read.step.tolist() == run.step.tolist()
+        for name in CURVES:
+            np.testing.assert_array_equal(read.curves[name], run.curves[name].astype(np.float32))
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs.parquet").write_text("steps")
+    with pytest.raises(CheckpointError, match="holds no trajectories"):
+        read_trajectories(tmp_path / "runs.parquet")
