@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from graphllmrec.cli import app
 from graphllmrec.errors import CheckpointError
-from graphllmrec.lab.collection import collection
+from graphllmrec.lab import session
+from graphllmrec.lab.collection import Run, collection
 from graphllmrec.lab.engine import POINTS, Problem, Training, effective_rank, follow
 from graphllmrec.lab.protocol import compare, outcome, score
 from graphllmrec.lab.rules import RULES, watch
@@ -215,3 +219,57 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "runs.parquet").write_text("steps")
     with pytest.raises(CheckpointError, match="holds no trajectories"):
         read_trajectories(tmp_path / "runs.parquet")
+
+
+# the command
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """A collection of three runs per part, each of a second or less."""
+    settings = {"n": 20, "share": 0.6, "start": 3.0}
+
+    def runs(part: Any) -> list[Run]:
+        seed = 0 if part == "build" else 1
+        late, never = (Training(1600, 0.03, decay, "sgd") for decay in (0.1, 0.0))
+        return [
+            Run(part, "late", "completion", seed, late, settings),
+            Run(part, "late", "completion", seed + 10, late, settings),
+            Run(part, "no decay", "completion", seed, never, settings),
+        ]
+
+    monkeypatch.setattr(session, "collection", runs)
+    return runs("build")
+
+
+def test_the_lab_makes_runs_judges_rules_and_draws(few: list[Run], tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["grok-lab", "--all", "--out", str(tmp_path / "lab"), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["outcomes"] == {"hit": 4, "quiet": 2}
+    assert set(found["rules"]) == set(RULES)
+    assert found["rules"]["detector"]["held-out"]["recall"] == 1.0
+    page = (tmp_path / "lab" / "index.html").read_text()
+    assert page.count("<svg") == 4  # one run of every part and kind
+    assert "generalising" in page
+    kept = read_trajectories(tmp_path / "lab" / "trajectories-all-held-out.parquet")
+    assert [run.seed for run in kept] == [1, 11, 1]
+    assert len(json.loads((tmp_path / "lab" / "lab.json").read_text())["runs"]) == 6
+
+
+def test_runs_that_are_there_are_not_made_again(
+    few: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = CliRunner().invoke(app, ["grok-lab", "--out", str(tmp_path)])
+    assert "2 runs: 1 hit, 1 quiet. Open" in first.stdout
+    monkeypatch.setattr(Run, "make", lambda _: pytest.fail("made again"))
+    again = CliRunner().invoke(app, ["grok-lab", "--out", str(tmp_path)])
+    assert again.exit_code == 0
+    assert again.stdout == first.stdout
+
+
+def test_a_folder_with_other_runs_is_refused(few: list[Run], tmp_path: Path) -> None:
+    write_trajectories(tmp_path / "trajectories-quick-build.parquet", [run_of(MEMORY, MEMORY)] * 2)
+    result = CliRunner().invoke(app, ["grok-lab", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "holds other runs" in result.stderr

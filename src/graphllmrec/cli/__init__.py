@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from graphllmrec.cli import ask, checkup, measure, train
+from graphllmrec.cli.grok_lab import grok_lab
 from graphllmrec.cli.study import study
 from graphllmrec.errors import GraphLLMRecError, Interrupted
 
@@ -75,6 +76,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 app.command("demo", rich_help_panel="Start")(checkup.demo)
 app.command("doctor", rich_help_panel="Start")(checkup.doctor)
+app.command("grok-lab", rich_help_panel="Start")(grok_lab)
 app.command("fit", rich_help_panel="Train and measure")(train.fit)
 app.command("evaluate", rich_help_panel="Train and measure")(measure.evaluate)
 app.command("compare", rich_help_panel="Train and measure")(measure.compare)

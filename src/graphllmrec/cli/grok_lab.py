@@ -1,0 +1,39 @@
+"""`graphllmrec grok-lab`: trainings that generalise late, or do not, and what the detector makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphllmrec.cli.shared import Json, print_json, say
+
+
+def grok_lab(
+    out: Annotated[Path, typer.Option("--out", help="Folder for trajectories, page and figures.")] = Path("grok-lab"),
+    everything: Annotated[
+        bool, typer.Option("--all", help="Both parts of the collection, about 250 runs, and every rule judged.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train small problems that grok and ones that do not, and draw what the detector says.
+
+    Without --all: one run of every kind, in about two minutes. Runs that the folder holds are not made again.
+    """
+    from graphllmrec.journal import RunJournal
+    from graphllmrec.lab.session import visit
+
+    with RunJournal() as journal:
+        found = visit(out, "all" if everything else "quick", journal)
+    if as_json:
+        print_json({"out": str(out), **{key: found[key] for key in found if key != "runs"}})
+        return
+    for name, rule in found.get("rules", {}).items():
+        score = rule["held-out"]
+        say(
+            f"{name:22s} {score['hits']} of {score['events']} events, {score['false_alarms']} false alarms in "
+            f"{score['runs']} runs, median delay {100 * score['median_delay']:+.0f} %"
+        )
+    told = ", ".join(f"{count} {name}" for name, count in sorted(found["outcomes"].items()))
+    say(f"{len(found['runs'])} runs: {told}. Open {out / 'index.html'} in a browser.", "bold")
