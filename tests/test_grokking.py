@@ -6,11 +6,16 @@ import json
 import math
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from transformers import Trainer, TrainingArguments
 
 from graphllmrec.train.grokking import Event, GrokkingDetector, Scale
+from graphllmrec.train.grokking_callback import GrokkingCallback
 
 LENGTH, EVERY = 400, 10  # updates, steps between them
 SCALES = {"loss": Scale(chance=4.0)}
@@ -211,3 +216,42 @@ def test_steps_must_rise_and_something_must_be_told() -> None:
     for train, valid in (({}, {"loss": 1.0}), ({"loss": 1.0}, {})):
         with pytest.raises(ValueError, match="at least one training and one validation value"):
             detector.update(6, train=train, valid=valid)
+
+
+# beside a Hugging Face Trainer
+
+
+def test_the_callback_follows_a_trainer(tmp_path: Path) -> None:
+    told: list[Event] = []
+    callback = GrokkingCallback(GrokkingDetector(SCALES), metrics=["accuracy"], tell=told.append)
+    model, data = torch.nn.Linear(2, 1), [{"x": torch.ones(2), "labels": torch.zeros(1)}] * 8
+
+    class Toy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            found = self.inner(x)
+            return {"loss": (found - labels).square().mean(), "logits": found}
+
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=12, per_device_train_batch_size=4, learning_rate=0.5, logging_steps=1, eval_steps=1,
+        eval_strategy="steps", save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
+    Trainer(
+        Toy(), arguments, train_dataset=data, eval_dataset=data, callbacks=[callback],
+        compute_metrics=lambda _: {"accuracy": 0.1},
+    ).train()  # fmt: skip
+    assert kinds(callback.events) == ["memorised"]
+    assert told == callback.events
+    assert callback.detector.state() in ("memorised", "plateau")
+
+
+def test_evaluations_before_the_first_training_loss_are_passed_over() -> None:
+    callback = GrokkingCallback(metrics=["accuracy"])
+    state = SimpleNamespace(global_step=0)
+    callback.on_evaluate(None, state, None, metrics={"eval_loss": 1.0, "eval_accuracy": 0.5})
+    callback.on_log(None, state, None, logs={"loss": 1.0})
+    with pytest.raises(KeyError, match="eval_accuracy"):
+        callback.on_evaluate(None, state, None, metrics={"eval_loss": 1.0})
