@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load, save
+from safetensors.torch import load, load_file, save
 
 from dense import Dense, cross_entropy, faded_mean, normalised, slope, softplus
+from graphllmrec import run
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import Interrupted, TextError
 from graphllmrec.evaluate import evaluate_model
@@ -26,7 +27,7 @@ from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import NextClicks, UnclickedItems
 from graphllmrec.train.checkpoint import Checkpoints
 from graphllmrec.train.loop import Stage
-from tiny import CLICKS, DECAY, DIM, ITEMS, QUERY, SPLIT, TASK, TEXT, TRAIN, USERS
+from tiny import CLICKS, DECAY, DIM, ITEMS, QUERY, SPLIT, TASK, TEXT, TRAIN, USERS, fitted
 from world import block_world
 
 SEED, WIDTH, AXES, LAYERS = 5, 4, 3, 2
@@ -501,3 +502,13 @@ def test_state_holds_all_that_is_served(query: str) -> None:
         assert torch.equal(model.branch_scores(known, branch), other.branch_scores(known, branch))
     assert torch.equal(model.similar_scores(2), other.similar_scores(2))
     assert int(model.similar_scores(2).argmax()) == 2
+
+
+@pytest.mark.parametrize("fusion", ["intra", "late", "text", "graph"])
+def test_every_ablation_can_be_kept_and_read_again(fusion: str, tmp_path: Path) -> None:
+    model = fitted("recmind", TASK, **SMALL | {"fusion": fusion, "epochs": 1})
+    run.finish(tmp_path, model)
+    again = build("recmind", model.config.model_dump())
+    again.restore(load_file(tmp_path / "model.safetensors"))
+    queries = Queries.of(TASK.split.known("valid"), np.arange(TASK.split.num_users))
+    torch.testing.assert_close(again.scores(queries), model.scores(queries), rtol=0, atol=0)

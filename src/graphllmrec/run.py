@@ -32,6 +32,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
@@ -85,9 +86,20 @@ def tidy(path: Path) -> None:
         shutil.rmtree(path / "checkpoint", ignore_errors=True)
 
 
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, none of which shares memory with another: safetensors refuses those that do."""
+    taken: set[int] = set()
+    out = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        out[name] = tensor.clone() if place in taken else tensor
+        taken.add(place)
+    return out
+
+
 def finish(path: Path, model: Model, facts: dict[str, Any] | None = None) -> None:
     """Write the fitted model into its run folder and mark the run finished; `facts` (seconds, …) go into model.json."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state().items()}
+    tensors = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in model.state().items()})
     target = path / "model.safetensors"
     with atomic_file(target) as temporary:
         save_file(tensors, temporary)
