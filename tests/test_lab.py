@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from typer.testing import CliRunner
 
 from graphllmrec.cli import app
 from graphllmrec.errors import CheckpointError
-from graphllmrec.lab import session
+from graphllmrec.lab import runner
 from graphllmrec.lab.collection import Run, collection
 from graphllmrec.lab.engine import POINTS, Problem, Training, effective_rank, follow
-from graphllmrec.lab.protocol import compare, outcome, score
+from graphllmrec.lab.protocol import Judged, compare, outcome, score
 from graphllmrec.lab.rules import RULES, watch
 from graphllmrec.lab.tasks import completion, modular, parity, tastes, teacher
 from graphllmrec.lab.trajectory import CURVES, Trajectory, read_trajectories, write_trajectories
@@ -112,8 +113,9 @@ def test_a_score_counts_hits_alarms_and_delays() -> None:
 
 
 def test_thresholds_are_chosen_on_the_first_part_and_judged_on_the_second() -> None:
-    build = [run_of(MEMORY, ramp(100, 200)), run_of(MEMORY, ramp(100, 200, high=0.09))]
-    held_out = [run_of(MEMORY, ramp(150, 220)), run_of(MEMORY, ramp(100, 200, high=0.04))]
+    [some, *_] = collection("build")
+    build = [Judged.of(some, run_of(MEMORY, valid)) for valid in (ramp(100, 200), ramp(100, 200, high=0.09))]
+    held_out = [Judged.of(some, run_of(MEMORY, valid)) for valid in (ramp(150, 220), ramp(100, 200, high=0.04))]
     table = compare(build, held_out)
     assert set(table) == set(RULES)
     for name in ("detector", "points, tuned", "gap"):
@@ -238,7 +240,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
             Run(part, "no decay", "completion", seed, never, settings),
         ]
 
-    monkeypatch.setattr(session, "collection", runs)
+    monkeypatch.setattr(runner, "collection", runs)
     return runs("build")
 
 
@@ -273,3 +275,18 @@ def test_a_folder_with_other_runs_is_refused(few: list[Run], tmp_path: Path) -> 
     result = CliRunner().invoke(app, ["grok-lab", "--out", str(tmp_path)])
     assert result.exit_code == 2
     assert "holds other runs" in result.stderr
+
+
+def test_judging_without_ruptures_says_what_to_install_before_anything_is_trained(
+    few: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "make", lambda _: pytest.fail("trained"))
+    monkeypatch.setitem(sys.modules, "ruptures", None)
+    result = CliRunner().invoke(app, ["grok-lab", "--all", "--out", str(tmp_path / "lab")])
+    assert result.exit_code == 2
+    assert 'pip install "graphllmrec[lab]"' in result.stderr
+
+
+def test_a_score_without_events_has_no_recall_and_no_delay() -> None:
+    found = score(lambda _run, _threshold: None, 0.0, [run_of(MEMORY, MEMORY)], [Truth("none")])
+    assert (found.recall, found.delay, found.alarms_per_run) == (None, None, 0)

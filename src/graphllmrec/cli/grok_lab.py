@@ -22,10 +22,11 @@ def grok_lab(
     Without --all: one run of every kind, in about two minutes. Runs that the folder holds are not made again.
     """
     from graphllmrec.journal import RunJournal
-    from graphllmrec.lab.session import visit
+    from graphllmrec.lab.page import percent
+    from graphllmrec.lab.runner import run_lab
 
     with RunJournal() as journal:
-        found = visit(out, "all" if everything else "quick", journal)
+        found = run_lab(out, "all" if everything else "quick", journal)
     if as_json:
         print_json({"out": str(out), **{key: found[key] for key in found if key != "runs"}})
         return
@@ -33,7 +34,7 @@ def grok_lab(
         score = rule["held-out"]
         say(
             f"{name:22s} {score['hits']} of {score['events']} events, {score['false_alarms']} false alarms in "
-            f"{score['runs']} runs, median delay {100 * score['median_delay']:+.0f} %"
+            f"{score['runs']} runs, median delay {percent(score['median_delay']) or 'none'}"
         )
     told = ", ".join(f"{count} {name}" for name, count in sorted(found["outcomes"].items()))
     say(f"{len(found['runs'])} runs: {told}. Open {out / 'index.html'} in a browser.", "bold")

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from graphllmrec.errors import EvaluationError
 from graphllmrec.evaluate.compare import Comparison, compare_many
 from graphllmrec.evaluate.console import STRATUM_TITLES, p_text, relative_text
 from graphllmrec.evaluate.evaluation import Evaluation, shared_protocol_line
+from graphllmrec.evaluate.html import document
 from graphllmrec.evaluate.metrics import parse_metric
 from graphllmrec.evaluate.plots import (
     BASELINE,
@@ -96,27 +95,8 @@ def write_report(
         _figures("What the gate does", _gate_figures(page)),
         _figures("Training", _curve_figures(page)),
         _notes(notes),
-        f"<footer class='note'>Made by graphllmrec {version('graphllmrec')}.</footer>",
     ]
-    css = files("graphllmrec.evaluate").joinpath("page.css").read_text(encoding="utf-8")
-    write_text(Path(path), _DOCUMENT.format(title=escape(title), css=css, body="\n".join(filter(None, sections))))
-
-
-_DOCUMENT = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-{css}</style>
-</head>
-<body><main>
-{body}
-</main></body>
-</html>
-"""
+    write_text(Path(path), document(title, sections))
 
 
 def _verdict(page: _Page, best: str) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from graphllmrec.lab.rules import Watched, watch
+from graphllmrec.lab.protocol import Judged
+from graphllmrec.lab.rules import Watched
 from graphllmrec.lab.trajectory import Curve, Trajectory
-from graphllmrec.lab.truth import Truth, levels, truth_of
+from graphllmrec.lab.truth import Truth, levels
 from graphllmrec.train.grokking import State
 
 WIDTH, HEIGHT = 440, 190
@@ -24,14 +25,14 @@ BANDS: dict[State, str] = {
 }
 
 
-def picture(run: Trajectory) -> str:
+def picture(judged: Judged) -> str:
     """The SVG of a run."""
-    seen, truth = watch(run), truth_of(run)
+    run, seen = judged.made, judged.seen
     last = max(int(run.step[-1]), 1)
     parts = [*_frame(last), *_bands(run, seen.states, last)]
     for part, colour in (("train", "var(--muted)"), ("valid", "var(--ink)")):
         parts.append(_line(run, levels(run, part), colour, last))
-    parts += _marks(seen, truth, last)
+    parts += _marks(seen, judged.truth, last)
     label = escape(f"{run.name}: training and validation level over {last} steps")
     return f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{label}'>{''.join(parts)}</svg>"
 

@@ -4,36 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.metadata import version
-from importlib.resources import files
 
-from graphllmrec.lab.collection import Run
+from graphllmrec.evaluate.html import document
 from graphllmrec.lab.drawing import BANDS, picture
-from graphllmrec.lab.protocol import Score, outcome
-from graphllmrec.lab.rules import detector
-from graphllmrec.lab.trajectory import Trajectory
-from graphllmrec.lab.truth import truth_of
-
-_DOCUMENT = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Grokking lab</title>
-<style>
-{css}figure svg text {{ font-family: inherit; }}
-</style>
-</head>
-<body><main>
-{body}
-</main></body>
-</html>
-"""
-Pair = tuple[Run, Trajectory]
+from graphllmrec.lab.protocol import Judged, Score
 
 
-def page_of(runs: Sequence[Pair], table: Mapping[str, tuple[float, Score, Score]] | None) -> str:
+def page_of(runs: Sequence[Judged], table: Mapping[str, tuple[float, Score, Score]] | None) -> str:
     """The page. `runs`: those to draw; `table`: of protocol.compare, where both parts were made."""
     body = ["<h1>Grokking lab</h1>"]
     body.append(
@@ -47,10 +24,13 @@ def page_of(runs: Sequence[Pair], table: Mapping[str, tuple[float, Score, Score]
     if table is not None:
         body += ["<h2>Rules, on runs that were not used to build them</h2>", _table(table)]
     body.append("<h2>Runs</h2>")
-    body.append(f"<div class='figures'>{''.join(_figure(*pair) for pair in runs)}</div>")
-    body.append(f"<footer class='note'>Made by graphllmrec {version('graphllmrec')}.</footer>")
-    css = files("graphllmrec.evaluate").joinpath("page.css").read_text(encoding="utf-8")
-    return _DOCUMENT.format(css=css, body="\n".join(body))
+    body.append(f"<div class='figures'>{''.join(_figure(each) for each in runs)}</div>")
+    return document("Grokking lab", body)
+
+
+def percent(share: float | None) -> str:
+    """A delay for people."""
+    return "" if share is None else f"{100 * share:+.0f} %".replace("-", "−")
 
 
 def _table(table: Mapping[str, tuple[float, Score, Score]]) -> str:
@@ -62,10 +42,10 @@ def _table(table: Mapping[str, tuple[float, Score, Score]]) -> str:
             escape(name),
             f"{threshold:g}" if threshold else "",
             f"{found.hits} of {found.events}",
-            f"{found.recall:.2f}",
+            "" if found.recall is None else f"{found.recall:.2f}",
             f"{found.false_alarms} in {found.runs}",
-            f"{found.alarms_per_run:.3f}",
-            f"{100 * found.delay:+.0f} %".replace("-", "−") if found.delays else "",
+            "" if found.alarms_per_run is None else f"{found.alarms_per_run:.3f}",
+            percent(found.delay),
         ]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     note = (
@@ -75,9 +55,9 @@ def _table(table: Mapping[str, tuple[float, Score, Score]]) -> str:
     return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>{note}"
 
 
-def _figure(run: Run, made: Trajectory) -> str:
-    judged = outcome(truth_of(made), detector(made))
+def _figure(judged: Judged) -> str:
+    run = judged.run
     return (
-        f"<figure><h3>{escape(run.task)}: {escape(run.kind)}</h3>{picture(made)}"
-        f"<figcaption>{escape(made.name)}. {escape(judged)}.</figcaption></figure>"
+        f"<figure><h3>{escape(run.task)}: {escape(run.kind)}</h3>{picture(judged)}"
+        f"<figcaption>{escape(judged.made.name)}. {escape(judged.outcome)}.</figcaption></figure>"
     )

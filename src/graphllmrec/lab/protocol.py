@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphllmrec.lab.rules import RULES, Rule
+from graphllmrec.lab.collection import Run
+from graphllmrec.lab.rules import RULES, Rule, Watched, first_event, watch
 from graphllmrec.lab.trajectory import Trajectory
 from graphllmrec.lab.truth import Truth, truth_of
 
@@ -26,19 +27,44 @@ class Score:
     delays: tuple[float, ...]  # of hits, in distances from memorisation to the event
 
     @property
-    def recall(self) -> float:
-        """Share of events that were hit."""
-        return self.hits / self.events if self.events else float("nan")
+    def recall(self) -> float | None:
+        """Share of events that were hit; None without an event."""
+        return self.hits / self.events if self.events else None
 
     @property
-    def alarms_per_run(self) -> float:
-        """False alarms per run."""
-        return self.false_alarms / self.runs if self.runs else float("nan")
+    def alarms_per_run(self) -> float | None:
+        """False alarms per run; None without a run."""
+        return self.false_alarms / self.runs if self.runs else None
 
     @property
-    def delay(self) -> float:
-        """Median delay of the hits."""
-        return float(np.median(self.delays)) if self.delays else float("nan")
+    def delay(self) -> float | None:
+        """Median delay of the hits; None without a hit."""
+        return float(np.median(self.delays)) if self.delays else None
+
+    @property
+    def worth(self) -> float:
+        """Recall, less _ALARM per false alarm per run: what thresholds are chosen by."""
+        return (self.recall or 0.0) - _ALARM * (self.alarms_per_run or 0.0)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A run of the collection with what it shows, and what the detector said of it."""
+
+    run: Run
+    made: Trajectory
+    truth: Truth
+    seen: Watched
+
+    @staticmethod
+    def of(run: Run, made: Trajectory) -> Judged:
+        """Judge one."""
+        return Judged(run, made, truth_of(made), watch(made))
+
+    @property
+    def outcome(self) -> str:
+        """See `outcome`."""
+        return outcome(self.truth, first_event(self.seen))
 
 
 def outcome(truth: Truth, detected: int | None) -> str:
@@ -72,12 +98,12 @@ def score(rule: Rule, threshold: float, runs: Sequence[Trajectory], truths: Sequ
     return Score(events, found.count("hit"), quiet, alarms, events + quiet, tuple(delays))
 
 
-def compare(build: Sequence[Trajectory], held_out: Sequence[Trajectory]) -> Mapping[str, tuple[float, Score, Score]]:
+def compare(build: Sequence[Judged], held_out: Sequence[Judged]) -> Mapping[str, tuple[float, Score, Score]]:
     """Every rule's threshold, chosen on `build`, and its scores on both parts."""
-    known = [truth_of(run) for run in build], [truth_of(run) for run in held_out]
+    first, second = (([each.made for each in part], [each.truth for each in part]) for part in (build, held_out))
     table = {}
     for name, (rule, thresholds) in RULES.items():
-        tried = {threshold: score(rule, threshold, build, known[0]) for threshold in thresholds}
-        best = max(tried, key=lambda threshold: tried[threshold].recall - _ALARM * tried[threshold].alarms_per_run)
-        table[name] = (best, tried[best], score(rule, best, held_out, known[1]))
+        tried = {threshold: score(rule, threshold, *first) for threshold in thresholds}
+        best = max(tried, key=lambda threshold: tried[threshold].worth)
+        table[name] = (best, tried[best], score(rule, best, *second))
     return table

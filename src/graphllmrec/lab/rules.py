@@ -39,10 +39,14 @@ def watch(run: Trajectory) -> Watched:
     return Watched(events, states)
 
 
+def first_event(seen: Watched) -> int | None:
+    """The step at which the detector first said that a run generalises."""
+    return next((event.detected for event in seen.events if event.kind == "generalising"), None)
+
+
 def detector(run: Trajectory, _threshold: float = 0.0) -> int | None:
     """The state machine of train/grokking.py."""
-    found = [event.detected for event in watch(run).events if event.kind == "generalising"]
-    return found[0] if found else None
+    return first_event(watch(run))
 
 
 def two_points(run: Trajectory, threshold: float) -> int | None:

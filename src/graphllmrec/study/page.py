@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
-from importlib.metadata import version
-from importlib.resources import files
 
 from graphllmrec.evaluate.console import p_text
 from graphllmrec.evaluate.evaluation import protocol_line
+from graphllmrec.evaluate.html import document
 from graphllmrec.study.drawing import bars, colours_of, forest, verdict_colour
 from graphllmrec.study.words import (
     Json,
@@ -24,23 +23,6 @@ from graphllmrec.study.words import (
     verdict,
 )
 
-_DOCUMENT = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-{css}figure svg text {{ font-family: inherit; }}
-</style>
-</head>
-<body><main>
-{body}
-</main></body>
-</html>
-"""
-
 
 def page_of(outcome: Json) -> str:
     """The whole page."""
@@ -50,9 +32,7 @@ def page_of(outcome: Json) -> str:
     body += [f"<p class='verdict'>{escape(verdict(outcome, name))}</p>" for name in outcome["data"]]
     body += [section for name in outcome["data"] for section in _data(outcome, name)]
     body += [*_settings(outcome), *_failures(outcome)]
-    body.append(f"<footer class='note'>Made by graphllmrec {version('graphllmrec')}; all figures: study.json.</footer>")
-    css = files("graphllmrec.evaluate").joinpath("page.css").read_text(encoding="utf-8")
-    return _DOCUMENT.format(title=escape(title), css=css, body="\n".join(body))
+    return document(title, body, "; all figures: study.json")
 
 
 def _data(outcome: Json, data: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A visit to the lab: make runs, judge the rules where both parts are there, write everything down."""
+"""All that `grok-lab` does: make runs, judge the rules where both parts are there, write everything down."""
 
 from __future__ import annotations
 
@@ -10,36 +10,41 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from graphllmrec.errors import CheckpointError
+from graphllmrec.errors import CheckpointError, GraphLLMRecError
 from graphllmrec.files import write_text
 from graphllmrec.journal import RunJournal
 from graphllmrec.lab.collection import Part, Run, collection
-from graphllmrec.lab.page import Pair, page_of
-from graphllmrec.lab.protocol import Score, compare, outcome
-from graphllmrec.lab.rules import detector, watch
+from graphllmrec.lab.page import page_of
+from graphllmrec.lab.protocol import Judged, Score, compare
 from graphllmrec.lab.trajectory import read_trajectories, write_trajectories
-from graphllmrec.lab.truth import truth_of
 
 Scope = Literal["quick", "all"]
 _PARTS: tuple[Part, Part] = ("build", "held-out")
 
 
-def visit(out: Path, scope: Scope, journal: RunJournal) -> dict[str, Any]:
+def run_lab(out: Path, scope: Scope, journal: RunJournal) -> dict[str, Any]:
     """Make the runs of a scope in the folder `out`; those that are there already are taken over. Returns the outcome.
 
     "quick": one run of every kind and task; "all": both parts of the collection, and every rule judged on the second.
-    Writes trajectories-PART.parquet, lab.json and index.html.
+    Writes trajectories-SCOPE-PART.parquet, lab.json and index.html. Raises CheckpointError when `out` holds something
+    else, GraphLLMRecError when rules are to be judged and ruptures is not installed.
     """
+    if scope == "all":
+        try:
+            import ruptures  # noqa: F401  # before an hour of training
+        except ImportError:
+            raise GraphLLMRecError('judging every rule needs ruptures: pip install "graphllmrec[lab]"') from None
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file; choose another --out")
-    began, made = time.monotonic(), {}
+    began = time.monotonic()
+    made: dict[Part, list[Judged]] = {}
     for part in _PARTS if scope == "all" else _PARTS[:1]:
         made[part] = _made(out / f"trajectories-{scope}-{part}.parquet", _chosen(part, scope), journal)
     table = None
     if scope == "all":
         journal.stage("judge the rules")
-        table = compare(*([run for _, run in made[part]] for part in _PARTS))
-    everything = [pair for part in made for pair in made[part]]
+        table = compare(made["build"], made["held-out"])
+    everything = [judged for part in made.values() for judged in part]
     found = _told(everything, table) | {"seconds": round(time.monotonic() - began, 1)}
     write_text(out / "lab.json", json.dumps(found, indent=1) + "\n")
     write_text(out / "index.html", page_of(_to_draw(everything), table))
@@ -54,8 +59,8 @@ def _chosen(part: Part, scope: Scope) -> list[Run]:
     return [run for run in runs if first[run.task, run.kind] is run]
 
 
-def _made(path: Path, runs: Sequence[Run], journal: RunJournal) -> list[Pair]:
-    """Every run with its trajectory; what the file holds is not made again, and it is written every ten runs."""
+def _made(path: Path, runs: Sequence[Run], journal: RunJournal) -> list[Judged]:
+    """Every run, judged; what the file holds is not made again, and it is written every ten runs."""
     done = read_trajectories(path) if path.is_file() else []
     if [(run.task, run.seed) for run in runs][: len(done)] != [(run.task, run.seed) for run in done]:
         raise CheckpointError(f"{path} holds other runs; choose another --out")
@@ -66,18 +71,16 @@ def _made(path: Path, runs: Sequence[Run], journal: RunJournal) -> list[Pair]:
         journal.advance(1)
         if len(done) % 10 == 0 or len(done) == len(runs):
             write_trajectories(path, done)
-    return list(zip(runs, done, strict=True))
+    return [Judged.of(run, made) for run, made in zip(runs, done, strict=True)]
 
 
-def _told(pairs: Sequence[Pair], table: Any) -> dict[str, Any]:
+def _told(runs: Sequence[Judged], table: Any) -> dict[str, Any]:
     """The outcome as JSON values."""
-    rows = []
-    for run, made in pairs:
-        truth, seen = truth_of(made), watch(made)
-        rows.append(
-            {"part": run.part, "kind": run.kind, "name": made.name, "truth": asdict(truth)}
-            | {"outcome": outcome(truth, detector(made)), "events": [event.to_json() for event in seen.events]}
-        )
+    rows = [
+        {"part": each.run.part, "kind": each.run.kind, "name": each.made.name, "truth": asdict(each.truth)}
+        | {"outcome": each.outcome, "events": [event.to_json() for event in each.seen.events]}
+        for each in runs
+    ]
     found: dict[str, Any] = {"runs": rows, "outcomes": dict(Counter(row["outcome"] for row in rows))}
     if table is not None:
         found["rules"] = {
@@ -92,12 +95,12 @@ def _figures(score: Score) -> dict[str, Any]:
     return plain | {"recall": score.recall, "alarms_per_run": score.alarms_per_run, "median_delay": score.delay}
 
 
-def _to_draw(pairs: Sequence[Pair]) -> list[Pair]:
+def _to_draw(runs: Sequence[Judged]) -> list[Judged]:
     """One run of every part, task and kind, and whatever was judged wrongly or is unclear."""
     seen, chosen = set(), []
-    for run, made in pairs:
-        odd = outcome(truth_of(made), detector(made)) not in ("hit", "quiet")
-        if odd or (run.part, run.task, run.kind) not in seen:
-            chosen.append((run, made))
-        seen.add((run.part, run.task, run.kind))
+    for each in runs:
+        kind = (each.run.part, each.run.task, each.run.kind)
+        if each.outcome not in ("hit", "quiet") or kind not in seen:
+            chosen.append(each)
+        seen.add(kind)
     return chosen
