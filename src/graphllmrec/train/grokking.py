@@ -9,8 +9,8 @@ as a median of the last `_MEDIAN` updates. A state machine follows it:
     baseline      the training level is below `MEMORISED`
     memorised     it is not; validation is given until `LATE` times that step to follow, as in ordinary learning
     plateau       validation has stayed where it was: its level then is the floor
-    generalising  validation has risen by `LIFT` and by `NOISE` standard deviations of the plateau above the floor, for
-                  `_CONFIRMED` updates, with the training data still memorised: this is the event
+    generalising  validation has risen by `LIFT` and by `NOISE` standard deviations of a single update above the floor,
+                  with the training data still memorised: this is the event
     settled       it rises no more
 
 and back: `collapse` when half of the rise is lost again, from where the next event may come; `baseline` when the
@@ -38,9 +38,9 @@ MEMORISED = 0.9  # training level from which the training data are known by hear
 FORGOTTEN = 0.8  # and below which they are not any more
 LATE = 2.0  # times the step of memorisation: whatever validation does before is ordinary learning
 LIFT = 0.08  # of the validation level above its floor
-NOISE = 5.0  # standard deviations of the level on the plateau
+NOISE = 5.0  # standard deviations of a single level, from changes between updates
 _MEDIAN = 5  # updates that a level is the median of
-_CONFIRMED = 3  # updates in a row before a state changes
+_CONFIRMED = 3  # updates in a row before a state changes, but for the event
 _REST = 0.2  # share of the step number without a new best level after which an event is over
 _USUAL = 5.0  # delays of the law, 1 / (learning rate · weight decay), within which events come
 
@@ -61,7 +61,7 @@ class Event:
     branch: str
     onset: int  # step at which it began, as far as can be told
     detected: int  # step of the update that told it
-    confidence: float  # 1 - the chance that the plateau's noise alone goes so far, at most
+    confidence: float  # 1 - the chance that noise alone goes so far, at most
     evidence: Mapping[str, float]  # levels, floor, noise, and how progress measures moved since memorisation
 
     def to_json(self) -> dict[str, Any]:
@@ -83,8 +83,9 @@ class _Branch:
     memorised: int = 0  # step
     then: dict[str, float] = field(default_factory=dict)  # progress measures at that step
     floor: float = 0.0  # mean validation level on the plateau
-    variance: float = 0.0  # of that level
-    seen: int = 0  # updates on the plateau
+    seen: int = 0  # updates the floor is the mean of
+    jumps: float = 0.0  # mean square of its changes from update to update, while nothing rises
+    looks: int = 0  # updates that this is the mean of
     onset: int = 0  # last step at which the level was near the floor
     rose: bool = False  # has there been an event
     best: float = 0.0  # level since
@@ -95,6 +96,11 @@ class _Branch:
         count, since = self.streaks.get(what, (0, step))
         self.streaks[what] = (count + 1, since if count else step) if condition else (0, step)
         return self.streaks[what][1] if self.streaks[what][0] >= _CONFIRMED else None
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of a single validation level: from changes, which a slow rise hardly adds to."""
+        return math.sqrt(self.jumps / 2)
 
     def turn(self, state: State) -> None:
         """Go over to another state."""
@@ -133,11 +139,11 @@ class GrokkingDetector:
         if not train or not valid:
             raise ValueError("a detector needs at least one training and one validation value per update")
         known = self._branches.setdefault(branch, _Branch(branch))
-        known.train.append(self._level(train, known.first, "train "))
-        known.valid.append(self._level(valid, known.first, "valid "))
         if step <= known.step:
             raise ValueError(f"steps must rise: {step} after {known.step}")
         known.step = step
+        known.train.append(self._level(train, known.first, "train "))
+        known.valid.append(self._level(valid, known.first, "valid "))
         event = _advance(known, median(known.train), median(known.valid), dict(progress or {}))
         return [event] if event is not None else []
 
@@ -200,12 +206,13 @@ def _in_baseline(known: _Branch, train: float, valid: float, progress: dict[str,
     if since is None:
         return None
     known.turn("memorised")
-    known.memorised, known.then, known.seen = since, progress, 0
+    known.memorised, known.then, known.seen, known.looks = since, progress, 0, 0
     return _event(known, "memorised", since, train, valid, progress)
 
 
 def _in_memorised(known: _Branch, valid: float) -> None:
     known.seen += 1
+    _learn_noise(known)
     if known.step < LATE * known.memorised or known.seen < _MEDIAN:
         return
     if valid >= MEMORISED:  # learned together with the training data: nothing is left to come
@@ -215,21 +222,27 @@ def _in_memorised(known: _Branch, valid: float) -> None:
         _begin_plateau(known, valid)
 
 
+def _learn_noise(known: _Branch) -> None:
+    if len(known.valid) > 1:
+        known.looks += 1
+        known.jumps += ((known.valid[-1] - known.valid[-2]) ** 2 - known.jumps) / known.looks
+
+
 def _begin_plateau(known: _Branch, valid: float) -> None:
-    known.floor, known.variance, known.seen, known.onset, known.rose = valid, 0.0, 1, known.step, False
+    known.floor, known.seen, known.onset, known.rose = valid, 1, known.step, False
     known.turn("plateau")
 
 
 def _in_plateau(known: _Branch, train: float, valid: float, progress: dict[str, float]) -> Event | None:
-    lift, noise = valid - known.floor, math.sqrt(known.variance)
-    if lift < LIFT / 2:  # Welford; what may be the rise itself stays out
+    lift, noise = valid - known.floor, known.noise
+    if lift < LIFT / 2:  # what may be the rise itself stays out
         known.seen += 1
         known.floor += lift / known.seen
-        known.variance += (lift * (valid - known.floor) - known.variance) / known.seen
+        _learn_noise(known)
     if lift < max(LIFT / 4, 2 * noise):
         known.onset = known.step
     risen = lift >= max(LIFT, NOISE * noise) and train >= MEMORISED
-    if known.holds("risen", risen, known.step) is None:
+    if not risen:  # at once: a median of five asks for three of them
         return None
     known.turn("generalising")
     known.rose, known.best, known.best_at = True, valid, known.step
@@ -251,7 +264,7 @@ def _after_the_event(known: _Branch, train: float, valid: float, progress: dict[
 
 def _event(known: _Branch, kind: Kind, onset: int, train: float, valid: float, progress: dict[str, float]) -> Event:
     """An event with its evidence."""
-    noise = math.sqrt(known.variance)
+    noise = known.noise
     evidence = {"train": train, "valid": valid, "floor": known.floor, "noise": noise, "memorised": known.memorised}
     for name, value in progress.items():
         if known.then.get(name):
