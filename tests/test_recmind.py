@@ -512,3 +512,77 @@ def test_every_ablation_can_be_kept_and_read_again(fusion: str, tmp_path: Path) 
     again.restore(load_file(tmp_path / "model.safetensors"))
     queries = Queries.of(TASK.split.known("valid"), np.arange(TASK.split.num_users))
     torch.testing.assert_close(again.scores(queries), model.scores(queries), rtol=0, atol=0)
+
+
+# branches in training
+
+
+def test_following_the_branches_changes_no_weight() -> None:
+    world = block_world()
+    settings = {"warmup_epochs": 1, "epochs": 3, "batch_size": 64, "dim": 8, "queue": 100, "align_size": 16}
+    saved = []
+    for more in ({"watch_users": 0}, {"watch_users": 30}, {"watch_users": 30, "control": "none"}):
+        model = build("recmind", settings | more)
+        model.fit(world.task())
+        saved.append(save(model.state()))
+    assert saved[0] == saved[1] == saved[2]
+
+
+def test_every_validation_tells_what_graph_text_and_both_can_do() -> None:
+    notes = _Everything()
+    build("recmind", SMALL | {"epochs": 2}).fit(replace(TASK, journal=notes))
+    epochs = [entry for entry in notes.logged if entry["event"] == "epoch" and entry["stage"] == "recmind"]
+    assert [entry["epoch"] for entry in epochs] == [0, 1, 2]
+    for entry in epochs:
+        assert list(entry["branches"]) == ["graph", "text", "fused"]
+        assert entry["prior"] == {"graph": 0.0, "text": 0.0, "fused": 0.0}
+        for found in entry["branches"].values():
+            assert set(found["train"]) == set(found["valid"]) == {"loss", "ndcg@20"}
+
+
+@pytest.mark.parametrize("query", ["history", "user"])
+def test_a_gate_that_was_moved_is_served_and_kept(monkeypatch: pytest.MonkeyPatch, query: str) -> None:
+    """γ' = γ + m (1 - γ) of items and users with clicks, in training, for whoever asks, and from the file."""
+    monkeypatch.setattr(recmind, "control_of", lambda *_: lambda _moment: {"graph": 0.0, "text": 0.5, "fused": 0.0})
+    settings = SMALL | {
+        "query": query,
+        "loss": "softmax",
+        "epochs": 1,
+        "warmup_epochs": 0,
+        "fusion": "late",
+        "patience": 9,
+    }
+    plain, moved = build("recmind", settings | {"epochs": 0}), build("recmind", settings)
+    kept: list[Any] = []
+    monkeypatch.setattr(type(moved), "_take_over", _keeping(type(moved)._take_over, kept))
+    plain.fit(TASK)
+    before = plain.gate_values()[0]
+    net = kept[-1]
+    net.move_gates({"graph": 0.0, "text": 0.5})
+    plain._take_over(net)
+    clicked = torch.from_numpy(CLICKS.sum(0) > 0)
+    after = plain.gate_values()[0]
+    torch.testing.assert_close(after[clicked], (before + 0.5 * (1 - before))[clicked])
+    assert torch.equal(after[~clicked], before[~clicked])
+    moved.fit(TASK)
+    again = build("recmind", settings)
+    again.restore(load(save(moved.state())))
+    everybody = Queries.of(SPLIT.train.histories(USERS), np.arange(USERS))
+    assert torch.equal(again.scores(everybody), moved.scores(everybody))
+    assert float(kept[-1].item_gate.moved) in (0.0, 0.5)  # as it was when the best weights were measured
+
+
+def _keeping(take_over: Any, kept: list[Any]) -> Any:
+    def keep(self: Any, net: Any) -> None:
+        kept.append(net)
+        take_over(self, net)
+
+    return keep
+
+
+class _Everything(SilentJournal):
+    def __init__(self) -> None:
+        self.logged: list[dict[str, Any]] = []
+
+    def log(self, event: str, **values: Any) -> None:
+        self.logged.append({"event": event, **values})

@@ -42,7 +42,7 @@ from graphllmrec.models import build
 from graphllmrec.models.base import Model
 from graphllmrec.recipe import Recipe, load_recipe
 
-FORMAT = 2
+FORMAT = 3
 PARTS = ("train", "valid", "test")
 State = Literal["absent", "interrupted", "finished", "foreign"]
 

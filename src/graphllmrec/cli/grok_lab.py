@@ -15,6 +15,9 @@ def grok_lab(
     everything: Annotated[
         bool, typer.Option("--all", help="Both parts of the collection, about 250 runs, and every rule judged.")
     ] = False,
+    fusion: Annotated[
+        bool, typer.Option("--fusion", help="Instead: two branches, one late; ten seeds of every way to fuse them.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train small problems that grok and ones that do not, and draw what the detector says.
@@ -23,8 +26,18 @@ def grok_lab(
     """
     from graphllmrec.journal import RunJournal
     from graphllmrec.lab.page import percent
-    from graphllmrec.lab.runner import run_lab
+    from graphllmrec.lab.runner import run_fusion, run_lab
 
+    if fusion:
+        with RunJournal() as journal:
+            found = run_fusion(out, journal)
+        if as_json:
+            print_json({"out": str(out), **found})
+            return
+        for row in found["table"]:
+            say(f"{row['name']:26s} NDCG {row['area']['mean']:.4f} on the way, {row['final']['mean']:.4f} in the end")
+        say(f"Open {out / 'fusion.html'} in a browser.", "bold")
+        return
     with RunJournal() as journal:
         found = run_lab(out, "all" if everything else "quick", journal)
     if as_json:

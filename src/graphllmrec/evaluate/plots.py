@@ -141,6 +141,37 @@ def gate_course(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Mappi
     return [entry["gate"] for entry in entries if isinstance(entry.get("gate"), Mapping)]
 
 
+def branch_course(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The log lines that tell what single branches can do (train/branches.py)."""
+    return [entry for entry in entries if isinstance(entry.get("branches"), Mapping)]
+
+
+def branches_figure(entries: Sequence[Mapping[str, Any]]) -> str:
+    """NDCG@20 of every branch by epoch, validation and (dashed) training; events, and the gate where it was moved."""
+    figure, axes = _figure()
+    course = branch_course(entries)
+    epochs, names = [entry["epoch"] for entry in course], list(course[0]["branches"])
+    style, ends = looks(names), {}
+    for name in names:
+        for part, dashes in (("valid", "-"), ("train", (0, (3, 2)))):
+            values = [entry["branches"][name][part]["ndcg@20"] for entry in course]
+            axes.plot(epochs, values, color=style[name].colour, lw=2 if part == "valid" else 1.2, ls=dashes)
+        ends[name] = course[-1]["branches"][name]["valid"]["ndcg@20"]
+        moved = [entry.get("prior", {}).get(name, 0.0) for entry in course]
+        if any(moved):
+            axes.plot(epochs, moved, color=style[name].colour, lw=1, ls=":")
+    for event in entries:
+        if event.get("event") == "grokking" and event["kind"] in ("generalising", "collapse"):
+            axes.axvline(event["epoch"], color=style[event["branch"]].colour, lw=1)
+            axes.annotate(event["kind"], (event["epoch"], 1), xycoords=("data", "axes fraction"), fontsize=7, va="top")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("NDCG@20")
+    _label_ends(axes, ends, style)
+    return _svg(figure, f"branches {', '.join(names)} by epoch")
+
+
 def contexts_figure(gate: GateTable) -> str:
     """Mean membership of the items in every context against training clicks; at any degree they add up to 1."""
     figure, axes = _figure()

@@ -23,6 +23,8 @@ from graphllmrec.evaluate.plots import (
     SERIES,
     GateTable,
     Look,
+    branch_course,
+    branches_figure,
     contexts_figure,
     curves_figure,
     gate_course,
@@ -93,7 +95,7 @@ def write_report(
         _figures("Who is good where", _strata_figures(page)),
         _strata_table(page),
         _figures("What the gate does", _gate_figures(page)),
-        _figures("Training", _curve_figures(page)),
+        _figures("Training", [*_curve_figures(page), *_branch_figures(page)]),
         _notes(notes),
     ]
     write_text(Path(path), document(title, sections))
@@ -249,6 +251,28 @@ def _curve_figures(page: _Page) -> list[str]:
             title = f"{key} by epoch" if key == "loss" else f"Validation {key} by epoch"
             out.append(_figure(title, curves_figure(curves, key, page.look), caption))
     return out
+
+
+def _branch_figures(page: _Page) -> list[str]:
+    """What single branches could do over training, of the models that logged it."""
+    out = []
+    for row in page.rows:
+        if branch_course(row.curves):
+            caption = (
+                "A sample of people, all items ranked. Solid: a validation click; dashed: the last training click, "
+                f"which has been learned. {_grokking_text(row.curves)}"
+            )
+            out.append(_figure(f"Branches by epoch, {row.name}", branches_figure(row.curves), caption))
+    return out
+
+
+def _grokking_text(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The events in words."""
+    told = [entry for entry in entries if entry.get("event") == "grokking" and entry["kind"] != "memorised"]
+    if not told:
+        return "No branch generalised late: nothing moved the gate."
+    events = [f"{entry['branch']}: {entry['kind']}, told at epoch {entry['epoch']}" for entry in told]
+    return f"{'; '.join(events)}. Dotted: share of the gate that goes to the branch for it."
 
 
 def _figures(title: str, figures: Sequence[str]) -> str:

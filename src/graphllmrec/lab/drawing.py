@@ -29,12 +29,16 @@ def picture(judged: Judged) -> str:
     """The SVG of a run."""
     run, seen = judged.made, judged.seen
     last = max(int(run.step[-1]), 1)
-    parts = [*_frame(last), *_bands(run, seen.states, last)]
+    parts = [*frame(), *step_labels(last), *_bands(run, seen.states, last)]
     for part, colour in (("train", "var(--muted)"), ("valid", "var(--ink)")):
-        parts.append(_line(run, levels(run, part), colour, last))
+        parts.append(line(run.step.tolist(), levels(run, part), colour))
     parts += _marks(seen, judged.truth, last)
-    label = escape(f"{run.name}: training and validation level over {last} steps")
-    return f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{label}'>{''.join(parts)}</svg>"
+    return svg(f"{run.name}: training and validation level over {last} steps", parts)
+
+
+def svg(label: str, parts: Sequence[str]) -> str:
+    """A drawing; `label` says what it shows to whoever cannot see it."""
+    return f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{escape(label)}'>{''.join(parts)}</svg>"
 
 
 def _x(step: float, last: int) -> float:
@@ -45,15 +49,19 @@ def _y(level: float) -> float:
     return _BOTTOM - (_BOTTOM - _TOP) * level
 
 
-def _frame(last: int) -> list[str]:
+def frame() -> list[str]:
+    """Axis of values between 0 and 1."""
     parts = []
     for level in (0, 0.5, 1):
         y = _y(level)
         parts.append(f"<line x1='{_LEFT}' x2='{_RIGHT}' y1='{y:.1f}' y2='{y:.1f}' stroke='var(--grid)'/>")
         parts.append(_text(_LEFT - 5, y + 4, f"{level:g}", "end"))
-    parts.append(_text(_LEFT, HEIGHT - 8, "0", "middle"))
-    parts.append(_text(_RIGHT, HEIGHT - 8, f"{last:,} steps", "end"))
     return parts
+
+
+def step_labels(last: int) -> list[str]:
+    """Both ends of the axis of steps."""
+    return [_text(_LEFT, HEIGHT - 8, "0", "middle"), _text(_RIGHT, HEIGHT - 8, f"{last:,} steps", "end")]
 
 
 def _bands(run: Trajectory, states: Sequence[State], last: int) -> list[str]:
@@ -71,8 +79,10 @@ def _bands(run: Trajectory, states: Sequence[State], last: int) -> list[str]:
     return parts
 
 
-def _line(run: Trajectory, values: Curve, colour: str, last: int) -> str:
-    points = " ".join(f"{_x(step, last):.1f},{_y(value):.1f}" for step, value in zip(run.step, values, strict=True))
+def line(steps: Sequence[int], values: Curve, colour: str) -> str:
+    """A curve (n,) of values between 0 and 1."""
+    last = max(steps[-1], 1)
+    points = " ".join(f"{_x(step, last):.1f},{_y(value):.1f}" for step, value in zip(steps, values, strict=True))
     return f"<polyline points='{points}' fill='none' stroke='{colour}' stroke-width='1.6'/>"
 
 
@@ -89,11 +99,15 @@ def _marks(seen: Watched, truth: Truth, last: int) -> list[str]:
     for event in seen.events:
         if event.kind == "memorised":
             continue
-        x, colour = _x(event.detected, last), "var(--good)" if event.kind == "generalising" else "var(--bad)"
-        parts.append(f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{_TOP}' y2='{_BOTTOM + 16}' stroke='{colour}' "
-                     "stroke-width='2'/>")  # fmt: skip
-        parts.append(_text(min(x + 4, WIDTH - 70), _TOP + 10, event.kind, "start", colour))
+        parts.append(mark(event.detected, last, event.kind, good=event.kind == "generalising"))
     return parts
+
+
+def mark(step: int, last: int, name: str, *, good: bool = True) -> str:
+    """A line with a name where something happened."""
+    x, colour = _x(step, last), "var(--good)" if good else "var(--bad)"
+    drawn = f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{_TOP}' y2='{_BOTTOM + 16}' stroke='{colour}' stroke-width='2'/>"
+    return drawn + _text(min(x + 4, WIDTH - 70), _TOP + 10, name, "start", colour)
 
 
 def _text(x: float, y: float, text: str, anchor: str, colour: str = "var(--muted)") -> str:

@@ -125,7 +125,7 @@ def tastes(
     pairs = observed.nonzero()  # (n, 2)
     mean = float(liked.mean())
     guess = -(mean * np.log(mean) + (1 - mean) * np.log(1 - mean))
-    by_chance = float(np.mean([_ndcg(torch.rand(users, items, generator=draws), liked, ~observed) for _ in range(20)]))
+    by_chance = float(np.mean([ndcg(torch.rand(users, items, generator=draws), liked, ~observed) for _ in range(20)]))
 
     def loss(_: int) -> Tensor:
         if not batch:
@@ -136,7 +136,7 @@ def tastes(
 
     def measure(validation: bool) -> tuple[float, float]:
         mask, scores = ~observed if validation else observed, x @ y.T + bias
-        return float(F.binary_cross_entropy_with_logits(scores[mask], liked[mask])), _ndcg(scores, liked, mask)
+        return float(F.binary_cross_entropy_with_logits(scores[mask], liked[mask])), ndcg(scores, liked, mask)
 
     problem = Problem(weights, loss, measure, float(guess), by_chance, lambda: x @ y.T)
     about = {"blocks": blocks, "share": share, "start": start, "dims": dims}
@@ -144,7 +144,7 @@ def tastes(
     return follow("tastes", seed, about | _told(training), problem, training)
 
 
-def _ndcg(scores: Tensor, liked: Tensor, mask: Tensor) -> float:
+def ndcg(scores: Tensor, liked: Tensor, mask: Tensor) -> float:
     """Mean NDCG over users of the pairs in `mask` (users, items); users without a liked one are left out."""
     ranked = scores.masked_fill(~mask, -torch.inf).argsort(1, descending=True)
     gains = (liked * mask).gather(1, ranked)

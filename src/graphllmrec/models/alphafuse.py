@@ -40,7 +40,7 @@ from torch.nn import functional as F
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.errors import TextError
 from graphllmrec.models.base import Config, Queries, Task, TextVectors, prefixed, under, unit
-from graphllmrec.models.item_to_item import VALIDATION_USERS, tuning_users
+from graphllmrec.models.validation import validation_of, watch_of
 from graphllmrec.rng import rng, torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import uniform_items
@@ -98,14 +98,8 @@ class AlphaFuse:
         training = nn.ModuleDict({"net": net, "table": table})
         loss = _Loss(self.config, net, table, split.train.histories(split.num_users), split.ordered, task.seed)
 
-        def validate() -> float:
-            from graphllmrec.evaluate import validation_metric  # evaluate imports models.base
-
-            self._take_over(table)
-            return validation_metric(self, split, users=tuning_users(split, task.seed, VALIDATION_USERS))
-
-        check = validate if len(split.valid) else None
-        train(Stage(self.name, training, len(loss), loss, check, self.config, inputs=(text,)), task)
+        check, watch = validation_of(self, task, lambda: self._take_over(table)), watch_of(self, task, self.config)
+        train(Stage(self.name, training, len(loss), loss, check, self.config, inputs=(text,), branches=watch), task)
         self._take_over(table)
 
     @torch.no_grad()

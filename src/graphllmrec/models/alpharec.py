@@ -47,7 +47,7 @@ from graphllmrec.models.base import (
     under,
     unit,
 )
-from graphllmrec.models.item_to_item import VALIDATION_USERS, tuning_users
+from graphllmrec.models.validation import validation_of, watch_of
 from graphllmrec.rng import torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import Averages, NextClicks, uniform_items
@@ -106,14 +106,8 @@ class AlphaRec:
         nodes = _Nodes(config, text, split)
         loss = _Loss(config, net, nodes, split, self.decay, task.seed)
 
-        def validate() -> float:
-            from graphllmrec.evaluate import validation_metric  # evaluate imports models.base
-
-            self._take_over(nodes)
-            return validation_metric(self, split, users=tuning_users(split, task.seed, VALIDATION_USERS))
-
-        check = validate if len(split.valid) else None
-        train(Stage(self.name, net, len(loss), loss, check, config, inputs=(text,)), task)
+        check, watch = validation_of(self, task, lambda: self._take_over(nodes)), watch_of(self, task, config)
+        train(Stage(self.name, net, len(loss), loss, check, config, inputs=(text,), branches=watch), task)
         self._take_over(nodes)
 
     @torch.no_grad()

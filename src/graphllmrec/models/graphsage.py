@@ -45,7 +45,7 @@ from graphllmrec.models.base import (
     under,
     unit,
 )
-from graphllmrec.models.item_to_item import VALIDATION_USERS, tuning_users
+from graphllmrec.models.validation import validation_of, watch_of
 from graphllmrec.rng import torch_rng
 from graphllmrec.text.whiten import Whitening, words_of
 from graphllmrec.train.batches import NextClicks, uniform_items
@@ -103,14 +103,8 @@ class GraphSAGE:
         clicks = NextClicks(split.train.histories(split.num_users), split.ordered, config.max_history)
         loss = _Loss(config, net, graph, text, clicks, self.decay, task.seed)
 
-        def validate() -> float:
-            from graphllmrec.evaluate import validation_metric  # evaluate imports models.base
-
-            self._take_over(graph, text)
-            return validation_metric(self, split, users=tuning_users(split, task.seed, VALIDATION_USERS))
-
-        check = validate if len(split.valid) else None
-        train(Stage("graphsage", net, len(clicks), loss, check, config, inputs=(text,)), task)
+        check, watch = validation_of(self, task, lambda: self._take_over(graph, text)), watch_of(self, task, config)
+        train(Stage("graphsage", net, len(clicks), loss, check, config, inputs=(text,), branches=watch), task)
         self._take_over(graph, text)
 
     @torch.no_grad()

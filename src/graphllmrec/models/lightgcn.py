@@ -44,8 +44,8 @@ from graphllmrec.data.tables import Ints
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.graph.propagate import propagate
 from graphllmrec.models.base import Config, Queries, Task, TextVectors, aggregate, recency_weights, unit
-from graphllmrec.models.item_to_item import VALIDATION_USERS, tuning_users
 from graphllmrec.models.lightgcn_training import Net, examples_of
+from graphllmrec.models.validation import validation_of, watch_of
 from graphllmrec.train.loop import Stage, TrainedConfig, train
 
 
@@ -131,16 +131,11 @@ class LightGCN:
         net = Net(self.config, graph, task.seed)
         examples = examples_of(net, graph, split, self.decay)
 
-        def validate() -> float:
-            from graphllmrec.evaluate import validation_metric  # evaluate imports models.base
-
-            self._take_over(net, graph)
-            return validation_metric(self, split, users=tuning_users(split, task.seed, VALIDATION_USERS))
-
         def loss(epoch: int, step: int, rows: Ints) -> Tensor:
             return examples.loss(rows, (task.seed, stage, epoch, step))
 
-        train(Stage(stage, net, len(examples), loss, validate if len(split.valid) else None, self.config), task)
+        check, watch = validation_of(self, task, lambda: self._take_over(net, graph)), watch_of(self, task, self.config)
+        train(Stage(stage, net, len(examples), loss, check, self.config, branches=watch), task)
         self._take_over(net, graph)
 
     @torch.no_grad()

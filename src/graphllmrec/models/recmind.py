@@ -25,7 +25,8 @@ share of the items plays cold.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -36,6 +37,7 @@ from torch import Tensor
 
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.errors import TextError
+from graphllmrec.fuse.control import ControlName, control_of
 from graphllmrec.fuse.gate import gate_summary
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.graph.propagate import combine, propagate, propagate_layers
@@ -51,7 +53,6 @@ from graphllmrec.models.base import (
     under,
     unit,
 )
-from graphllmrec.models.item_to_item import VALIDATION_USERS, tuning_users
 from graphllmrec.models.recmind_training import (
     Adapting,
     Examples,
@@ -63,10 +64,12 @@ from graphllmrec.models.recmind_training import (
     Words,
     examples_of,
 )
+from graphllmrec.models.validation import validation_of, watch_of
 from graphllmrec.text.encoder import TextConfig
 from graphllmrec.text.lora import AdaptedEncoder, LoRAConfig
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import Averages
+from graphllmrec.train.branches import BranchWatch
 from graphllmrec.train.loop import Stage, TrainedConfig, train
 
 
@@ -103,6 +106,20 @@ class RecMindConfig(TrainedConfig):
     max_history: int = Field(50, ge=1, le=100_000, description="newest clicks a training history keeps")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of query dimensions dropped in training")
     cold_share: float = Field(0.2, ge=0, lt=1, description="items that play cold in a step")
+    watch_users: int = Field(
+        1000,
+        ge=0,
+        le=10_000_000,
+        description="people by whom a detector of grokking follows each branch; 0: none does",
+    )
+    control: ControlName = Field(
+        "grokking",
+        description="what may move the gates in training: events, overfitting, the late phase, nothing",
+    )
+    control_strength: float = Field(2.0, ge=0, le=100, description="share of the gate per unit of lift")
+    control_half_life: float = Field(
+        16.0, gt=0, le=1e6, description="of that share after an event, in distances from memorisation to the event"
+    )
     lora: LoRAConfig = Field(default_factory=LoRAConfig, description="adapters of the language model")
 
     @model_validator(mode="after")
@@ -166,9 +183,10 @@ class RecMind:
         if config.warmup_epochs and config.fusion in ("intra", "late"):
             first = config.model_copy(update={"epochs": config.warmup_epochs, "min_steps": 0})
             train(Stage("recmind-align", net, len(examples), warm_up, None, first, inputs=inputs), task)
-        check = self._validation(net, task)
+        check, branches = validation_of(self, task, lambda: self._take_over(net)), self._watch(net, task)
         watch = (lambda: {"gate": gate_summary(self.tables["gate"], graph.item_degree, {})}) if check else None
-        train(Stage("recmind", net, len(examples), joint, check, config, inputs=inputs, watch=watch), task)
+        stage = Stage("recmind", net, len(examples), joint, check, config, inputs=inputs, watch=watch)
+        train(replace(stage, branches=branches), task)
         if config.lora.epochs:
             self._adapt(net, losses, examples, task)
         self._take_over(net)
@@ -193,22 +211,16 @@ class RecMind:
 
         settings = {"epochs": config.epochs, "learning_rate": config.learning_rate, "min_steps": 0}
         stage_config = self.config.model_copy(update=settings)
-        check = self._validation(net, task, both)
+        check = validation_of(self, task, lambda: (both.refresh(), self._take_over(net)))
         train(Stage("recmind-lora", both, len(examples), loss, check, stage_config), task)
         both.refresh()
         self.adapters = {name: value.detach() for name, value in self.adapted.state_dict().items()}
 
-    def _validation(self, net: Net, task: Task, adapting: Adapting | None = None) -> Callable[[], float] | None:
-        """What the loop asks after an epoch; None without a validation part."""
-        from graphllmrec.evaluate import validation_metric  # evaluate imports models.base
-
-        def validate() -> float:
-            if adapting is not None:
-                adapting.refresh()
-            self._take_over(net)
-            return validation_metric(self, task.split, users=tuning_users(task.split, task.seed, VALIDATION_USERS))
-
-        return validate if len(task.split.valid) else None
+    def _watch(self, net: Net, task: Task) -> BranchWatch | None:
+        """Whoever follows both views and, where an event says so, moves the gates' prior towards one of them."""
+        config = self.config
+        control = control_of(config.control, config.control_strength, config.control_half_life)
+        return watch_of(self, task, config, control=control, move=net.move_gates)
 
     def _words(self, task: Task) -> Words:
         """Whitened texts of items and, where there are any, of users. Raises TextError without item text."""

@@ -5,6 +5,7 @@ An example is drawn by number, and everything random about it is a function of `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Ints
 from graphllmrec.fuse.align import Queue, alignment_loss
+from graphllmrec.fuse.control import handed_over, moved_by
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.graph.propagate import combine, propagate, propagate_layers, sparse_product
 from graphllmrec.models.base import TextVectors, unit
@@ -51,7 +53,12 @@ class Words:
 
 
 class Gate(nn.Module):
-    """γ = σ(wᵀ[E ‖ z_L ‖ d̃] + b) of a node; 1 for a node without clicks, of which E says nothing."""
+    """γ = σ(wᵀ[E ‖ z_L ‖ d̃] + b) of a node; 1 for a node without clicks, of which E says nothing.
+
+    A share m of it may be handed over to one side (fuse/control.py); none is unless diagnostics of the training say so.
+    """
+
+    moved: Tensor  # () m
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -59,11 +66,12 @@ class Gate(nn.Module):
         self.by_text = nn.Parameter(torch.zeros(dim))
         self.by_degree = nn.Parameter(torch.tensor(-GATE_FALL))
         self.bias = nn.Parameter(torch.tensor(GATE_OPEN))
+        self.register_buffer("moved", torch.zeros(()))
 
     def forward(self, graph: Tensor, text: Tensor, degree: Tensor) -> Tensor:
         """γ (n, 1) from E (n, dim), z_L (n, dim) and d̃ (n,)."""
         raw = graph @ self.by_graph + text @ self.by_text + self.by_degree * degree + self.bias  # (n,)
-        return torch.where(degree > 0, torch.sigmoid(raw), 1.0)[:, None]
+        return torch.where(degree > 0, handed_over(torch.sigmoid(raw), self.moved), 1.0)[:, None]
 
 
 class Projection(nn.Module):
@@ -178,6 +186,12 @@ class Net(nn.Module):
             self.user_gate(graph[0], text[0], self.user_degree),
             self.item_gate(graph[1], text[1], self.item_degree),
         )
+
+    @torch.no_grad()
+    def move_gates(self, priors: Mapping[str, float]) -> None:
+        """Set m of both gates from the priors of "graph" and "text"."""
+        for gate in (self.user_gate, self.item_gate):
+            gate.moved.fill_(moved_by(priors, "text", "graph"))
 
     def of_new(self, text: Tensor) -> Tensor:
         """h (n, dim) of items that nobody has clicked, from their z_L (n, dim): γ is 1 in every gated layer."""

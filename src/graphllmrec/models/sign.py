@@ -48,8 +48,9 @@ from graphllmrec.models.base import (
     under,
     unit,
 )
-from graphllmrec.models.item_to_item import VALIDATION_USERS, sparse_restore, sparse_scores, sparse_state, tuning_users
+from graphllmrec.models.item_to_item import sparse_restore, sparse_scores, sparse_state
 from graphllmrec.models.transitions import Followers, no_transitions
+from graphllmrec.models.validation import validation_of, watch_of
 from graphllmrec.rng import rng, torch_rng
 from graphllmrec.text.whiten import Whitening, words_of
 from graphllmrec.train.batches import Places, uniform_items
@@ -116,14 +117,8 @@ class SIGN:
         contexts = _Contexts(config.cold_degree, self.head_degree)
         loss = _Loss(config, net, words, near, known, followers, contexts, self.decay, task.seed, split.ordered)
 
-        def validate() -> float:
-            from graphllmrec.evaluate import validation_metric  # evaluate imports models.base
-
-            self._take_over(words, near)
-            return validation_metric(self, split, users=tuning_users(split, task.seed, VALIDATION_USERS))
-
-        check = validate if len(split.valid) else None
-        train(Stage("sign", net, len(loss), loss, check, config, inputs=(words,)), task)
+        check, watch = validation_of(self, task, lambda: self._take_over(words, near)), watch_of(self, task, config)
+        train(Stage("sign", net, len(loss), loss, check, config, inputs=(words,), branches=watch), task)
         self._take_over(words, near)
 
     @torch.no_grad()

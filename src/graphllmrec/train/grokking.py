@@ -42,7 +42,7 @@ NOISE = 5.0  # standard deviations of a single level, from changes between updat
 _MEDIAN = 5  # updates that a level is the median of
 _CONFIRMED = 3  # updates in a row before a state changes, but for the event
 _REST = 0.2  # share of the step number without a new best level after which an event is over
-_USUAL = 5.0  # delays of the law, 1 / (learning rate · weight decay), within which events come
+_EARLIEST, _USUAL = 0.2, 5.0  # delays, in units of 1 / (learning rate · weight decay), between which events come
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class _Branch:
     jumps: float = 0.0  # mean square of its changes from update to update, while nothing rises
     looks: int = 0  # updates that this is the mean of
     onset: int = 0  # last step at which the level was near the floor
-    rose: bool = False  # has there been an event
+    event: Event | None = None  # the one that lasts
     best: float = 0.0  # level since
     best_at: int = 0
 
@@ -154,21 +154,35 @@ class GrokkingDetector:
     def lift(self, branch: str = "") -> float:
         """How far the validation level of a branch is above its floor since its event, 0..1; 0 without an event."""
         known = self._branches.get(branch)
-        if known is None or not known.rose:
+        if known is None or known.event is None:
             return 0.0
         return max(median(known.valid) - known.floor, 0.0)
 
-    def waits_until(self, learning_rate: float, weight_decay: float, branch: str = "") -> float | None:
+    def level(self, branch: str = "") -> float:
+        """The validation level of a branch, 0..1; 0 before its first update."""
+        return median(self._branches[branch].valid) if branch in self._branches else 0.0
+
+    def event(self, branch: str = "") -> Event | None:
+        """The event by which a branch generalises, unless it has collapsed since."""
+        known = self._branches.get(branch)
+        return None if known is None else known.event
+
+    def waits_until(
+        self, learning_rate: float, weight_decay: float, branch: str = "", budget: float = math.inf
+    ) -> float | None:
         """The step until which an event is plausible, for a branch that has memorised and not generalised; else None.
 
         The delay after memorisation is about log(|θ|² then / |θ|² in the end) / (learning rate · weight decay) for
-        decoupled decay; events came within `_USUAL` times the factor before the logarithm. Without decay there is no
-        reason to wait.
+        decoupled decay; events came at `_EARLIEST` to `_USUAL` times the factor before the logarithm. Without decay, or
+        when not even the earliest comes within `budget` steps, there is no reason to wait.
         """
         known = self._branches.get(branch)
         if known is None or known.state not in ("memorised", "plateau") or learning_rate * weight_decay <= 0:
             return None
-        return known.memorised + _USUAL / (learning_rate * weight_decay)
+        delay = 1 / (learning_rate * weight_decay)
+        if known.memorised + _EARLIEST * delay > budget:
+            return None
+        return min(known.memorised + _USUAL * delay, budget)
 
     def _level(self, values: Mapping[str, float], first: dict[str, float], part: str) -> float:
         """0..1, the mean over losses and metrics."""
@@ -189,7 +203,7 @@ def _advance(known: _Branch, train: float, valid: float, progress: dict[str, flo
     """Move a branch on by one update at these levels."""
     if known.state != "baseline" and known.holds("forgotten", train < FORGOTTEN, known.step) is not None:
         known.turn("baseline")
-        known.rose = False
+        known.event = None
         return _event(known, "forgotten", known.step, train, valid, progress)
     if known.state == "baseline":
         return _in_baseline(known, train, valid, progress)
@@ -229,7 +243,7 @@ def _learn_noise(known: _Branch) -> None:
 
 
 def _begin_plateau(known: _Branch, valid: float) -> None:
-    known.floor, known.seen, known.onset, known.rose = valid, 1, known.step, False
+    known.floor, known.seen, known.onset, known.event = valid, 1, known.step, None
     known.turn("plateau")
 
 
@@ -245,8 +259,9 @@ def _in_plateau(known: _Branch, train: float, valid: float, progress: dict[str, 
     if not risen:  # at once: a median of five asks for three of them
         return None
     known.turn("generalising")
-    known.rose, known.best, known.best_at = True, valid, known.step
-    return _event(known, "generalising", known.onset, train, valid, progress)
+    known.best, known.best_at = valid, known.step
+    known.event = _event(known, "generalising", known.onset, train, valid, progress)
+    return known.event
 
 
 def _after_the_event(known: _Branch, train: float, valid: float, progress: dict[str, float]) -> Event | None:

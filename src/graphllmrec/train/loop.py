@@ -1,7 +1,8 @@
 """The training loop: one place, for every model that learns by gradient.
 
     for every epoch: for every batch: loss -> gradient -> AdamW;  then the validation metric: keep the best weights, or
-    stop when `patience` validations brought nothing better. The untrained weights take part, as epoch 0.
+    stop when `patience` validations brought nothing better, unless a branch is about to generalise late
+    (train/branches.py). The untrained weights take part, as epoch 0.
 
 Batches come from (seed, stage, epoch, step), so a run that is interrupted (Ctrl-C, SIGTERM) leaves a checkpoint at the
 next step boundary and goes on from there to the same bytes; a run that is killed goes on from its last checkpoint. A
@@ -30,6 +31,7 @@ from graphllmrec.data.tables import Ints
 from graphllmrec.errors import Interrupted
 from graphllmrec.models.base import Config, Task
 from graphllmrec.train.batches import epoch_order
+from graphllmrec.train.branches import BranchWatch
 from graphllmrec.train.checkpoint import Checkpoints, Progress, pack, raw_bytes, unpack
 
 _SAVING = 0.02  # share of the time that checkpoints may take
@@ -48,6 +50,9 @@ class TrainedConfig(Config):
     warmup: int = Field(0, ge=0, le=1_000_000_000, description="steps in which the step size rises from 0")
     weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW decoupled weight decay")
     patience: int = Field(3, ge=1, le=100_000, description="stop after so many validations without a better one")
+    watch_users: int = Field(
+        0, ge=0, le=10_000_000, description="people by whom a detector of grokking follows each branch; 0: none does"
+    )
     validate_every: int = Field(1, ge=1, le=100_000, description="epochs between validations")
 
 
@@ -67,6 +72,7 @@ class Stage:
     metric: str = "ndcg@20"
     inputs: tuple[Tensor, ...] = ()  # what the loss reads besides module, settings and clicks: text, other stages
     watch: Callable[[], dict[str, Any]] | None = None  # figures of the module to log with every epoch
+    branches: BranchWatch | None = None  # looks at single branches at every validation
 
     @property
     def steps(self) -> int:
@@ -94,8 +100,7 @@ def train(stage: Stage, task: Task) -> float:
     saved = task.checkpoints.find(stage.name, progress.identity) if task.checkpoints is not None else None
     if saved is not None:
         progress, best = saved[0], unpack(saved[1], module, optimizer)
-        for entry in progress.log:
-            task.journal.log(**entry)
+        _recall(stage, task, progress)
     task.journal.stage(f"train {stage.name}", stage.epochs * stage.steps)
     task.journal.advance(progress.epoch * stage.steps + progress.step)
     keeper = _Keeper(task.checkpoints, stage.name, module, optimizer)
@@ -196,18 +201,54 @@ def _validate(
     with torch.no_grad():
         found = float(stage.validate())
     task.journal.advance(0, **{stage.metric: found})
-    _log(stage, task, progress, **values, **{stage.metric: found})
+    best = _copy(stage.module) if found > progress.best else best  # before a control moves the gate
+    figures, events = _look(stage, progress)
+    _log(stage, task, progress, **values, **{stage.metric: found}, **figures)
+    for event in events:
+        _note(stage, task, progress, "grokking", **event)
     if found > progress.best:
         progress.best, progress.best_epoch = found, progress.epoch
-        return _copy(stage.module)
-    progress.done = progress.epoch - progress.best_epoch >= stage.config.patience * stage.config.validate_every
+    elif progress.epoch - progress.best_epoch >= stage.config.patience * stage.config.validate_every:
+        progress.done = not _waits(stage, task, progress)
     return best
 
 
-def _log(stage: Stage, task: Task, progress: Progress, **values: float) -> None:
-    """Log an epoch, and keep the line for the checkpoint."""
+def _look(stage: Stage, progress: Progress) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What single branches can do now, and what has happened to them."""
+    if stage.branches is None:
+        return {}, []
+    return stage.branches.look(progress.epoch * stage.steps, stage.epochs * stage.steps)
+
+
+def _waits(stage: Stage, task: Task, progress: Progress) -> bool:
+    """Is a branch about to generalise, or may it yet? Said once."""
+    if stage.branches is None:
+        return False
+    reason = stage.branches.waits(progress.epoch * stage.steps, stage.epochs * stage.steps)
+    if reason is None:
+        return False
+    if not any(entry["event"] == "waiting" and reason.items() <= entry.items() for entry in progress.log):
+        _note(stage, task, progress, "waiting", **reason)
+    return True
+
+
+def _recall(stage: Stage, task: Task, progress: Progress) -> None:
+    """Log again what an earlier attempt has logged, and show its figures to whoever follows branches."""
+    for entry in progress.log:
+        task.journal.log(**entry)
+        if stage.branches is not None and entry["event"] == "epoch":
+            stage.branches.recall(entry["epoch"] * stage.steps, stage.epochs * stage.steps, entry)
+
+
+def _log(stage: Stage, task: Task, progress: Progress, **values: Any) -> None:
+    """Log an epoch."""
     watched = stage.watch() if stage.watch is not None else {}
-    progress.log.append({"event": "epoch", "stage": stage.name, "epoch": progress.epoch, **values, **watched})
+    _note(stage, task, progress, "epoch", **values, **watched)
+
+
+def _note(stage: Stage, task: Task, progress: Progress, event: str, **values: Any) -> None:
+    """Log a line, and keep it for the checkpoint."""
+    progress.log.append({"event": event, "stage": stage.name, "epoch": progress.epoch, **values})
     task.journal.log(**progress.log[-1])
 
 

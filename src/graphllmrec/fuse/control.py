@@ -1,0 +1,114 @@
+"""What the gate's prior makes of a training's course: more weight for a branch that generalises late.
+
+A control is asked after every validation, and answers with a prior per branch: the share of the gate that goes to it
+whatever the gate has learned (`handed_over`). A share and not a term within the gate, because training data that are
+known by heart teach the gate nothing, and whatever it is given it can unlearn. Four of them, in one seam, so that they
+can be compared:
+
+    grokking   s · lift · 2^(-t / (h · d))   from the event of a branch on (train/grokking.py): lift is how far its
+                                             validation level has risen since, t steps after the event was told, d
+                                             steps from memorisation to it; 0 before, and again after a collapse
+    ratio      ΔG / ΔO², as shares           gradient blending's overfitting-to-generalisation ratio (Wang et al. 2020,
+                                             arXiv:1905.12681): ΔG is what the validation loss has lost since the
+                                             start, ΔO how much its gap to the training loss has grown
+    late       s · lift                      since the last third of the training began, event or not
+    none       0
+
+s: `control_strength`; h: `control_half_life`. Without an event "grokking" answers 0, and weights stay what they are to
+the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from graphllmrec.train.grokking import GrokkingDetector
+
+ControlName = Literal["grokking", "ratio", "late", "none"]
+LATE_PHASE = 2 / 3  # of the steps, from where "late" counts
+MOST = 0.95  # of the gate that is handed over: what it has learned always counts
+_LEAST = 1e-3  # of ΔG and ΔO
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Losses and metrics of one branch at one time; names that end with "loss" are losses."""
+
+    train: Mapping[str, float]
+    valid: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a control is shown."""
+
+    step: int  # of the optimiser
+    steps: int  # of the whole training, at most
+    branches: Mapping[str, Measured]
+    detector: GrokkingDetector  # it has seen this moment already
+
+
+Control = Callable[[Moment], dict[str, float]]  # prior per branch
+
+
+def handed_over(gamma: Tensor, moved: Tensor) -> Tensor:
+    """γ' = γ + |m| (target - γ), any shape, m () between -1 and 1; the target is 1 for m > 0, else 0. γ where m = 0."""
+    return gamma + moved.abs() * ((moved > 0).to(gamma.dtype) - gamma)
+
+
+def moved_by(priors: Mapping[str, float], towards: str, away: str) -> float:
+    """m, -MOST..MOST, of a gate whose γ is the share of the branch `towards`."""
+    return min(max(priors[towards] - priors[away], -MOST), MOST)
+
+
+def control_of(name: ControlName, strength: float, half_life: float) -> Control:
+    """A control by name; it keeps what it has seen, so every training needs its own."""
+    if name == "grokking":
+        return lambda moment: _by_event(moment, strength, half_life)
+    if name == "ratio":
+        return _Ratio()
+    return _Late(strength) if name == "late" else lambda moment: dict.fromkeys(moment.branches, 0.0)
+
+
+def _by_event(moment: Moment, strength: float, half_life: float) -> dict[str, float]:
+    priors = {}
+    for name in moment.branches:
+        event = moment.detector.event(name)
+        priors[name] = 0.0
+        if event is not None:
+            distance = max(event.detected - event.evidence["memorised"], 1.0)
+            fading = 2.0 ** (-(moment.step - event.detected) / (half_life * distance))
+            priors[name] = strength * moment.detector.lift(name) * fading
+    return priors
+
+
+class _Ratio:
+    def __init__(self) -> None:
+        self.start: Mapping[str, Measured] = {}
+
+    def __call__(self, moment: Moment) -> dict[str, float]:
+        self.start = self.start or moment.branches
+        ratios = {}
+        for name, now in moment.branches.items():
+            then = self.start[name]
+            gained = then.valid["loss"] - now.valid["loss"]
+            overfitted = (now.valid["loss"] - now.train["loss"]) - (then.valid["loss"] - then.train["loss"])
+            ratios[name] = max(gained, _LEAST) / max(overfitted, _LEAST) ** 2
+        return {name: ratio / sum(ratios.values()) for name, ratio in ratios.items()}
+
+
+class _Late:
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+        self.floor: dict[str, float] = {}
+
+    def __call__(self, moment: Moment) -> dict[str, float]:
+        if moment.step < LATE_PHASE * moment.steps:
+            return dict.fromkeys(moment.branches, 0.0)
+        levels = {name: moment.detector.level(name) for name in moment.branches}
+        self.floor = self.floor or levels
+        return {name: self.strength * max(level - self.floor[name], 0.0) for name, level in levels.items()}

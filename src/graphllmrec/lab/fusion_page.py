@@ -1,0 +1,77 @@
+"""What came of the fusion experiment (lab/fusion.py), as one HTML page without outside files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from graphllmrec.evaluate.console import p_text
+from graphllmrec.evaluate.html import document
+from graphllmrec.lab.drawing import frame, line, mark, step_labels, svg
+from graphllmrec.lab.fusion import Course
+
+_DRAWN = {
+    "static, best on the way": "var(--s5)",
+    "gate": "var(--s4)",
+    "gate, grokking": "var(--s2)",
+    "gate, ratio": "var(--s0)",
+}
+
+
+def fusion_page(table: Sequence[Mapping[str, Any]], unmoved: Mapping[str, Sequence[bool]], seed: int,
+                drawn: Mapping[str, Course]) -> str:  # fmt: skip
+    """The page. `table`: compare_courses; `unmoved`: per world without an event; `drawn`: the courses of one seed."""
+    seeds = table[0]["seeds"]
+    body = [
+        "<h1>Two branches, one of which generalises late</h1>",
+        f"<p class='protocol'>NDCG of test pairs, mean over {seeds} seeds: over the training (area), and in the end. "
+        "Static weights and the gate's start are chosen on validation pairs. p: exact paired sign-flip test against "
+        "“gate, grokking”.</p>",
+        _table(table),
+    ]
+    for world, same in unmoved.items():
+        body.append(
+            f"<p>World “{escape(world)}”, in which no branch comes late: with and without the control, all weights are "
+            f"identical to the last bit in {sum(same)} of {len(same)} runs.</p>"
+        )
+    keys = "".join(
+        f"<span class='key' style='background:{colour}'></span>{escape(name)} &nbsp; "
+        for name, colour in _DRAWN.items()
+        if name in drawn
+    )
+    body.append(f"<h2>Seed {seed}</h2><p class='note'>{keys}</p><div class='figures'>")
+    fused = [line(course.step, course.test, colour) for name, colour in _DRAWN.items() if (course := drawn.get(name))]
+    body.append(_figure("Test NDCG of the fused scores", drawn, fused, "Line: the event is told."))
+    gates = [line(course.step, course.gate, colour) for name, colour in _DRAWN.items() if (course := drawn.get(name))]
+    body.append(_figure("Share of the text branch", drawn, gates, "Mean γ of items with clicks."))
+    event = drawn["gate, grokking"]
+    alone = [
+        line(event.step, event.branches[name], colour)
+        for name, colour in (("graph", "var(--muted)"), ("text", "var(--ink)"))
+    ]
+    caption = "Validation NDCG of the graph branch (grey) and the text branch (black) under “gate, grokking”."
+    body += [_figure("The branches alone", drawn, alone, caption), "</div>"]
+    return document("Fusion in the grokking lab", body, "; all figures: fusion.json")
+
+
+def _figure(title: str, drawn: Mapping[str, Course], lines: Sequence[str], caption: str) -> str:
+    event = drawn["gate, grokking"]
+    last = event.step[-1]
+    marks = [mark(told.detected, last, told.branch) for told in event.events if told.kind == "generalising"]
+    picture = svg(title, [*frame(), *step_labels(last), *lines, *marks])
+    return f"<figure><h3>{escape(title)}</h3>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _table(table: Sequence[Mapping[str, Any]]) -> str:
+    head = "<tr><th></th><th>area</th><th>to grokking</th><th>p</th><th>end</th><th>to grokking</th><th>p</th></tr>"
+    rows = []
+    for row in table:
+        cells = [escape(row["name"])]
+        for what in ("area", "final"):
+            found = row[what]
+            told = "difference" in found
+            difference = f"{found['difference']:+.4f}".replace("-", "−") if told else ""
+            cells += [f"{found['mean']:.4f}", difference, escape(p_text(found["p"])) if told else ""]
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
