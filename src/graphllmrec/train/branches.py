@@ -27,7 +27,7 @@ from graphllmrec.train.grokking import GrokkingDetector, Scale
 Scorer = Callable[[Queries], Tensor]  # -> (B, num_items)
 Move = Callable[[Mapping[str, float]], None]  # takes the prior of every branch
 _CUTOFF = 20
-_CHUNK = 256  # queries scored at a time
+_CHUNK = 2**20  # scores made at a time: 4 MiB
 
 
 class BranchWatch:
@@ -48,7 +48,11 @@ class BranchWatch:
         """`users`: size of the sample at most. `control` decides on priors, `move` hands them to the gate."""
         self.branches, self.learning_rate, self.weight_decay = branches, learning_rate, weight_decay
         self.control, self.move = control, move
-        self.parts = {"train": _last_clicks(split, seed, users), "valid": _validation_clicks(split, seed, users)}
+        size = max(_CHUNK // max(split.num_items, 1), 16)
+        self.parts = {
+            "train": _Asked(*_last_clicks(split, seed, users), size),
+            "valid": _Asked(*_validation_clicks(split, seed, users), size),
+        }
         chance = {"loss": Scale(float(np.log(max(split.num_items, 2))))}
         self.detector = GrokkingDetector(chance)
         self.priors = dict.fromkeys(branches, 0.0)  # share of the gate that goes to a branch
@@ -94,19 +98,19 @@ class BranchWatch:
 
 
 class _Asked:
-    """People, what is known of them, and one item that each of them wants."""
+    """People, what is known of them, and one item that each of them wants; scored `size` at a time."""
 
-    def __init__(self, queries: Queries, wanted: Ints) -> None:
-        self.queries, self.wanted = queries, wanted
+    def __init__(self, queries: Queries, wanted: Ints, size: int) -> None:
+        self.queries, self.wanted, self.size = queries, wanted, size
 
     @torch.no_grad()
     def of(self, score: Scorer) -> dict[str, float]:
         """Mean cross-entropy of the wanted items among all that are not in the history, and NDCG@20."""
         if not len(self.wanted):
-            return {"loss": float("inf"), "ndcg@20": 0.0}
+            return {"loss": float("inf"), "ndcg@20": 0.0}  # nobody: knows nothing
         loss = gain = 0.0
-        for start in range(0, len(self.wanted), _CHUNK):
-            rows = np.arange(start, min(start + _CHUNK, len(self.wanted)), dtype=np.int64)
+        for start in range(0, len(self.wanted), self.size):
+            rows = np.arange(start, min(start + self.size, len(self.wanted)), dtype=np.int64)
             histories = self.queries.histories.take(rows)
             wanted = torch.from_numpy(self.wanted[rows])
             scores = score(Queries(self.queries.users[rows], histories)).float().clone()
@@ -119,21 +123,21 @@ class _Asked:
         return {"loss": loss / len(self.wanted), "ndcg@20": gain / len(self.wanted)}
 
 
-def _validation_clicks(split: Split, seed: int, limit: int) -> _Asked:
+def _validation_clicks(split: Split, seed: int, limit: int) -> tuple[Queries, Ints]:
     """The first validation click of up to `limit` people."""
     targets = split.targets("valid")
     users = _sample(np.flatnonzero(targets.lengths), seed, limit)
-    return _Asked(Queries.of(split.known("valid"), users), targets.items[targets.indptr[users]])
+    return Queries.of(split.known("valid"), users), targets.items[targets.indptr[users]]
 
 
-def _last_clicks(split: Split, seed: int, limit: int) -> _Asked:
+def _last_clicks(split: Split, seed: int, limit: int) -> tuple[Queries, Ints]:
     """The last training click of up to `limit` people, asked with the ones before."""
     known = split.train.histories(split.num_users)
     users = _sample(np.flatnonzero(known.lengths > 1), seed, limit)
     mine = known.take(users)
     last = mine.indptr[1:] - 1
     before = Histories(mine.indptr - np.arange(len(mine.indptr)), np.delete(mine.items, last))
-    return _Asked(Queries(users, before), mine.items[last])
+    return Queries(users, before), mine.items[last]
 
 
 def _sample(users: Ints, seed: int, limit: int) -> Ints:
