@@ -107,7 +107,7 @@ class RecMindConfig(TrainedConfig):
     dropout: float = Field(0.2, ge=0, lt=1, description="share of query dimensions dropped in training")
     cold_share: float = Field(0.2, ge=0, lt=1, description="items that play cold in a step")
     watch_users: int = Field(
-        1000,
+        250,
         ge=0,
         le=10_000_000,
         description="people by whom a detector of grokking follows each branch; 0: none does",
