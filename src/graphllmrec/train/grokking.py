@@ -37,7 +37,7 @@ Kind = Literal["memorised", "generalising", "collapse", "forgotten"]
 MEMORISED = 0.9  # training level from which the training data are known by heart
 FORGOTTEN = 0.8  # and below which they are not any more
 LATE = 2.0  # times the step of memorisation: whatever validation does before is ordinary learning
-LIFT = 0.08  # of the validation level above its floor
+LIFT = 0.1  # of the validation level above its floor
 NOISE = 5.0  # standard deviations of a single level, from changes between updates
 _MEDIAN = 5  # updates that a level is the median of
 _CONFIRMED = 3  # updates in a row before a state changes, but for the event
@@ -249,7 +249,7 @@ def _begin_plateau(known: _Branch, valid: float) -> None:
 
 def _in_plateau(known: _Branch, train: float, valid: float, progress: dict[str, float]) -> Event | None:
     lift, noise = valid - known.floor, known.noise
-    if lift < LIFT / 2:  # what may be the rise itself stays out
+    if lift < LIFT / 4:  # what may be the rise itself stays out
         known.seen += 1
         known.floor += lift / known.seen
         _learn_noise(known)
