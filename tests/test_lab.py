@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from graphllmrec.cli import app
 from graphllmrec.errors import CheckpointError
 from graphllmrec.lab import runner
-from graphllmrec.lab.collection import Run, collection
+from graphllmrec.lab.collection import PARTS, Run, collection
 from graphllmrec.lab.engine import POINTS, Problem, Training, effective_rank, follow
 from graphllmrec.lab.protocol import Judged, compare, outcome, score
 from graphllmrec.lab.rules import RULES, watch
-from graphllmrec.lab.tasks import completion, modular, parity, tastes, teacher
+from graphllmrec.lab.tasks import completion, modular, parity, sparse, tastes, teacher
 from graphllmrec.lab.trajectory import CURVES, Trajectory, read_trajectories, write_trajectories
 from graphllmrec.lab.truth import Truth, levels, truth_of
 
@@ -116,13 +116,13 @@ def test_thresholds_are_chosen_on_the_first_part_and_judged_on_the_second() -> N
     [some, *_] = collection("build")
     build = [Judged.of(some, run_of(MEMORY, valid)) for valid in (ramp(100, 200), ramp(100, 200, high=0.09))]
     held_out = [Judged.of(some, run_of(MEMORY, valid)) for valid in (ramp(150, 220), ramp(100, 200, high=0.04))]
-    table = compare(build, held_out)
+    table = compare({"build": build, "held-out": held_out})
     assert set(table) == set(RULES)
     for name in ("detector", "points, tuned", "gap"):
-        _, first, second = table[name]
+        first, second = table[name].parts.values()
         assert (first.recall, first.false_alarms, second.recall, second.false_alarms) == (1, 0, 1, 0), name
-    assert table["points, tuned"][0] == 0.1  # the smallest that the second run of the first part does not set off
-    assert table["+2 points"][1].false_alarms == 1
+    assert table["points, tuned"].threshold == 0.1  # the smallest that is above the second run
+    assert table["+2 points"].parts["build"].false_alarms == 1
 
 
 # real trainings
@@ -141,7 +141,7 @@ def test_low_rank_matrices_come_late_with_weight_decay_and_never_without() -> No
     assert late.curves["effective_rank"][-1] < 4 < late.curves["effective_rank"][0]
 
 
-@pytest.mark.parametrize("task", [modular, completion, tastes, parity, teacher])
+@pytest.mark.parametrize("task", [modular, completion, tastes, parity, teacher, sparse])
 def test_every_task_is_a_function_of_its_seed(task: Any) -> None:
     first, again, other = (task(seed, Training(20, 1e-3, 0.1)) for seed in (1, 1, 2))
     for name in CURVES:
@@ -153,17 +153,18 @@ def test_every_task_is_a_function_of_its_seed(task: Any) -> None:
 
 
 def test_the_parts_share_no_seed_and_every_run_has_settings_its_task_knows() -> None:
-    build, held_out = collection("build"), collection("held-out")
+    build, held_out, new = (collection(part) for part in PARTS)
     assert len(build) + len(held_out) >= 200
+    assert not {run.task for run in new} & {run.task for run in (*build, *held_out)}
     assert not {run.seed for run in build} & {run.seed for run in held_out}
     assert not {repr((run.task, run.settings, run.training)) for run in build if run.kind == "late"} & {
         repr((run.task, run.settings, run.training)) for run in held_out
     }
-    for run in (*build, *held_out):
+    for run in (*build, *held_out, *new):
         assert set(run.settings) <= set(TASK_SETTINGS[run.task].__kwdefaults__), run
 
 
-TASK_SETTINGS = {"modular": modular, "completion": completion, "tastes": tastes, "parity": parity, "teacher": teacher}
+TASK_SETTINGS = {each.__name__: each for each in (modular, completion, tastes, parity, teacher, sparse)}
 
 
 # the engine
@@ -232,7 +233,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     settings = {"n": 20, "share": 0.6, "start": 3.0}
 
     def runs(part: Any) -> list[Run]:
-        seed = 0 if part == "build" else 1
+        seed = {"build": 0, "held-out": 1, "new task": 2}[part]
         late, never = (Training(1600, 0.03, decay, "sgd") for decay in (0.1, 0.0))
         return [
             Run(part, "late", "completion", seed, late, settings),
@@ -248,15 +249,15 @@ def test_the_lab_makes_runs_judges_rules_and_draws(few: list[Run], tmp_path: Pat
     result = CliRunner().invoke(app, ["grok-lab", "--all", "--out", str(tmp_path / "lab"), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
-    assert found["outcomes"] == {"hit": 4, "quiet": 2}
+    assert found["outcomes"] == {"hit": 6, "quiet": 3}
     assert set(found["rules"]) == set(RULES)
     assert found["rules"]["detector"]["held-out"]["recall"] == 1.0
     page = (tmp_path / "lab" / "index.html").read_text()
-    assert page.count("<svg") == 4  # one run of every part and kind
+    assert page.count("<svg") == 6  # one run of every part and kind
     assert "generalising" in page
     kept = read_trajectories(tmp_path / "lab" / "trajectories-all-held-out.parquet")
     assert [run.seed for run in kept] == [1, 11, 1]
-    assert len(json.loads((tmp_path / "lab" / "lab.json").read_text())["runs"]) == 6
+    assert len(json.loads((tmp_path / "lab" / "lab.json").read_text())["runs"]) == 9
 
 
 def test_runs_that_are_there_are_not_made_again(

@@ -13,7 +13,7 @@ from graphllmrec.cli.shared import Json, print_json, say
 def grok_lab(
     out: Annotated[Path, typer.Option("--out", help="Folder for trajectories, page and figures.")] = Path("grok-lab"),
     everything: Annotated[
-        bool, typer.Option("--all", help="Both parts of the collection, about 250 runs, and every rule judged.")
+        bool, typer.Option("--all", help="The whole collection, about 300 runs, and every rule judged.")
     ] = False,
     fusion: Annotated[
         bool, typer.Option("--fusion", help="Instead: two branches, one late; ten seeds of every way to fuse them.")
@@ -44,10 +44,11 @@ def grok_lab(
         print_json({"out": str(out), **{key: found[key] for key in found if key != "runs"}})
         return
     for name, rule in found.get("rules", {}).items():
-        score = rule["held-out"]
-        say(
-            f"{name:22s} {score['hits']} of {score['events']} events, {score['false_alarms']} false alarms in "
-            f"{score['runs']} runs, median delay {percent(score['median_delay']) or 'none'}"
-        )
+        for part in ("held-out", "new task"):
+            score = rule[part]
+            say(
+                f"{part:9s} {name:22s} {score['hits']} of {score['events']} events, {score['false_alarms']} false "
+                f"alarms in {score['runs']} runs, median delay {percent(score['median_delay']) or 'none'}"
+            )
     told = ", ".join(f"{count} {name}" for name, count in sorted(found["outcomes"].items()))
     say(f"{len(found['runs'])} runs: {told}. Open {out / 'index.html'} in a browser.", "bold")

@@ -1,6 +1,7 @@
 """The runs that detectors are built on, and those they are judged by.
 
-Tasks and seeds of the two parts differ: whoever reads off a threshold from the first part has not seen the second.
+Whoever reads off a threshold from the first part has not seen the others: "held-out" has other seeds and other settings
+of its tasks, and parity, which the first has not; "new task" is a task of which neither has a run.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from graphllmrec.lab.engine import Training
 from graphllmrec.lab.tasks import TASKS
 from graphllmrec.lab.trajectory import Trajectory
 
-Part = Literal["build", "held-out"]
+Part = Literal["build", "held-out", "new task"]
+PARTS: tuple[Part, ...] = ("build", "held-out", "new task")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Run:
 
 def collection(part: Part) -> list[Run]:
     """All runs of a part."""
-    runs = _build() if part == "build" else _held_out()
+    runs = {"build": _build, "held-out": _held_out, "new task": _new_task}[part]()
     return [Run(part, *run) for run in runs]
 
 
@@ -105,3 +107,14 @@ def _held_out() -> Iterator[_Made]:
         yield "overfitting", "teacher", seed, Training(4000, 2e-3, 0.0), {"examples": 250, "noise": 0.2}
         yield "drops", "teacher", seed, Training(4000, 2e-2, 0.01, drops=(0.5,)), {"examples": 800, "batch": 16}
         yield "orthograd", "modular", seed, Training(1200, 3e-3, 0.0, orthograd=True), {"p": 53, "share": 0.75}
+
+
+def _new_task() -> Iterator[_Made]:
+    seeds = range(200, 206)
+    for seed, decay, start in product(seeds, (0.2, 0.4), (1.5, 2.5)):
+        yield "late", "sparse", seed, Training(4000, 3e-3, decay), {"start": start}
+    for seed in seeds:
+        yield "no decay", "sparse", seed, Training(4000, 3e-3, 0.0), {"start": 2.5}
+        yield "full rank", "sparse", seed, Training(4000, 3e-3, 0.3), {"nonzero": 120}
+        yield "nothing to find", "sparse", seed, Training(4000, 3e-3, 0.3), {"nonzero": 0, "noise": 1.0}
+        yield "ordinary", "sparse", seed, Training(4000, 3e-3, 0.1), {"examples": 400, "start": 0.5}

@@ -7,11 +7,11 @@ from html import escape
 
 from graphllmrec.evaluate.html import document
 from graphllmrec.lab.drawing import BANDS, picture
-from graphllmrec.lab.protocol import Judged, Score
+from graphllmrec.lab.protocol import Judged, RuleScores
 
 
-def page_of(runs: Sequence[Judged], table: Mapping[str, tuple[float, Score, Score]] | None) -> str:
-    """The page. `runs`: those to draw; `table`: of protocol.compare, where both parts were made."""
+def page_of(runs: Sequence[Judged], table: Mapping[str, RuleScores] | None) -> str:
+    """The page. `runs`: those to draw; `table`: of protocol.compare, where all parts were made."""
     body = ["<h1>Grokking lab</h1>"]
     body.append(
         "<p class='protocol'>Training level grey, validation level black: 0 is who knows nothing, 1 is perfect. "
@@ -22,7 +22,15 @@ def page_of(runs: Sequence[Judged], table: Mapping[str, tuple[float, Score, Scor
     )
     body.append(f"<p class='note'>The strip below each picture: {keys}</p>")
     if table is not None:
-        body += ["<h2>Rules, on runs that were not used to build them</h2>", _table(table)]
+        body.append("<h2>Rules, on runs that were not used to build them</h2>")
+        for part in next(iter(table.values())).parts:
+            if part != "build":
+                body += [f"<h3>{escape(part).capitalize()}</h3>", _table(table, part)]
+        body.append(
+            "<p class='note'>Delay: from onset to detection, in distances from memorisation to the event; below 0 it "
+            "came before a tenth of the rise was done. Thresholds of all rules but the first two were chosen on other "
+            "runs.</p>"
+        )
     body.append("<h2>Runs</h2>")
     body.append(f"<div class='figures'>{''.join(_figure(each) for each in runs)}</div>")
     return document("Grokking lab", body)
@@ -33,11 +41,12 @@ def percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:+.0f} %".replace("-", "−")
 
 
-def _table(table: Mapping[str, tuple[float, Score, Score]]) -> str:
+def _table(table: Mapping[str, RuleScores], part: str) -> str:
     head = "<tr><th>rule</th><th>threshold</th><th>events hit</th><th>recall</th><th>false alarms</th>"
     head += "<th>per run</th><th>median delay</th></tr>"
     rows = []
-    for name, (threshold, _, found) in table.items():
+    for name, rule in table.items():
+        threshold, found = rule.threshold, rule.parts[part]
         cells = [
             escape(name),
             f"{threshold:g}" if threshold else "",
@@ -48,11 +57,7 @@ def _table(table: Mapping[str, tuple[float, Score, Score]]) -> str:
             percent(found.delay),
         ]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    note = (
-        "<p class='note'>Delay: from onset to detection, in distances from memorisation to the event; below 0 it came "
-        "before a tenth of the rise was done. Thresholds of all rules but the first two were chosen on other runs.</p>"
-    )
-    return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>{note}"
+    return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
 def _figure(judged: Judged) -> str:

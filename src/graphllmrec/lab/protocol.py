@@ -98,12 +98,21 @@ def score(rule: Rule, threshold: float, runs: Sequence[Trajectory], truths: Sequ
     return Score(events, found.count("hit"), quiet, alarms, events + quiet, tuple(delays))
 
 
-def compare(build: Sequence[Judged], held_out: Sequence[Judged]) -> Mapping[str, tuple[float, Score, Score]]:
-    """Every rule's threshold, chosen on `build`, and its scores on both parts."""
-    first, second = (([each.made for each in part], [each.truth for each in part]) for part in (build, held_out))
+@dataclass(frozen=True)
+class RuleScores:
+    """A rule with the threshold that was chosen on the build part, and how it does on every part."""
+
+    threshold: float
+    parts: Mapping[str, Score]
+
+
+def compare(parts: Mapping[str, Sequence[Judged]]) -> dict[str, RuleScores]:
+    """Every rule's threshold, chosen on the part "build", and its scores on all of them."""
+    shown = {part: ([each.made for each in runs], [each.truth for each in runs]) for part, runs in parts.items()}
     table = {}
     for name, (rule, thresholds) in RULES.items():
-        tried = {threshold: score(rule, threshold, *first) for threshold in thresholds}
+        tried = {threshold: score(rule, threshold, *shown["build"]) for threshold in thresholds}
         best = max(tried, key=lambda threshold: tried[threshold].worth)
-        table[name] = (best, tried[best], score(rule, best, *second))
+        others = {part: score(rule, best, *runs) for part, runs in shown.items() if part != "build"}
+        table[name] = RuleScores(best, {"build": tried[best]} | others)
     return table

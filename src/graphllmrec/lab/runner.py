@@ -13,7 +13,7 @@ from typing import Any, Literal
 from graphllmrec.errors import CheckpointError, GraphLLMRecError
 from graphllmrec.files import write_text
 from graphllmrec.journal import RunJournal
-from graphllmrec.lab.collection import Part, Run, collection
+from graphllmrec.lab.collection import PARTS, Part, Run, collection
 from graphllmrec.lab.fusion import WORLDS, compare_courses, courses, unmoved
 from graphllmrec.lab.fusion_page import fusion_page
 from graphllmrec.lab.page import page_of
@@ -21,13 +21,12 @@ from graphllmrec.lab.protocol import Judged, Score, compare
 from graphllmrec.lab.trajectory import read_trajectories, write_trajectories
 
 Scope = Literal["quick", "all"]
-_PARTS: tuple[Part, Part] = ("build", "held-out")
 
 
 def run_lab(out: Path, scope: Scope, journal: RunJournal) -> dict[str, Any]:
     """Make the runs of a scope in the folder `out`; those that are there already are taken over. Returns the outcome.
 
-    "quick": one run of every kind and task; "all": both parts of the collection, and every rule judged on the second.
+    "quick": one run of every kind and task; "all": all parts of the collection, and every rule judged.
     Writes trajectories-SCOPE-PART.parquet, lab.json and index.html. Raises CheckpointError when `out` holds something
     else, GraphLLMRecError when rules are to be judged and ruptures is not installed.
     """
@@ -39,13 +38,15 @@ def run_lab(out: Path, scope: Scope, journal: RunJournal) -> dict[str, Any]:
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file; choose another --out")
     began = time.monotonic()
-    made: dict[Part, list[Judged]] = {}
-    for part in _PARTS if scope == "all" else _PARTS[:1]:
-        made[part] = _made(out / f"trajectories-{scope}-{part}.parquet", _chosen(part, scope), journal)
+    made: dict[str, list[Judged]] = {}
+    for part in PARTS if scope == "all" else PARTS[:1]:
+        made[part] = _made(
+            out / f"trajectories-{scope}-{part.replace(' ', '-')}.parquet", _chosen(part, scope), journal
+        )
     table = None
     if scope == "all":
         journal.stage("judge the rules")
-        table = compare(made["build"], made["held-out"])
+        table = compare(made)
     everything = [judged for part in made.values() for judged in part]
     found = _told(everything, table) | {"seconds": round(time.monotonic() - began, 1)}
     write_text(out / "lab.json", json.dumps(found, indent=1) + "\n")
@@ -109,8 +110,8 @@ def _told(runs: Sequence[Judged], table: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"runs": rows, "outcomes": dict(Counter(row["outcome"] for row in rows))}
     if table is not None:
         found["rules"] = {
-            name: {"threshold": threshold, "build": _figures(build), "held-out": _figures(held_out)}
-            for name, (threshold, build, held_out) in table.items()
+            name: {"threshold": rule.threshold} | {part: _figures(found) for part, found in rule.parts.items()}
+            for name, rule in table.items()
         }
     return found
 

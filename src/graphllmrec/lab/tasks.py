@@ -184,19 +184,72 @@ def parity(
     return follow("parity", seed, about | _told(training), problem, training)
 
 
-def teacher(
-    seed: int, training: Training, *, examples: int = 2000, noise: float = 0.0, batch: int = 64, hidden: int = 128
+def sparse(
+    seed: int,
+    training: Training,
+    *,
+    dims: int = 120,
+    examples: int = 60,
+    nonzero: int = 4,
+    start: float = 2.0,
+    noise: float = 0.0,
 ) -> Trajectory:
-    """A network learns from another one's labels: ordinary learning, or with noise and few examples overfitting."""
+    """Linear regression whose weights are u² - v² and few of which are not 0, from fewer examples than weights.
+
+    Loss and metric as in `completion`. `noise`: standard deviation of the targets that nothing explains.
+    """
+    random = torch_rng(seed, "lab/sparse")
+    truth = torch.zeros(dims)
+    truth[torch.randperm(dims, generator=random)[:nonzero]] = torch.randn(nonzero, generator=random).sign()
+    inputs = torch.randn(examples + 1000, dims, generator=random)
+    wanted = inputs @ truth + noise * torch.randn(len(inputs), generator=random)
+    u, v = (torch.full((dims,), start).requires_grad_() for _ in range(2))
+    scale = {part: float(wanted[rows].square().mean()) for part, rows in _halves(examples)}
+
+    def error(rows: slice) -> Tensor:
+        found: Tensor = (inputs[rows] @ (u.square() - v.square()) - wanted[rows]).square().mean()
+        return found
+
+    def measure(validation: bool) -> tuple[float, float]:
+        found = float(error(dict(_halves(examples))[validation])) / scale[validation]
+        return found, max(1 - found, 0.0)
+
+    problem = Problem(
+        [u, v], lambda _: error(slice(0, examples)) / 2, measure, 1.0, 0.0, lambda: (u.square() - v.square())[None, :]
+    )
+    about: dict[str, Any] = {"dims": dims, "examples": examples, "nonzero": nonzero, "start": start}
+    about |= {"noise": noise} if noise else {}
+    return follow("sparse", seed, about | _told(training), problem, training)
+
+
+def _halves(examples: int) -> list[tuple[bool, slice]]:
+    """Rows of the training and of the validation part."""
+    return [(False, slice(0, examples)), (True, slice(examples, None))]
+
+
+def teacher(
+    seed: int,
+    training: Training,
+    *,
+    examples: int = 2000,
+    noise: float = 0.0,
+    batch: int = 64,
+    hidden: int = 128,
+    start: float = 1.0,
+) -> Trajectory:
+    """A network learns from another one's labels: ordinary learning, or with noise and few examples overfitting.
+
+    `start`: by how much larger than usual its weights begin (Liu et al. 2022, arXiv:2210.01117).
+    """
     random, draws = torch_rng(seed, "lab/teacher"), torch_rng(seed, "lab/teacher/batch")
     inputs = torch.randn(examples + 1500, 20, generator=random)
     first, second = torch.randn(20, 8, generator=random) / 20**0.5, torch.randn(8, 4, generator=random)
     wanted = (torch.tanh(2 * inputs @ first) @ second).argmax(1)
     wrong = torch.rand(examples, generator=random) < noise
     wanted[:examples] = torch.where(wrong, torch.randint(4, (examples,), generator=random), wanted[:examples])
-    inner = torch.randn(20, hidden, generator=random) * (2 / 20) ** 0.5
+    inner = torch.randn(20, hidden, generator=random) * (2 / 20) ** 0.5 * start
     shift = torch.zeros(hidden)
-    outer = torch.randn(hidden, 4, generator=random) / hidden**0.5
+    outer = torch.randn(hidden, 4, generator=random) / hidden**0.5 * start
     weights = [inner.requires_grad_(), shift.requires_grad_(), outer.requires_grad_()]
 
     def logits(rows: Tensor) -> Tensor:
@@ -213,7 +266,7 @@ def teacher(
         return F.cross_entropy(logits(rows), wanted[rows])
 
     problem = Problem(weights, loss, measure, float(np.log(4)), 0.25, lambda: inner)
-    about = {"examples": examples, "noise": noise, "batch": batch}
+    about = {"examples": examples, "noise": noise, "batch": batch, **({"start": start} if start != 1 else {})}
     return follow("teacher", seed, about | _told(training), problem, training)
 
 
@@ -235,4 +288,5 @@ TASKS: dict[str, Task] = {
     "tastes": tastes,
     "parity": parity,
     "teacher": teacher,
+    "sparse": sparse,
 }
