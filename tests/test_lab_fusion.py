@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from graphllmrec.cli import app
 from graphllmrec.lab import fusion
-from graphllmrec.lab.fusion import STATIC, Course, compare_courses, courses, follow, unmoved
+from graphllmrec.lab.fusion import STATIC, Course, Quiet, compare_courses, courses, follow, quiet
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,7 @@ def test_static_weights_are_chosen_on_validation() -> None:
 
 @pytest.mark.parametrize("world", ["no decay", "small start"])
 def test_without_an_event_the_control_changes_nothing(world: fusion.World) -> None:
-    assert unmoved(0, world)
+    assert quiet(0, world) == Quiet(told=False, identical=True)
 
 
 def test_a_control_that_moves_the_gate_changes_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +99,10 @@ def test_the_command_writes_table_and_page(tmp_path: Path, monkeypatch: pytest.M
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
     assert [row["name"] for row in found["table"]][-4:] == ["gate", "gate, grokking", "gate, ratio", "gate, late"]
-    assert found["identical without an event"] == {"no decay": [True, True], "small start": [True, True]}
+    same = {"told": False, "identical": True}
+    assert found["without an event"] == {"no decay": [same, same], "small start": [same, same]}
     assert json.loads((tmp_path / "lab" / "fusion.json").read_text())["table"] == found["table"]
     page = (tmp_path / "lab" / "fusion.html").read_text()
     assert page.count("<svg") == 3
-    assert "identical to the last bit in 2 of 2 runs" in page
+    assert "nothing is told in 2 of 2 runs" in page
+    assert "identical to the last bit in 2 of these" in page

@@ -535,7 +535,7 @@ def test_every_validation_tells_what_graph_text_and_both_can_do() -> None:
     assert [entry["epoch"] for entry in epochs] == [0, 1, 2]
     for entry in epochs:
         assert list(entry["branches"]) == ["graph", "text", "fused"]
-        assert entry["prior"] == {"graph": 0.0, "text": 0.0, "fused": 0.0}
+        assert entry["prior"] == {"graph": 0.0, "text": 0.0}
         for found in entry["branches"].values():
             assert set(found["train"]) == set(found["valid"]) == {"loss", "ndcg@20"}
 
@@ -543,7 +543,7 @@ def test_every_validation_tells_what_graph_text_and_both_can_do() -> None:
 @pytest.mark.parametrize("query", ["history", "user"])
 def test_a_gate_that_was_moved_is_served_and_kept(monkeypatch: pytest.MonkeyPatch, query: str) -> None:
     """γ' = γ + m (1 - γ) of items and users with clicks, in training, for whoever asks, and from the file."""
-    monkeypatch.setattr(recmind, "control_of", lambda *_: lambda _moment: {"graph": 0.0, "text": 0.5, "fused": 0.0})
+    monkeypatch.setattr(recmind, "control_of", lambda *_: lambda _moment: {"graph": 0.0, "text": 0.5})
     settings = SMALL | {
         "query": query,
         "loss": "softmax",

@@ -5,9 +5,10 @@ whatever the gate has learned (`handed_over`). A share and not a term within the
 known by heart teach the gate nothing, and whatever it is given it can unlearn. Four of them, in one seam, so that they
 can be compared:
 
-    grokking   s · lift · 2^(-t / (h · d))   from the event of a branch on (train/grokking.py): lift is how far its
-                                             validation level has risen since, t steps after the event was told, d
-                                             steps from memorisation to it; 0 before, and again after a collapse
+    grokking   s · lift · 2^(-t / (h · d))   from the event of a branch on (train/grokking.py), while it does no worse
+                                             alone than any other: lift is how far its validation level has risen, t
+                                             steps after the event was told, d steps from memorisation to it; 0
+                                             before, and again after a collapse
     ratio      ΔG / ΔO², as shares           gradient blending's overfitting-to-generalisation ratio (Wang et al. 2020,
                                              arXiv:1905.12681): ΔG is what the validation loss has lost since the
                                              start, ΔO how much its gap to the training loss has grown
@@ -48,7 +49,7 @@ class Moment:
 
     step: int  # of the optimiser
     steps: int  # of the whole training, at most
-    branches: Mapping[str, Measured]
+    branches: Mapping[str, Measured]  # those between which the gate decides
     detector: GrokkingDetector  # it has seen this moment already
 
 
@@ -75,11 +76,12 @@ def control_of(name: ControlName, strength: float, half_life: float) -> Control:
 
 
 def _by_event(moment: Moment, strength: float, half_life: float) -> dict[str, float]:
+    levels = {name: moment.detector.level(name) for name in moment.branches}
     priors = {}
     for name in moment.branches:
         event = moment.detector.event(name)
         priors[name] = 0.0
-        if event is not None:
+        if event is not None and levels[name] >= max(levels.values()):  # it may still be on its way up
             distance = max(event.detected - event.evidence["memorised"], 1.0)
             fading = 2.0 ** (-(moment.step - event.detected) / (half_life * distance))
             priors[name] = strength * moment.detector.lift(name) * fading

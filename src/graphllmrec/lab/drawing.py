@@ -49,13 +49,13 @@ def _y(level: float) -> float:
     return _BOTTOM - (_BOTTOM - _TOP) * level
 
 
-def frame() -> list[str]:
-    """Axis of values between 0 and 1."""
+def frame(low: float = 0.0) -> list[str]:
+    """Axis of values between `low` and 1."""
     parts = []
     for level in (0, 0.5, 1):
         y = _y(level)
         parts.append(f"<line x1='{_LEFT}' x2='{_RIGHT}' y1='{y:.1f}' y2='{y:.1f}' stroke='var(--grid)'/>")
-        parts.append(_text(_LEFT - 5, y + 4, f"{level:g}", "end"))
+        parts.append(_text(_LEFT - 5, y + 4, f"{low + (1 - low) * level:g}", "end"))
     return parts
 
 

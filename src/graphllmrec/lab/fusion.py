@@ -38,6 +38,7 @@ WORLDS: tuple[World, ...] = ("late", "no decay", "small start")  # in the last t
 STATIC = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)  # weights of the text branch
 CONTROLS: tuple[ControlName, ...] = ("grokking", "ratio", "late")
 STRENGTH, HALF_LIFE = 2.0, 16.0
+FIRST_SEED = 10  # those below were seen while the control was chosen
 _STEPS, _EVERY = 3000, 25
 _USERS, _CLICKED, _NEW, _BLOCKS, _WORDS, _DIMS = 48, 64, 16, 8, 16, 60
 
@@ -170,9 +171,19 @@ def courses(seed: int) -> dict[str, Course]:
     return found | {f"gate, {name}": follow(seed, name, first=by_area) for name in CONTROLS}
 
 
-def unmoved(seed: int, world: World) -> bool:
-    """Does a control by events leave all weights as they are, bit by bit, where no branch generalises late?"""
-    return follow(seed, "none", world=world).digest == follow(seed, "grokking", world=world).digest
+@dataclass(frozen=True)
+class Quiet:
+    """A training in a world where no branch should come late, with and without a control by events."""
+
+    told: bool  # did the detector tell an event all the same?
+    identical: bool  # are all weights the same, bit by bit?
+
+
+def quiet(seed: int, world: World) -> Quiet:
+    """Train both ways."""
+    plain, controlled = (follow(seed, control, world=world) for control in ("none", "grokking"))
+    told = any(event.kind == "generalising" for event in controlled.events)
+    return Quiet(told, plain.digest == controlled.digest)
 
 
 def compare_courses(seeds: Sequence[int], runs: Sequence[dict[str, Course]]) -> list[dict[str, Any]]:

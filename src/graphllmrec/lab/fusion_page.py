@@ -9,7 +9,7 @@ from typing import Any
 from graphllmrec.evaluate.console import p_text
 from graphllmrec.evaluate.html import document
 from graphllmrec.lab.drawing import frame, line, mark, step_labels, svg
-from graphllmrec.lab.fusion import Course
+from graphllmrec.lab.fusion import Course, Quiet
 
 _DRAWN = {
     "static, best on the way": "var(--s5)",
@@ -19,9 +19,9 @@ _DRAWN = {
 }
 
 
-def fusion_page(table: Sequence[Mapping[str, Any]], unmoved: Mapping[str, Sequence[bool]], seed: int,
+def fusion_page(table: Sequence[Mapping[str, Any]], others: Mapping[str, Sequence[Quiet]], seed: int,
                 drawn: Mapping[str, Course]) -> str:  # fmt: skip
-    """The page. `table`: compare_courses; `unmoved`: per world without an event; `drawn`: the courses of one seed."""
+    """The page. `table`: compare_courses; `others`: per world without an event; `drawn`: the courses of one seed."""
     seeds = table[0]["seeds"]
     body = [
         "<h1>Two branches, one of which generalises late</h1>",
@@ -30,10 +30,12 @@ def fusion_page(table: Sequence[Mapping[str, Any]], unmoved: Mapping[str, Sequen
         "“gate, grokking”.</p>",
         _table(table),
     ]
-    for world, same in unmoved.items():
+    for world, runs in others.items():
+        silent = [each for each in runs if not each.told]
         body.append(
-            f"<p>World “{escape(world)}”, in which no branch comes late: with and without the control, all weights are "
-            f"identical to the last bit in {sum(same)} of {len(same)} runs.</p>"
+            f"<p>World “{escape(world)}”, in which no branch should come late: nothing is told in {len(silent)} of "
+            f"{len(runs)} runs, and with and without the control all weights are identical to the last bit in "
+            f"{sum(each.identical for each in silent)} of these.</p>"
         )
     keys = "".join(
         f"<span class='key' style='background:{colour}'></span>{escape(name)} &nbsp; "
@@ -41,8 +43,13 @@ def fusion_page(table: Sequence[Mapping[str, Any]], unmoved: Mapping[str, Sequen
         if name in drawn
     )
     body.append(f"<h2>Seed {seed}</h2><p class='note'>{keys}</p><div class='figures'>")
-    fused = [line(course.step, course.test, colour) for name, colour in _DRAWN.items() if (course := drawn.get(name))]
-    body.append(_figure("Test NDCG of the fused scores", drawn, fused, "Line: the event is told."))
+    low = 0.4
+    fused = [
+        line(course.step, (course.test - low) / (1 - low), colour)
+        for name, colour in _DRAWN.items()
+        if (course := drawn.get(name))
+    ]
+    body.append(_figure("Test NDCG of the fused scores", drawn, fused, "Line: the event is told.", low))
     gates = [line(course.step, course.gate, colour) for name, colour in _DRAWN.items() if (course := drawn.get(name))]
     body.append(_figure("Share of the text branch", drawn, gates, "Mean γ of items with clicks."))
     event = drawn["gate, grokking"]
@@ -55,16 +62,17 @@ def fusion_page(table: Sequence[Mapping[str, Any]], unmoved: Mapping[str, Sequen
     return document("Fusion in the grokking lab", body, "; all figures: fusion.json")
 
 
-def _figure(title: str, drawn: Mapping[str, Course], lines: Sequence[str], caption: str) -> str:
+def _figure(title: str, drawn: Mapping[str, Course], lines: Sequence[str], caption: str, low: float = 0) -> str:
     event = drawn["gate, grokking"]
     last = event.step[-1]
     marks = [mark(told.detected, last, told.branch) for told in event.events if told.kind == "generalising"]
-    picture = svg(title, [*frame(), *step_labels(last), *lines, *marks])
+    picture = svg(title, [*frame(low), *step_labels(last), *lines, *marks])
     return f"<figure><h3>{escape(title)}</h3>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _table(table: Sequence[Mapping[str, Any]]) -> str:
-    head = "<tr><th></th><th>area</th><th>to grokking</th><th>p</th><th>end</th><th>to grokking</th><th>p</th></tr>"
+    columns = ("", "area", "grokking is ahead", "p", "end", "grokking is ahead", "p")
+    head = "<tr>" + "".join(f"<th>{name}</th>" for name in columns) + "</tr>"
     rows = []
     for row in table:
         cells = [escape(row["name"])]

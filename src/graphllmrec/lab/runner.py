@@ -14,7 +14,7 @@ from graphllmrec.errors import CheckpointError, GraphLLMRecError
 from graphllmrec.files import write_text
 from graphllmrec.journal import RunJournal
 from graphllmrec.lab.collection import PARTS, Part, Run, collection
-from graphllmrec.lab.fusion import WORLDS, compare_courses, courses, unmoved
+from graphllmrec.lab.fusion import FIRST_SEED, WORLDS, Quiet, compare_courses, courses, quiet
 from graphllmrec.lab.fusion_page import fusion_page
 from graphllmrec.lab.page import page_of
 from graphllmrec.lab.protocol import Judged, Score, compare
@@ -58,22 +58,23 @@ def run_fusion(out: Path, journal: RunJournal, num_seeds: int = 10) -> dict[str,
     """The experiment of lab/fusion.py on `num_seeds` seeds, in the folder `out`: fusion.json and fusion.html."""
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file; choose another --out")
-    began, seeds = time.monotonic(), range(num_seeds)
-    quiet = WORLDS[1:]
-    journal.stage("train two branches", num_seeds * (1 + len(quiet)))
-    runs, same = [], {str(world): list[bool]() for world in quiet}
+    began, seeds = time.monotonic(), range(FIRST_SEED, FIRST_SEED + num_seeds)
+    worlds = WORLDS[1:]
+    journal.stage("train two branches", num_seeds * (1 + len(worlds)))
+    runs, others = [], {str(world): list[Quiet]() for world in worlds}
     for seed in seeds:
         runs.append(courses(seed))
         journal.advance(1)
-        for world in quiet:
-            same[world].append(unmoved(seed, world))
+        for world in worlds:
+            others[world].append(quiet(seed, world))
             journal.advance(1)
     table = compare_courses(seeds, runs)
     events = [sum(e.kind == "generalising" for e in run["gate"].events) for run in runs]
-    found: dict[str, Any] = {"table": table, "identical without an event": same, "events per seed": events}
+    found: dict[str, Any] = {"table": table, "events per seed": events}
+    found["without an event"] = {world: [asdict(each) for each in others[world]] for world in others}
     found["seconds"] = round(time.monotonic() - began, 1)
     write_text(out / "fusion.json", json.dumps(found, indent=1) + "\n")
-    write_text(out / "fusion.html", fusion_page(table, same, seeds[0], runs[0]))
+    write_text(out / "fusion.html", fusion_page(table, others, seeds[0], runs[0]))
     return found
 
 

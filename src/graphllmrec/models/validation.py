@@ -9,7 +9,7 @@ from typing import Any
 from graphllmrec.fuse.control import Control
 from graphllmrec.models.base import BranchModel, Model, Task
 from graphllmrec.models.item_to_item import VALIDATION_USERS, tuning_users
-from graphllmrec.train.branches import BranchWatch, Move, Scorer
+from graphllmrec.train.branches import WHOLE, BranchWatch, Move, Scorer
 from graphllmrec.train.loop import TrainedConfig
 
 
@@ -41,7 +41,7 @@ def watch_of(
     branches: dict[str, Scorer] = {}
     if isinstance(model, BranchModel):
         branches = {name: partial(model.branch_scores, branch=name) for name in model.branches}
-    branches["fused"] = model.scores
+    branches[WHOLE] = model.scores
     return BranchWatch(
         split, branches, seed=task.seed, users=config.watch_users, learning_rate=config.learning_rate,
         weight_decay=config.weight_decay, control=control, move=move,

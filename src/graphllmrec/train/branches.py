@@ -26,6 +26,7 @@ from graphllmrec.train.grokking import GrokkingDetector, Scale
 
 Scorer = Callable[[Queries], Tensor]  # -> (B, num_items)
 Move = Callable[[Mapping[str, float]], None]  # takes the prior of every branch
+WHOLE = "fused"  # the name of all branches together, which no gate weighs
 _CUTOFF = 20
 _CHUNK = 2**20  # scores made at a time: 4 MiB
 
@@ -55,7 +56,7 @@ class BranchWatch:
         }
         chance = {"loss": Scale(float(np.log(max(split.num_items, 2))))}
         self.detector = GrokkingDetector(chance)
-        self.priors = dict.fromkeys(branches, 0.0)  # share of the gate that goes to a branch
+        self.priors = dict.fromkeys((name for name in branches if name != WHOLE), 0.0)  # share of the gate they get
 
     def look(self, step: int, steps: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Measure at `step` of `steps` and move the gate. Returns figures for the log, and what has happened."""
@@ -93,7 +94,8 @@ class BranchWatch:
             for event in self.detector.update(step, train=each.train, valid=each.valid, branch=name):
                 events.append(event.to_json())
         if self.control is not None:
-            self.priors = self.control(Moment(step, steps, found, self.detector))
+            gated = {name: found[name] for name in self.priors}
+            self.priors = self.control(Moment(step, steps, gated, self.detector))
         return events
 
 
