@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from graphllmrec.fuse.control import LATE_PHASE, MOST, Measured, Moment, control_of, handed_over, moved_by
+from graphllmrec.fuse.control import LATE_PHASE, MOST, WHOLE, Measured, Moment, control_of, handed_over, moved_by
 from graphllmrec.train.grokking import GrokkingDetector, Scale
 
 STEPS, EVERY = 4000, 10
@@ -32,7 +32,7 @@ def shown(name: str, strength: float = 2.0, half_life: float = 4.0, collapse: in
     for step in range(0, STEPS + 1, EVERY):
         branches = course(step if step < collapse else 0)
         branches = branches if step < collapse else {n: Measured(level(1.0), level(0.0)) for n in branches}
-        for branch, each in branches.items():
+        for branch, each in (branches | {WHOLE: branches["graph"]}).items():
             detector.update(step, train=each.train, valid=each.valid, branch=branch)
         priors[step] = control(Moment(step, STEPS, branches, detector))
     return priors, detector
@@ -45,7 +45,7 @@ def test_a_branch_that_comes_late_gets_a_share_that_grows_with_its_lift_and_fade
     distance = event.detected - event.evidence["memorised"]
     for step, prior in priors.items():
         assert prior["graph"] == 0.0
-        if step <= 1375:  # before it is told, and while "graph" with its level of .3 does better
+        if step <= 1375:  # before it is told, and while the whole with its level of .3 does better
             assert prior["text"] == 0.0
         elif step >= 1410:
             assert prior["text"] > 0

@@ -5,8 +5,8 @@ whatever the gate has learned (`handed_over`). A share and not a term within the
 known by heart teach the gate nothing, and whatever it is given it can unlearn. Four of them, in one seam, so that they
 can be compared:
 
-    grokking   s · lift · 2^(-t / (h · d))   from the event of a branch on (train/grokking.py), while it does no worse
-                                             alone than any other: lift is how far its validation level has risen, t
+    grokking   s · lift · 2^(-t / (h · d))   after the event of a branch (train/grokking.py), from when it does as well
+                                             alone as all together: lift is how far its validation level has risen, t
                                              steps after the event was told, d steps from memorisation to it; 0
                                              before, and again after a collapse
     ratio      ΔG / ΔO², as shares           gradient blending's overfitting-to-generalisation ratio (Wang et al. 2020,
@@ -27,9 +27,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from graphllmrec.train.grokking import GrokkingDetector
+from graphllmrec.train.grokking import Event, GrokkingDetector
 
 ControlName = Literal["grokking", "ratio", "late", "none"]
+WHOLE = "fused"  # the detector's name for all branches together, which no gate weighs
 LATE_PHASE = 2 / 3  # of the steps, from where "late" counts
 MOST = 0.95  # of the gate that is handed over: what it has learned always counts
 _LEAST = 1e-3  # of ΔG and ΔO
@@ -50,7 +51,7 @@ class Moment:
     step: int  # of the optimiser
     steps: int  # of the whole training, at most
     branches: Mapping[str, Measured]  # those between which the gate decides
-    detector: GrokkingDetector  # it has seen this moment already
+    detector: GrokkingDetector  # it has seen this moment already, and `WHOLE` beside the branches
 
 
 Control = Callable[[Moment], dict[str, float]]  # prior per branch
@@ -69,23 +70,33 @@ def moved_by(priors: Mapping[str, float], towards: str, away: str) -> float:
 def control_of(name: ControlName, strength: float, half_life: float) -> Control:
     """A control by name; it keeps what it has seen, so every training needs its own."""
     if name == "grokking":
-        return lambda moment: _by_event(moment, strength, half_life)
+        return _Grokking(strength, half_life)
     if name == "ratio":
         return _Ratio()
     return _Late(strength) if name == "late" else lambda moment: dict.fromkeys(moment.branches, 0.0)
 
 
-def _by_event(moment: Moment, strength: float, half_life: float) -> dict[str, float]:
-    levels = {name: moment.detector.level(name) for name in moment.branches}
-    priors = {}
-    for name in moment.branches:
-        event = moment.detector.event(name)
-        priors[name] = 0.0
-        if event is not None and levels[name] >= max(levels.values()):  # it may still be on its way up
-            distance = max(event.detected - event.evidence["memorised"], 1.0)
-            fading = 2.0 ** (-(moment.step - event.detected) / (half_life * distance))
-            priors[name] = strength * moment.detector.lift(name) * fading
-    return priors
+class _Grokking:
+    def __init__(self, strength: float, half_life: float) -> None:
+        self.strength, self.half_life = strength, half_life
+        self.arrived: dict[str, Event] = {}  # branches that have done as well as the whole since this event
+
+    def __call__(self, moment: Moment) -> dict[str, float]:
+        return {name: self._prior(name, moment) for name in moment.branches}
+
+    def _prior(self, name: str, moment: Moment) -> float:
+        detector = moment.detector
+        event = detector.event(name)
+        if event is None:
+            return 0.0
+        if self.arrived.get(name) is not event:
+            if detector.level(name) < detector.level(WHOLE):  # it is on its way up: too early
+                return 0.0
+            self.arrived[name] = event
+        distance = max(event.detected - event.evidence["memorised"], 1.0)
+        return (
+            self.strength * detector.lift(name) * 2.0 ** (-(moment.step - event.detected) / (self.half_life * distance))
+        )
 
 
 class _Ratio:

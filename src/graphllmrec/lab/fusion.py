@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graphllmrec.fuse.control import Control, ControlName, Measured, Moment, control_of, handed_over, moved_by
+from graphllmrec.fuse.control import WHOLE, Control, ControlName, Measured, Moment, control_of, handed_over, moved_by
 from graphllmrec.lab.tasks import ndcg
 from graphllmrec.lab.trajectory import Curve
 from graphllmrec.models.base import unit
@@ -137,12 +137,13 @@ def follow(
         if step % _EVERY == 0:
             with torch.no_grad():
                 found = {"graph": net.measured(graph), "text": net.measured(text)}
+                whole = net.measured(fused)
                 rows.append(
-                    [ndcg(fused, net.liked, net.valid), ndcg(fused, net.liked, net.test)]
+                    [whole.valid["ndcg"], ndcg(fused, net.liked, net.test)]
                     + [each.valid["ndcg"] for each in found.values()]
                     + [float(gamma[:_CLICKED].mean())]
                 )
-                events += _told(net, decides, detector, Moment(step, _STEPS, found, detector))
+                events += _told(net, decides, detector, Moment(step, _STEPS, found, detector), whole)
         loss = sum((net.loss_of(scores, net.known) for scores in (fused, graph, text)), torch.zeros(()))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -154,8 +155,9 @@ def follow(
     return Course(steps, table[:, 0], table[:, 1], branches, table[:, 4], events, digest)
 
 
-def _told(net: _Net, decides: Control, detector: GrokkingDetector, moment: Moment) -> Iterator[Event]:
-    """Show a moment to the detector, and move the gate as the control decides."""
+def _told(net: _Net, decides: Control, detector: GrokkingDetector, moment: Moment, whole: Measured) -> Iterator[Event]:
+    """Show a moment to the detector, and move the gate as the control decides. Yields what happened to the branches."""
+    detector.update(moment.step, train=whole.train, valid=whole.valid, branch=WHOLE)
     for name, each in moment.branches.items():
         yield from detector.update(moment.step, train=each.train, valid=each.valid, branch=name)
     net.moved.fill_(moved_by(decides(moment), "text", "graph"))

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from graphllmrec.fuse.control import Control
+from graphllmrec.fuse.control import WHOLE, Control
 from graphllmrec.models.base import BranchModel, Model, Task
 from graphllmrec.models.item_to_item import VALIDATION_USERS, tuning_users
-from graphllmrec.train.branches import WHOLE, BranchWatch, Move, Scorer
+from graphllmrec.train.branches import BranchWatch, Move, Scorer
 from graphllmrec.train.loop import TrainedConfig
 
 

@@ -19,14 +19,13 @@ from torch.nn import functional as F
 
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Histories, Ints
-from graphllmrec.fuse.control import Control, Measured, Moment
+from graphllmrec.fuse.control import WHOLE, Control, Measured, Moment
 from graphllmrec.models.base import Queries
 from graphllmrec.rng import rng
 from graphllmrec.train.grokking import GrokkingDetector, Scale
 
 Scorer = Callable[[Queries], Tensor]  # -> (B, num_items)
 Move = Callable[[Mapping[str, float]], None]  # takes the prior of every branch
-WHOLE = "fused"  # the name of all branches together, which no gate weighs
 _CUTOFF = 20
 _CHUNK = 2**20  # scores made at a time: 4 MiB
 
