@@ -21,6 +21,7 @@ the last bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -94,9 +95,8 @@ class _Grokking:
                 return 0.0
             self.arrived[name] = event
         distance = max(event.detected - event.evidence["memorised"], 1.0)
-        return (
-            self.strength * detector.lift(name) * 2.0 ** (-(moment.step - event.detected) / (self.half_life * distance))
-        )
+        half_lives = (moment.step - event.detected) / (self.half_life * distance)
+        return self.strength * detector.lift(name) * math.exp2(-half_lives)
 
 
 class _Ratio:
