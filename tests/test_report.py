@@ -185,3 +185,32 @@ def test_epochs_that_start_again_in_a_later_stage_are_counted_through():
     stages = [(2, 0.1), (4, 0.2), (5, None), (1, None), (2, 0.3)]  # evaluated every second epoch; stage two starts at 1
     x, y = _course([{"epoch": epoch} | ({"ndcg@20": value} if value else {}) for epoch, value in stages], "ndcg@20")
     assert (x.tolist(), y.tolist()) == ([2, 4, 7], [0.1, 0.2, 0.3])
+
+
+def branch_log(event=None):
+    """Three validations of a model with two branches; the text is given a share of the gate from the second on."""
+    lines = [
+        {
+            "event": "epoch", "stage": "recmind", "epoch": epoch, "ndcg@20": 0.1,
+            "branches": {
+                name: {"train": {"loss": 1.0, "ndcg@20": 0.9}, "valid": {"loss": 2.0, "ndcg@20": level}}
+                for name, level in (("graph", 0.1), ("text", 0.1 * epoch), ("fused", 0.2))
+            },
+            "prior": {"graph": 0.0, "text": 0.5 if event and epoch else 0.0},
+        }
+        for epoch in range(3)
+    ]  # fmt: skip
+    return [*lines, *([event] if event else [])]
+
+
+def test_branches_are_drawn_by_part_and_an_event_is_told(tmp_path):
+    _, strong, _ = entries()
+    event = {"event": "grokking", "stage": "recmind", "epoch": 1, "branch": "text", "kind": "generalising"}
+    memorised = event | {"kind": "memorised"}
+    for told, parts in ((None, 2), (memorised, 3), (event, 3)):
+        write_report(tmp_path / "a.html", "A", [ReportEntry("m", strong.evaluation, branch_log(told))])
+        text = (tmp_path / "a.html").read_text(encoding="utf-8")
+        assert sum(title in text for title in ("Branches on validation, m", "Branches on training, m")) == 2
+        assert text.count("Gate moved, m") == parts - 2
+        assert ("text: generalising, told at epoch 1." in text) == (told is event)
+        assert ("No branch generalised late" in text) == (told is not event)

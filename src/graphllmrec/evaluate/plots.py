@@ -146,30 +146,33 @@ def branch_course(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     return [entry for entry in entries if isinstance(entry.get("branches"), Mapping)]
 
 
-def branches_figure(entries: Sequence[Mapping[str, Any]]) -> str:
-    """NDCG@20 of every branch by epoch, validation and (dashed) training; events, and the gate where it was moved."""
+def branches_figure(entries: Sequence[Mapping[str, Any]], part: str) -> str:
+    """NDCG@20 of every branch on "train" or "valid", or the share of the gate it was given ("prior"), by epoch."""
     figure, axes = _figure()
     course = branch_course(entries)
-    epochs, names = [entry["epoch"] for entry in course], list(course[0]["branches"])
+    names = list(course[0]["branches" if part != "prior" else "prior"])
     style, ends = looks(names), {}
     for name in names:
-        for part, dashes in (("valid", "-"), ("train", (0, (3, 2)))):
-            values = [entry["branches"][name][part]["ndcg@20"] for entry in course]
-            axes.plot(epochs, values, color=style[name].colour, lw=2 if part == "valid" else 1.2, ls=dashes)
-        ends[name] = course[-1]["branches"][name]["valid"]["ndcg@20"]
-        moved = [entry.get("prior", {}).get(name, 0.0) for entry in course]
-        if any(moved):
-            axes.plot(epochs, moved, color=style[name].colour, lw=1, ls=":")
-    for event in entries:
-        if event.get("event") == "grokking" and event["kind"] in ("generalising", "collapse"):
-            axes.axvline(event["epoch"], color=style[event["branch"]].colour, lw=1)
-            axes.annotate(event["kind"], (event["epoch"], 1), xycoords=("data", "axes fraction"), fontsize=7, va="top")
+        values = [
+            entry["prior"][name] if part == "prior" else entry["branches"][name][part]["ndcg@20"] for entry in course
+        ]
+        axes.plot([entry["epoch"] for entry in course], values, color=style[name].colour, lw=2)
+        ends[name] = values[-1]
+    for event in late_events(entries):
+        axes.axvline(event["epoch"], color="0.5", lw=1)
+        told = f" {event['branch']}: {event['kind']}"
+        axes.text(event["epoch"], 1, told, transform=axes.get_xaxis_transform(), fontsize=7, va="top")
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("NDCG@20")
+    axes.set_ylabel("share of the gate" if part == "prior" else "NDCG@20")
     _label_ends(axes, ends, style)
-    return _svg(figure, f"branches {', '.join(names)} by epoch")
+    return _svg(figure, f"{part} of branches {', '.join(names)} by epoch")
+
+
+def late_events(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What happened to branches after they had memorised the training data."""
+    return [entry for entry in entries if entry.get("event") == "grokking" and entry["kind"] != "memorised"]
 
 
 def contexts_figure(gate: GateTable) -> str:

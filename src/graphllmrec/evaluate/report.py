@@ -30,6 +30,7 @@ from graphllmrec.evaluate.plots import (
     gate_course,
     gate_course_figure,
     gate_figure,
+    late_events,
     looks,
     strata_figure,
 )
@@ -257,22 +258,23 @@ def _branch_figures(page: _Page) -> list[str]:
     """What single branches could do over training, of the models that logged it."""
     out = []
     for row in page.rows:
-        if branch_course(row.curves):
-            caption = (
-                "A sample of people, all items ranked. Solid: a validation click; dashed: the last training click, "
-                f"which has been learned. {_grokking_text(row.curves)}"
-            )
-            out.append(_figure(f"Branches by epoch, {row.name}", branches_figure(row.curves), caption))
+        course, told = branch_course(row.curves), _grokking_text(row.curves)
+        if not course:
+            continue
+        parts = {"valid": f"A validation click of a sample of people, all items ranked. {told}"}
+        parts["train"] = "Their last training click, which has been learned."
+        if any(any(entry.get("prior", {}).values()) for entry in course):
+            parts["prior"] = "What the branch gets of the gate, whatever the gate has learned."
+        for part, caption in parts.items():
+            what = {"valid": "Branches on validation", "train": "Branches on training", "prior": "Gate moved"}[part]
+            out.append(_figure(f"{what}, {row.name}", branches_figure(row.curves, part), caption))
     return out
 
 
 def _grokking_text(entries: Sequence[Mapping[str, Any]]) -> str:
     """The events in words."""
-    told = [entry for entry in entries if entry.get("event") == "grokking" and entry["kind"] != "memorised"]
-    if not told:
-        return "No branch generalised late: nothing moved the gate."
-    events = [f"{entry['branch']}: {entry['kind']}, told at epoch {entry['epoch']}" for entry in told]
-    return f"{'; '.join(events)}. Dotted: share of the gate that goes to the branch for it."
+    told = [f"{entry['branch']}: {entry['kind']}, told at epoch {entry['epoch']}" for entry in late_events(entries)]
+    return f"{'; '.join(told)}." if told else "No branch generalised late, and nothing moved the gate."
 
 
 def _figures(title: str, figures: Sequence[str]) -> str:
