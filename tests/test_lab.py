@@ -291,3 +291,21 @@ def test_judging_without_ruptures_says_what_to_install_before_anything_is_traine
 def test_a_score_without_events_has_no_recall_and_no_delay() -> None:
     found = score(lambda _run, _threshold: None, 0.0, [run_of(MEMORY, MEMORY)], [Truth("none")])
     assert (found.recall, found.delay, found.alarms_per_run) == (None, None, 0)
+
+
+@pytest.mark.parametrize("part", ["held-out", "new task"])
+def test_the_detector_keeps_its_promise_on_runs_it_was_not_built_on(part: Any) -> None:
+    folder = Path(__file__).parents[1] / "benchmarks" / "results" / "grok-lab"
+    made = read_trajectories(folder / f"trajectories-all-{part.replace(' ', '-')}.parquet")
+    runs = [Judged.of(run, each) for run, each in zip(collection(part), made, strict=True)]
+    rule, _ = RULES["detector"]
+    found = score(rule, 0.0, made, [each.truth for each in runs])
+    assert found.recall is not None
+    assert found.alarms_per_run is not None
+    assert found.delay is not None
+    assert found.recall >= 0.95
+    assert found.alarms_per_run <= 0.02
+    assert found.delay <= 0.1
+    published = json.loads((folder / "lab.json").read_text())["rules"]["detector"][part]
+    assert (published["hits"], published["false_alarms"]) == (found.hits, found.false_alarms)
+    assert published["median_delay"] == pytest.approx(found.delay)

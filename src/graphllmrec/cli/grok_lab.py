@@ -22,7 +22,8 @@ def grok_lab(
 ) -> None:
     """Train small problems that grok and ones that do not, and draw what the detector says.
 
-    Without --all: one run of every kind, in about two minutes. Runs that the folder holds are not made again.
+    Without --all: one run of every kind, in about a minute of one processor core. Runs that the folder holds are not
+    made again.
     """
     from graphllmrec.journal import RunJournal
     from graphllmrec.lab.page import percent

@@ -44,11 +44,11 @@ from graphllmrec.models.validation import validation_of, watch_of
 from graphllmrec.rng import rng, torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import uniform_items
-from graphllmrec.train.loop import Stage, TrainedConfig, train
+from graphllmrec.train.loop import Stage, WatchedConfig, train
 from graphllmrec.train.losses import log_partition, sampled_softmax_loss
 
 
-class AlphaFuseConfig(TrainedConfig):
+class AlphaFuseConfig(WatchedConfig):
     """Settings of AlphaFuse."""
 
     epochs: int = Field(20, ge=0, le=100_000, description="passes over the training data at most")

@@ -51,11 +51,11 @@ from graphllmrec.models.validation import validation_of, watch_of
 from graphllmrec.rng import torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import Averages, NextClicks, uniform_items
-from graphllmrec.train.loop import Stage, TrainedConfig, train
+from graphllmrec.train.loop import Stage, WatchedConfig, train
 from graphllmrec.train.losses import sampled_softmax_loss
 
 
-class AlphaRecConfig(TrainedConfig):
+class AlphaRecConfig(WatchedConfig):
     """Settings of AlphaRec."""
 
     epochs: int = Field(30, ge=0, le=100_000, description="passes over the training data at most")

@@ -49,11 +49,11 @@ from graphllmrec.models.validation import validation_of, watch_of
 from graphllmrec.rng import torch_rng
 from graphllmrec.text.whiten import Whitening, words_of
 from graphllmrec.train.batches import NextClicks, uniform_items
-from graphllmrec.train.loop import Stage, TrainedConfig, train
+from graphllmrec.train.loop import Stage, WatchedConfig, train
 from graphllmrec.train.losses import in_batch_softmax_loss, sampled_softmax_loss
 
 
-class GraphSAGEConfig(TrainedConfig):
+class GraphSAGEConfig(WatchedConfig):
     """Settings of GraphSAGE."""
 
     epochs: int = Field(30, ge=0, le=100_000, description="passes over the training data at most")

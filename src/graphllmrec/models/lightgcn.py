@@ -46,10 +46,10 @@ from graphllmrec.graph.propagate import propagate
 from graphllmrec.models.base import Config, Queries, Task, TextVectors, aggregate, recency_weights, unit
 from graphllmrec.models.lightgcn_training import Net, examples_of
 from graphllmrec.models.validation import validation_of, watch_of
-from graphllmrec.train.loop import Stage, TrainedConfig, train
+from graphllmrec.train.loop import Stage, WatchedConfig, train
 
 
-class LightGCNConfig(TrainedConfig):
+class LightGCNConfig(WatchedConfig):
     """Settings of LightGCN."""
 
     epochs: int = Field(40, ge=0, le=100_000, description="passes over the training data at most")

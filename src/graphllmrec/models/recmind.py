@@ -70,10 +70,10 @@ from graphllmrec.text.lora import AdaptedEncoder, LoRAConfig
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import Averages
 from graphllmrec.train.branches import BranchWatch
-from graphllmrec.train.loop import Stage, TrainedConfig, train
+from graphllmrec.train.loop import Stage, WatchedConfig, train
 
 
-class RecMindConfig(TrainedConfig):
+class RecMindConfig(WatchedConfig):
     """Settings of RecMind."""
 
     epochs: int = Field(30, ge=0, le=100_000, description="passes over the training data at most, after the warm-up")

@@ -54,13 +54,13 @@ from graphllmrec.models.validation import validation_of, watch_of
 from graphllmrec.rng import rng, torch_rng
 from graphllmrec.text.whiten import Whitening, words_of
 from graphllmrec.train.batches import Places, uniform_items
-from graphllmrec.train.loop import Stage, TrainedConfig, train
+from graphllmrec.train.loop import Stage, WatchedConfig, train
 from graphllmrec.train.losses import sampled_softmax_loss
 
 _SOFT = 0.01  # transitions below this count in proportion, above by their logarithm
 
 
-class SIGNConfig(TrainedConfig):
+class SIGNConfig(WatchedConfig):
     """Settings of SIGN."""
 
     epochs: int = Field(10, ge=0, le=100_000, description="passes over the training data at most")

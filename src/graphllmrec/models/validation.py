@@ -10,7 +10,7 @@ from graphllmrec.fuse.control import WHOLE, Control
 from graphllmrec.models.base import BranchModel, Model, Task
 from graphllmrec.models.item_to_item import VALIDATION_USERS, tuning_users
 from graphllmrec.train.branches import BranchWatch, Move, Scorer
-from graphllmrec.train.loop import TrainedConfig
+from graphllmrec.train.loop import WatchedConfig
 
 
 def validation_of(model: Model, task: Task, take_over: Callable[[], Any]) -> Callable[[], float] | None:
@@ -29,7 +29,7 @@ def validation_of(model: Model, task: Task, take_over: Callable[[], Any]) -> Cal
 
 
 def watch_of(
-    model: Model, task: Task, config: TrainedConfig, *, control: Control | None = None, move: Move | None = None
+    model: Model, task: Task, config: WatchedConfig, *, control: Control | None = None, move: Move | None = None
 ) -> BranchWatch | None:
     """Whoever follows the branches of `model`, and the whole as "fused"; a model of one piece has that one branch.
 

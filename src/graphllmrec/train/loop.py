@@ -50,10 +50,15 @@ class TrainedConfig(Config):
     warmup: int = Field(0, ge=0, le=1_000_000_000, description="steps in which the step size rises from 0")
     weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW decoupled weight decay")
     patience: int = Field(3, ge=1, le=100_000, description="stop after so many validations without a better one")
+    validate_every: int = Field(1, ge=1, le=100_000, description="epochs between validations")
+
+
+class WatchedConfig(TrainedConfig):
+    """Settings of models whose branches can be followed while they are trained (train/branches.py)."""
+
     watch_users: int = Field(
         0, ge=0, le=10_000_000, description="people by whom a detector of grokking follows each branch; 0: none does"
     )
-    validate_every: int = Field(1, ge=1, le=100_000, description="epochs between validations")
 
 
 @dataclass
