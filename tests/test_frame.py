@@ -173,6 +173,14 @@ def test_the_quickstart_example_runs(films, capsys):
 
 
 @pytest.mark.slow
+def test_the_grokking_example_tells_that_the_matrix_was_found(capsys):
+    runpy.run_path(str(ROOT / "examples" / "grokking.py"), run_name="__main__")
+    told = capsys.readouterr().out
+    assert "memorised since" in told
+    assert "generalising since" in told
+    assert "nothing to wait for" in told
+
+
 def test_the_example_with_own_tables_recommends_the_new_spade_to_gardeners(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GRAPHLLMREC_CACHE", str(tmp_path))
     runpy.run_path(str(ROOT / "examples" / "own_table.py"), run_name="__main__")
