@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from graphllmrec.data.split import Split
 from graphllmrec.errors import Interrupted
 from graphllmrec.fuse.control import Moment
-from graphllmrec.models.base import Queries, Task
+from graphllmrec.models import build
+from graphllmrec.models.base import Queries, SilentJournal, Task
 from graphllmrec.train.branches import BranchWatch
 from graphllmrec.train.checkpoint import Checkpoints
 from graphllmrec.train.loop import Stage, train
-from tiny import ITEMS, SPLIT, TRAIN, WALKS
+from tiny import ITEMS, SPLIT, TASK, TRAIN, WALKS
 from toy_training import CONFIG, EXAMPLES, STEPS, Run, send
 
 # what is measured
@@ -162,6 +164,29 @@ def test_what_was_measured_before_is_remembered() -> None:
         events += resumed.look(second.now * 10, 1000)[1]
     assert [event["kind"] for event in events] == ["generalising"]
     assert resumed.detector.event("late") == whole.detector.event("late")
+
+
+@pytest.mark.parametrize("name", ["lightgcn", "sign", "graphsage", "alpharec", "alphafuse"])
+def test_models_of_one_piece_are_one_branch(name: str) -> None:
+    """Asked for, their curve is in the log; the weights are the same."""
+    notes, saved = _Logged(), []
+    for users in (0, 5):
+        model = build(name, {"epochs": 2, "watch_users": users})
+        model.fit(replace(TASK, journal=notes if users else SilentJournal()))
+        saved.append(save(model.state()))
+    assert saved[0] == saved[1]
+    epochs = [entry for entry in notes.logged if "branches" in entry]
+    assert len(epochs) >= 3
+    assert all(list(entry["branches"]) == [name] for entry in epochs)
+    assert not any("prior" in entry for entry in epochs)
+
+
+class _Logged(SilentJournal):
+    def __init__(self) -> None:
+        self.logged: list[dict[str, Any]] = []
+
+    def log(self, event: str, **values: Any) -> None:
+        self.logged.append({"event": event, **values})
 
 
 # in the loop

@@ -31,17 +31,17 @@ def validation_of(model: Model, task: Task, take_over: Callable[[], Any]) -> Cal
 def watch_of(
     model: Model, task: Task, config: WatchedConfig, *, control: Control | None = None, move: Move | None = None
 ) -> BranchWatch | None:
-    """Whoever follows the branches of `model`, and the whole as "fused"; a model of one piece has that one branch.
+    """Whoever follows the branches of `model` and the whole, as "fused"; a model of one piece is one branch.
 
     None when `config.watch_users` is 0, or nobody has a validation click or two training clicks.
     """
     split = task.split
     if not config.watch_users or not len(split.valid) or not (split.train.histories(split.num_users).lengths > 1).any():
         return None
-    branches: dict[str, Scorer] = {}
+    branches: dict[str, Scorer] = {model.name: model.scores}
     if isinstance(model, BranchModel):
         branches = {name: partial(model.branch_scores, branch=name) for name in model.branches}
-    branches[WHOLE] = model.scores
+        branches[WHOLE] = model.scores
     return BranchWatch(
         split, branches, seed=task.seed, users=config.watch_users, learning_rate=config.learning_rate,
         weight_decay=config.weight_decay, control=control, move=move,
