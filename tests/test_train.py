@@ -267,8 +267,12 @@ def test_checkpoints_are_not_written_more_often_than_needed(tmp_path: Path) -> N
 
 
 def test_without_a_folder_ctrl_c_does_what_it_always_does() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        Run(at_step=send(signal.SIGINT, 3)).train()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Run(at_step=send(signal.SIGINT, 3)).train()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
