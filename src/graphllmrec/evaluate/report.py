@@ -16,7 +16,7 @@ from graphllmrec.errors import EvaluationError
 from graphllmrec.evaluate.compare import Comparison, compare_many
 from graphllmrec.evaluate.console import STRATUM_TITLES, p_text, relative_text
 from graphllmrec.evaluate.evaluation import Evaluation, shared_protocol_line
-from graphllmrec.evaluate.html import document
+from graphllmrec.evaluate.html import document, figure, table
 from graphllmrec.evaluate.metrics import parse_metric
 from graphllmrec.evaluate.plots import (
     BASELINE,
@@ -171,7 +171,7 @@ def _headline(page: _Page) -> str:
             f"over users, Holm-corrected for {many}."
         )
     return (
-        f"<h2>Overall</h2>\n{_table(head, body)}\n<p class='note'>{escape(note)} Protocol: {escape(page.protocol)}.</p>"
+        f"<h2>Overall</h2>\n{table(head, body)}\n<p class='note'>{escape(note)} Protocol: {escape(page.protocol)}.</p>"
     )
 
 
@@ -188,7 +188,7 @@ def _strata_table(page: _Page) -> str:
     head = ["stratum", "users", *page.evaluations]
     note = f"{page.metric} in every stratum; rankings are of all items, strata only select targets or users."
     return (
-        f"<h2>Strata</h2>\n{_table(head, rows)}\n<p class='note'>{escape(note)} Protocol: {escape(page.protocol)}.</p>"
+        f"<h2>Strata</h2>\n{table(head, rows)}\n<p class='note'>{escape(note)} Protocol: {escape(page.protocol)}.</p>"
     )
 
 
@@ -199,7 +199,7 @@ def _strata_figures(page: _Page) -> list[str]:
     }
     titles = {"item_degree": "by training clicks of the item", "user_activity": "by length of the user's history"}
     return [
-        _figure(
+        figure(
             f"{page.metric} {titles[kind]}",
             strata_figure(page.evaluations, kind, page.metric, page.look),
             f"{caption} Bars: 95 % intervals. Second line below: number of users. Protocol: {page.protocol}.",
@@ -213,11 +213,11 @@ def _gate_figures(page: _Page) -> list[str]:
     if not gates:
         return []
     caption = "Line: median item. Band: the middle half of the items. γ = 1: the text decides alone, γ = 0: the clicks."
-    out = [_figure("Gate by training clicks", gate_figure(gates, page.look), f"{caption} Protocol: {page.protocol}.")]
+    out = [figure("Gate by training clicks", gate_figure(gates, page.look), f"{caption} Protocol: {page.protocol}.")]
     for name, gate in gates.items():
         if gate.contexts:
             caption = f"How much the items of each degree belong to each context, {name}. Protocol: {page.protocol}."
-            out.append(_figure("Contexts by training clicks", contexts_figure(gate), caption))
+            out.append(figure("Contexts by training clicks", contexts_figure(gate), caption))
     return out + _gate_courses(page)
 
 
@@ -236,7 +236,7 @@ def _gate_courses(page: _Page) -> list[str]:
             )
             if groups:
                 title = f"Gate over training by {what}, {row.name}"
-                out.append(_figure(title, gate_course_figure(row.curves, groups), f"{caption}."))
+                out.append(figure(title, gate_course_figure(row.curves, groups), f"{caption}."))
     return out
 
 
@@ -250,7 +250,7 @@ def _curve_figures(page: _Page) -> list[str]:
         curves = {row.name: row.curves for row in page.rows if any(key in e and "epoch" in e for e in row.curves)}
         if curves:
             title = f"{key} by epoch" if key == "loss" else f"Validation {key} by epoch"
-            out.append(_figure(title, curves_figure(curves, key, page.look), caption))
+            out.append(figure(title, curves_figure(curves, key, page.look), caption))
     return out
 
 
@@ -267,7 +267,7 @@ def _branch_figures(page: _Page) -> list[str]:
             parts["prior"] = "What the branch gets of the gate, whatever the gate has learned."
         for part, caption in parts.items():
             what = {"valid": "Branches on validation", "train": "Branches on training", "prior": "Gate moved"}[part]
-            out.append(_figure(f"{what}, {row.name}", branches_figure(row.curves, part), caption))
+            out.append(figure(f"{what}, {row.name}", branches_figure(row.curves, part), caption))
     return out
 
 
@@ -279,22 +279,6 @@ def _grokking_text(entries: Sequence[Mapping[str, Any]]) -> str:
 
 def _figures(title: str, figures: Sequence[str]) -> str:
     return f"<h2>{escape(title)}</h2>\n<div class='figures'>{''.join(figures)}</div>" if figures else ""
-
-
-def _figure(title: str, svg: str, caption: str) -> str:
-    return f"<figure><h3>{escape(title)}</h3>\n{svg}<figcaption>{escape(caption)}</figcaption></figure>\n"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table from header texts (escaped here) and cells (HTML); a row of one cell is a heading within the table."""
-    lines = ["<div class='scroll'><table>", "<thead><tr>", *(f"<th>{escape(name)}</th>" for name in head)]
-    lines.append("</tr></thead><tbody>")
-    for row in rows:
-        if len(row) == 1:
-            lines.append(f"<tr class='kind'><td>{row[0]}</td><td colspan='{len(head) - 1}'></td></tr>")
-        else:
-            lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>")
-    return "\n".join([*lines, "</tbody></table></div>"])
 
 
 def _interval(row: ReportEntry, page: _Page, scale: tuple[float, float]) -> str:

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from graphllmrec.evaluate.console import p_text
-from graphllmrec.evaluate.html import document
+from graphllmrec.evaluate.html import document, figure, table
 from graphllmrec.lab.drawing import frame, line, mark, step_labels, svg
 from graphllmrec.lab.fusion import Course, Quiet
 
@@ -19,16 +19,16 @@ _DRAWN = {
 }
 
 
-def fusion_page(table: Sequence[Mapping[str, Any]], others: Mapping[str, Sequence[Quiet]], seed: int,
+def fusion_page(ways: Sequence[Mapping[str, Any]], others: Mapping[str, Sequence[Quiet]], seed: int,
                 drawn: Mapping[str, Course]) -> str:  # fmt: skip
-    """The page. `table`: compare_courses; `others`: per world without an event; `drawn`: the courses of one seed."""
-    seeds = table[0]["seeds"]
+    """The page. `ways`: of compare_courses; `others`: per world without an event; `drawn`: the courses of one seed."""
+    seeds = ways[0]["seeds"]
     body = [
         "<h1>Two branches, one of which generalises late</h1>",
         f"<p class='protocol'>NDCG of test pairs, mean over {seeds} seeds: over the training (area), and in the end. "
         "Static weights and the gate's start are chosen on validation pairs. p: exact paired sign-flip test against "
         "“gate, grokking”.</p>",
-        _table(table),
+        _ways(ways),
     ]
     for world, runs in others.items():
         silent = [each for each in runs if not each.told]
@@ -66,20 +66,17 @@ def _figure(title: str, drawn: Mapping[str, Course], lines: Sequence[str], capti
     event = drawn["gate, grokking"]
     last = event.step[-1]
     marks = [mark(told.detected, last, told.branch) for told in event.events if told.kind == "generalising"]
-    picture = svg(title, [*frame(low), *step_labels(last), *lines, *marks])
-    return f"<figure><h3>{escape(title)}</h3>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+    return figure(title, svg(title, [*frame(low), *step_labels(last), *lines, *marks]), caption)
 
 
-def _table(table: Sequence[Mapping[str, Any]]) -> str:
-    columns = ("", "area", "grokking is ahead", "p", "end", "grokking is ahead", "p")
-    head = "<tr>" + "".join(f"<th>{name}</th>" for name in columns) + "</tr>"
+def _ways(ways: Sequence[Mapping[str, Any]]) -> str:
     rows = []
-    for row in table:
+    for row in ways:
         cells = [escape(row["name"])]
         for what in ("area", "final"):
             found = row[what]
             told = "difference" in found
             difference = f"{found['difference']:+.4f}".replace("-", "−") if told else ""
             cells += [f"{found['mean']:.4f}", difference, escape(p_text(found["p"])) if told else ""]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
+        rows.append(cells)
+    return table(("", "area", "grokking is ahead", "p", "end", "grokking is ahead", "p"), rows)

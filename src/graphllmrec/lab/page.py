@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from graphllmrec.evaluate.html import document
+from graphllmrec.evaluate.html import document, figure, table
 from graphllmrec.lab.drawing import BANDS, picture
 from graphllmrec.lab.protocol import Judged, RuleScores
 
 
-def page_of(runs: Sequence[Judged], table: Mapping[str, RuleScores] | None) -> str:
-    """The page. `runs`: those to draw; `table`: of protocol.compare, where all parts were made."""
+def page_of(runs: Sequence[Judged], rules: Mapping[str, RuleScores] | None) -> str:
+    """The page. `runs`: those to draw; `rules`: of protocol.compare, where all parts were made."""
     body = ["<h1>Grokking lab</h1>"]
     body.append(
         "<p class='protocol'>Training level grey, validation level black: 0 is who knows nothing, 1 is perfect. "
@@ -21,11 +21,11 @@ def page_of(runs: Sequence[Judged], table: Mapping[str, RuleScores] | None) -> s
         f"<span class='key' style='background:{colour}'></span>{state} &nbsp; " for state, colour in BANDS.items()
     )
     body.append(f"<p class='note'>The strip below each picture: {keys}</p>")
-    if table is not None:
+    if rules is not None:
         body.append("<h2>Rules, on runs that were not used to build them</h2>")
-        for part in next(iter(table.values())).parts:
+        for part in next(iter(rules.values())).parts:
             if part != "build":
-                body += [f"<h3>{escape(part).capitalize()}</h3>", _table(table, part)]
+                body += [f"<h3>{escape(part).capitalize()}</h3>", _scores(rules, part)]
         body.append(
             "<p class='note'>Delay: from onset to detection, in distances from memorisation to the event; below 0 it "
             "came before a tenth of the rise was done. Thresholds of all rules but the first two were chosen on other "
@@ -41,13 +41,11 @@ def percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:+.0f} %".replace("-", "−")
 
 
-def _table(table: Mapping[str, RuleScores], part: str) -> str:
-    head = "<tr><th>rule</th><th>threshold</th><th>events hit</th><th>recall</th><th>false alarms</th>"
-    head += "<th>per run</th><th>median delay</th></tr>"
+def _scores(rules: Mapping[str, RuleScores], part: str) -> str:
     rows = []
-    for name, rule in table.items():
+    for name, rule in rules.items():
         threshold, found = rule.threshold, rule.parts[part]
-        cells = [
+        row = [
             escape(name),
             f"{threshold:g}" if threshold else "",
             f"{found.hits} of {found.events}",
@@ -56,13 +54,10 @@ def _table(table: Mapping[str, RuleScores], part: str) -> str:
             "" if found.alarms_per_run is None else f"{found.alarms_per_run:.3f}",
             percent(found.delay),
         ]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
+        rows.append(row)
+    return table(("rule", "threshold", "events hit", "recall", "false alarms", "per run", "median delay"), rows)
 
 
 def _figure(judged: Judged) -> str:
     run = judged.run
-    return (
-        f"<figure><h3>{escape(run.task)}: {escape(run.kind)}</h3>{picture(judged)}"
-        f"<figcaption>{escape(judged.made.name)}. {escape(judged.outcome)}.</figcaption></figure>"
-    )
+    return figure(f"{run.task}: {run.kind}", picture(judged), f"{judged.made.name}. {judged.outcome}.")

@@ -204,14 +204,14 @@ def sparse(
     inputs = torch.randn(examples + 1000, dims, generator=random)
     wanted = inputs @ truth + noise * torch.randn(len(inputs), generator=random)
     u, v = (torch.full((dims,), start).requires_grad_() for _ in range(2))
-    scale = {part: float(wanted[rows].square().mean()) for part, rows in _halves(examples)}
+    scale = {part: float(wanted[rows].square().mean()) for part, rows in _halves(examples).items()}
 
     def error(rows: slice) -> Tensor:
         found: Tensor = (inputs[rows] @ (u.square() - v.square()) - wanted[rows]).square().mean()
         return found
 
     def measure(validation: bool) -> tuple[float, float]:
-        found = float(error(dict(_halves(examples))[validation])) / scale[validation]
+        found = float(error(_halves(examples)[validation])) / scale[validation]
         return found, max(1 - found, 0.0)
 
     problem = Problem(
@@ -222,9 +222,9 @@ def sparse(
     return follow("sparse", seed, about | _told(training), problem, training)
 
 
-def _halves(examples: int) -> list[tuple[bool, slice]]:
-    """Rows of the training and of the validation part."""
-    return [(False, slice(0, examples)), (True, slice(examples, None))]
+def _halves(examples: int) -> dict[bool, slice]:
+    """Rows of the training part (False) and of the validation part (True)."""
+    return {False: slice(0, examples), True: slice(examples, None)}
 
 
 def teacher(

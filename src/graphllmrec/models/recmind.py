@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -185,8 +184,8 @@ class RecMind:
             train(Stage("recmind-align", net, len(examples), warm_up, None, first, inputs=inputs), task)
         check, branches = validation_of(self, task, lambda: self._take_over(net)), self._watch(net, task)
         watch = (lambda: {"gate": gate_summary(self.tables["gate"], graph.item_degree, {})}) if check else None
-        stage = Stage("recmind", net, len(examples), joint, check, config, inputs=inputs, watch=watch)
-        train(replace(stage, branches=branches), task)
+        about = ("recmind", net, len(examples), joint, check, config)
+        train(Stage(*about, inputs=inputs, watch=watch, branches=branches), task)
         if config.lora.epochs:
             self._adapt(net, losses, examples, task)
         self._take_over(net)

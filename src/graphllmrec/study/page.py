@@ -7,7 +7,7 @@ from html import escape
 
 from graphllmrec.evaluate.console import p_text
 from graphllmrec.evaluate.evaluation import protocol_line
-from graphllmrec.evaluate.html import document
+from graphllmrec.evaluate.html import document, figure, table
 from graphllmrec.study.drawing import bars, colours_of, forest, verdict_colour
 from graphllmrec.study.words import (
     Json,
@@ -50,12 +50,12 @@ def _data(outcome: Json, data: str) -> Iterator[str]:
             "Relative difference of the first model to the second, 95 % interval; green or red where p < .05 (Holm). "
             "What is larger than the axis ends at its edge."
         )
-        figures.append(_figure("Who is better", forest(rows, f"differences in {outcome['metric']} on {data}"), caption))
+        figures.append(figure("Who is better", forest(rows, f"differences in {outcome['metric']} on {data}"), caption))
     if plain:
         drawn = bars(plain, outcome["metric"], outcome["baseline"], f"{outcome['metric']} by item degree on {data}")
         key = _legend([entry["label"] for entry in plain], outcome["baseline"])
         caption = f"{outcome['metric']} by training clicks of the target item; lines: 95 % intervals over users."
-        figures.append(_figure("Who is good where", key + drawn, caption))
+        figures.append(figure("Who is good where", key + drawn, caption))
     yield f"<div class='figures'>{''.join(figures)}</div>"
     if done:
         yield _strata(outcome, done)
@@ -79,7 +79,7 @@ def _overall(outcome: Json, data: str, entries: Sequence[Json]) -> str:
         row.append(f"{entry['valid'][metrics[0]]:.4f}")
         row += [_versus(compared(outcome, data, entry["label"], baseline, metrics[0]))] if baseline else []
         rows.append([*row, f"{entry['fit_seconds']:,.1f}"])
-    return _table([*head, "fit, s"], rows)
+    return table([*head, "fit, s"], rows)
 
 
 def _strata(outcome: Json, entries: Sequence[Json]) -> str:
@@ -89,8 +89,7 @@ def _strata(outcome: Json, entries: Sequence[Json]) -> str:
     rows = [["users", *(f"{entries[0]['strata']['item_degree'][name]['users']:,}" for name in names)]]
     for label, line in lines.items():
         rows.append([escape(label), *(_number(line[name][metric]["mean"], best[name]) for name in names)])
-    table = _table([f"{metric} by item clicks", *names], rows)
-    return f"<h3>Strata</h3>\n{table}"
+    return f"<h3>Strata</h3>\n{table([f'{metric} by item clicks', *names], rows)}"
 
 
 def _comparisons(outcome: Json, data: str) -> Iterator[str]:
@@ -105,7 +104,7 @@ def _comparisons(outcome: Json, data: str) -> Iterator[str]:
             rows.append([escape(f"{row['a']} vs {row['b']}"), "", "<span class='bad'>missing</span>", "", ""])
     if rows:
         yield "<h3>Comparisons</h3>"
-        yield _table(["", "metric", "difference", "relative", "95 % interval"], rows)
+        yield table(["", "metric", "difference", "relative", "95 % interval"], rows)
     parts = [(row, row["strata"]["item_degree"]) for row in found if row["strata"]]
     if parts:
         names = list(dict.fromkeys(name for _, strata in parts for name in strata))
@@ -113,7 +112,7 @@ def _comparisons(outcome: Json, data: str) -> Iterator[str]:
             [escape(f"{row['a']} vs {row['b']}"), *(_versus(strata.get(name)) for name in names)]
             for row, strata in parts
         ]
-        yield _table([f"{outcome['metric']} by item clicks", *names], body)
+        yield table([f"{outcome['metric']} by item clicks", *names], body)
 
 
 def _settings(outcome: Json) -> Iterator[str]:
@@ -129,7 +128,7 @@ def _settings(outcome: Json) -> Iterator[str]:
     ]
     if rows:
         yield "<h2>Settings</h2>"
-        yield _table(["", "chosen on validation", "trials", "search, s"], rows)
+        yield table(["", "chosen on validation", "trials", "search, s"], rows)
 
 
 def _failures(outcome: Json) -> Iterator[str]:
@@ -139,10 +138,6 @@ def _failures(outcome: Json) -> Iterator[str]:
         yield f"<h2>Failed</h2>\n<ul>{items}</ul>\n<p class='note'>The same command tries them again.</p>"
 
 
-def _figure(title: str, drawing: str, caption: str) -> str:
-    return f"<figure><h3>{escape(title)}</h3>\n{drawing}<figcaption>{escape(caption)}</figcaption></figure>\n"
-
-
 def _legend(labels: Sequence[str], baseline: str | None) -> str:
     keys = [
         f"<span style='white-space:nowrap;margin-right:14px'><span class='key' style='background:{colour}'></span>"
@@ -150,14 +145,6 @@ def _legend(labels: Sequence[str], baseline: str | None) -> str:
         for label, colour in colours_of(labels, baseline).items()
     ]
     return f"<p class='note'>{' '.join(keys)}</p>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table from header texts (escaped here) and cells (HTML)."""
-    lines = ["<div class='scroll'><table>", "<thead><tr>", *(f"<th>{escape(name)}</th>" for name in head)]
-    lines.append("</tr></thead><tbody>")
-    lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
-    return "\n".join([*lines, "</tbody></table></div>"])
 
 
 def _versus(row: Json | None) -> str:

@@ -45,7 +45,10 @@ class BranchWatch:
         control: Control | None = None,
         move: Move | None = None,
     ) -> None:
-        """`users`: size of the sample at most. `control` decides on priors, `move` hands them to the gate."""
+        """`users`: size of the sample at most. `control` decides on priors, `move` hands them to the gate.
+
+        `split` must have somebody with a validation click, and somebody with two training clicks.
+        """
         self.branches, self.learning_rate, self.weight_decay = branches, learning_rate, weight_decay
         self.control, self.move = control, move
         size = max(_CHUNK // max(split.num_items, 1), 16)
@@ -107,8 +110,6 @@ class _Asked:
     @torch.no_grad()
     def of(self, score: Scorer) -> dict[str, float]:
         """Mean cross-entropy of the wanted items among all that are not in the history, and NDCG@20."""
-        if not len(self.wanted):
-            return {"loss": float("inf"), "ndcg@20": 0.0}  # nobody: knows nothing
         loss = gain = 0.0
         for start in range(0, len(self.wanted), self.size):
             rows = np.arange(start, min(start + self.size, len(self.wanted)), dtype=np.int64)

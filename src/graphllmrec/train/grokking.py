@@ -84,7 +84,7 @@ class _Branch:
     then: dict[str, float] = field(default_factory=dict)  # progress measures at that step
     floor: float = 0.0  # mean validation level on the plateau
     seen: int = 0  # updates the floor is the mean of
-    jumps: float = 0.0  # mean square of its changes from update to update, while nothing rises
+    jumps: float = 0.0  # mean square of the validation level's changes between updates, while nothing rises
     looks: int = 0  # updates that this is the mean of
     onset: int = 0  # last step at which the level was near the floor
     event: Event | None = None  # the one that lasts
@@ -237,6 +237,7 @@ def _in_memorised(known: _Branch, valid: float) -> None:
 
 
 def _learn_noise(known: _Branch) -> None:
+    """Take the newest change of the level into the mean."""
     if len(known.valid) > 1:
         known.looks += 1
         known.jumps += ((known.valid[-1] - known.valid[-2]) ** 2 - known.jumps) / known.looks
