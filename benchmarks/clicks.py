@@ -28,9 +28,9 @@ import torch
 
 from graphllmrec.data.read import load_data
 from graphllmrec.data.split import make_split
-from graphllmrec.evaluate import evaluate_model
-from graphllmrec.models import build
-from graphllmrec.models.base import Task
+from graphllmrec.evaluation.evaluation import evaluate_model
+from graphllmrec.models.registry import build
+from graphllmrec.protocol import Task
 from graphllmrec.recipe import load_recipe
 
 

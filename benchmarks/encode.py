@@ -31,8 +31,9 @@ import polars as pl
 import torch
 
 from graphllmrec.text.clean import item_texts
-from graphllmrec.text.encoder import Encoder, TextConfig, encode_texts
-from graphllmrec.text.source import find_source
+from graphllmrec.text.config import TextConfig
+from graphllmrec.text.encoder import Encoder, encode_texts
+from graphllmrec.text.loading import find_source
 
 Contender = Callable[[list[str]], np.ndarray]
 

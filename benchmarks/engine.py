@@ -3,7 +3,7 @@
     python benchmarks/engine.py --data DIR            # DIR holds gowalla/train.parquet and gowalla/test.parquet
     python benchmarks/engine.py --data DIR --set yelp2018 --epoch     # a whole epoch of ours as well
 
-Ours is the real training loop: drawing the batch and its negatives, loss, gradient, optimiser, journal. The others are
+Ours is the real training loop: drawing the batch and its negatives, loss, gradient, optimiser, logger. The others are
 written here or come from their packages, and take the same examples, negatives, loss and optimiser (fused AdamW):
 
 - coo:  the layers with `torch.sparse.mm` on a coalesced COO matrix, summed up as they are made; autograd
@@ -40,10 +40,10 @@ from torch.nn import functional as F
 
 from graphllmrec.data.read import load_data
 from graphllmrec.data.split import Split, make_split
-from graphllmrec.evaluate import evaluate_model
+from graphllmrec.evaluation.evaluation import evaluate_model
 from graphllmrec.graph.bipartite import Bipartite
-from graphllmrec.models import build
-from graphllmrec.models.base import SilentJournal, Task
+from graphllmrec.models.registry import build
+from graphllmrec.protocol import SilentLogger, Task
 from graphllmrec.recipe import load_recipe
 from graphllmrec.train.batches import UnclickedItems, epoch_order
 
@@ -63,10 +63,10 @@ def elapsed(since: tuple[float, float]) -> tuple[float, float]:
 
 
 class EnoughError(Exception):
-    """Ends a training from within its journal."""
+    """Ends a training from within its logger."""
 
 
-class Stopwatch(SilentJournal):
+class Stopwatch(SilentLogger):
     """Times every batch of a training, which ends after `limit` of them; in between, the others have their turn."""
 
     def __init__(self, limit: int, between: Callable[[int], None]) -> None:
@@ -173,7 +173,7 @@ def train(split: Split, batches: int, others: Iterable[Rival] = ()) -> NDArray[n
 
     watch = Stopwatch(batches, between)
     with suppress(EnoughError):
-        build("lightgcn", SETTINGS | {"epochs": 1}).fit(Task(split, seed=SEED, journal=watch))
+        build("lightgcn", SETTINGS | {"epochs": 1}).fit(Task(split, seed=SEED, logger=watch))
     return np.array(watch.seconds)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from graphllmrec import Recommender
-from graphllmrec.train.branches import BranchWatch
-from graphllmrec.train.grokking import GrokkingDetector
+from graphllmrec.grokking.detector import GrokkingDetector
+from graphllmrec.train.monitor import BranchMonitor
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
     spent: Counter[str] = Counter()
-    _clock(BranchWatch, "look", spent)
+    _clock(BranchMonitor, "look", spent)
     _clock(GrokkingDetector, "update", spent)
     recommender = Recommender.from_recipe("recmind", model={"epochs": args.epochs, "patience": args.epochs})
     began = time.process_time()

@@ -34,7 +34,7 @@ from graphllmrec.errors import GraphLLMRecError
 from graphllmrec.recipe import load_recipe
 from graphllmrec.recommender import Recommender
 from graphllmrec.rng import rng
-from graphllmrec.run import state_of
+from graphllmrec.run_folder import state_of
 from graphllmrec.train.checkpoint import Checkpoints
 
 DEMO = Path(graphllmrec.data.__file__).parent / "demo"

@@ -23,8 +23,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 import numpy as np
 import torch
 
-from graphllmrec.evaluate import Evaluation
-from graphllmrec.models.base import BranchModel
+from graphllmrec.evaluation.evaluation import Evaluation
+from graphllmrec.protocol import BranchModel
 from graphllmrec.recommender import Recommender
 
 METRICS = ("hr@20", "recall@20", "ndcg@20")

@@ -23,8 +23,8 @@ import torch
 
 from graphllmrec.data.read import load_data
 from graphllmrec.data.split import Split, make_split
-from graphllmrec.evaluate import evaluate_model
-from graphllmrec.models.base import Queries
+from graphllmrec.evaluation.evaluation import evaluate_model
+from graphllmrec.protocol import Queries
 
 DIM, K, SEED = 64, 20, 0
 

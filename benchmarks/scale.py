@@ -38,9 +38,9 @@ import torch
 
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Interactions
-from graphllmrec.graph.sample import Neighbourhoods, draws, sample_tree
-from graphllmrec.models import build
-from graphllmrec.models.base import SilentJournal, Task, TextVectors
+from graphllmrec.graph.neighbours import Neighbourhoods, draws, sample_tree
+from graphllmrec.models.registry import build
+from graphllmrec.protocol import SilentLogger, Task, TextVectors
 from graphllmrec.recipe import load_recipe
 from graphllmrec.rng import rng
 
@@ -54,10 +54,10 @@ LIGHTGCN = load_recipe("lightgcn-paper").model.config.model_dump() | {"epochs": 
 
 
 class EnoughError(Exception):
-    """Ends a training from within its journal."""
+    """Ends a training from within its logger."""
 
 
-class Stopwatch(SilentJournal):
+class Stopwatch(SilentLogger):
     """Times the steps of a training, by the clock and in CPU seconds, and ends it after `limit` of them."""
 
     def __init__(self, limit: int) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from graphllmrec.models import MODELS, model_class
-from graphllmrec.recipe import DataSection, EvaluateSection, Recipe
-from graphllmrec.text.encoder import TextConfig
+from graphllmrec.models.registry import MODELS, model_class
+from graphllmrec.recipe import DataConfig, EvaluateConfig, Recipe
+from graphllmrec.text.config import TextConfig
 
 PAGE = Path(__file__).parent / "recipes.md"
 BEGIN, END = "<!-- settings: begin (written by docs/settings.py) -->", "<!-- settings: end -->"
@@ -26,7 +26,7 @@ BEGIN, END = "<!-- settings: begin (written by docs/settings.py) -->", "<!-- set
 def tables() -> str:
     """All tables as Markdown."""
     lines = ["### Top level", "", *_table(Recipe)]
-    for name, section in (("data", DataSection), ("text", TextConfig), ("evaluate", EvaluateSection)):
+    for name, section in (("data", DataConfig), ("text", TextConfig), ("evaluate", EvaluateConfig)):
         lines += ["", f"### [{name}]", "", *_table(section)]
     for name in MODELS:
         kind = model_class(name).config_class

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from graphllmrec.train.grokking import GrokkingDetector, Scale
+from graphllmrec.grokking.detector import GrokkingDetector, Scale
 
 SIZE, RANK, STEPS, RATE, DECAY = 40, 2, 3000, 0.02, 0.1
 

@@ -7,7 +7,7 @@ import torch
 
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Interactions
-from graphllmrec.models.base import Queries
+from graphllmrec.protocol import Queries
 
 
 def table(*lists: list[int]) -> Interactions:

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from graphllmrec.models.base import TextVectors
+from graphllmrec.protocol import TextVectors
 
 WORDS = ("gears pump valve", "poems novel sonnet", "tulip spade compost", "drum guitar amp")
 PER_BLOCK = 12

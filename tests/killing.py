@@ -23,14 +23,17 @@ from typing import Any
 
 import graphllmrec.recommender
 from front_door_world import encode_first_word
-from graphllmrec import Recommender, files, journal, recommender, run
+from graphllmrec import Recommender, recommender
+from graphllmrec import io as files
+from graphllmrec import progress as logger
+from graphllmrec import run_folder as run
 from graphllmrec.rng import rng
 from graphllmrec.train import checkpoint
 from toy_training import Run
 
 WRITER = (Path(files.__file__), Path(checkpoint.__file__))
 PACKAGE = str(Path(graphllmrec.recommender.__file__).parent)
-KEEPING = [module.__file__ for module in (files, journal, recommender, run, checkpoint)]
+KEEPING = [module.__file__ for module in (files, logger, recommender, run, checkpoint)]
 SETTINGS: dict[str, Any] = {
     "lightgcn-fast": {"epochs": 3, "batch_size": 64, "dim": 8},
     "hybrid": {

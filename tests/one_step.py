@@ -13,21 +13,21 @@ import torch
 
 from dense import Dense, slope
 from graphllmrec.data.tables import Ints
-from graphllmrec.models import build
-from graphllmrec.models.base import Task
+from graphllmrec.models.registry import build
+from graphllmrec.protocol import Task
 from graphllmrec.rng import rng
-from graphllmrec.train.loop import Stage
+from graphllmrec.train.loop import TrainingStage
 
 Weights = dict[str, Dense]
 
 
 def staged(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType, task: Task, name: str, seed: int, **settings: Any
-) -> tuple[Any, Stage, Weights]:
+) -> tuple[Any, TrainingStage, Weights]:
     """The model `name` of `module` served from random weights, its training stage, and those weights in float64."""
-    kept: list[Stage] = []
+    kept: list[TrainingStage] = []
 
-    def instead_of_training(stage: Stage, _: Task) -> float:
+    def instead_of_training(stage: TrainingStage, _: Task) -> float:
         random = rng(seed, "weights")
         for tensor in stage.module.parameters():
             tensor.data = torch.from_numpy(random.normal(0, 0.6, tuple(tensor.shape)).astype(np.float32))
@@ -42,7 +42,7 @@ def staged(
 
 
 def assert_step(
-    stage: Stage, weights: Weights, expected: Callable[[], float], epoch: int, step: int, rows: Ints
+    stage: TrainingStage, weights: Weights, expected: Callable[[], float], epoch: int, step: int, rows: Ints
 ) -> None:
     """Loss and all gradients of the batch `rows`, against `expected` (which reads `weights`) and its slopes."""
     loss = stage.loss(epoch, step, rows)

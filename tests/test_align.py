@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 
 from dense import Dense, slope
-from graphllmrec.fuse.align import Queue, alignment_loss
+from graphllmrec.nn.align import Queue, alignment_loss
 
 DIM, TEMPERATURE = 4, 0.3
 RANDOM = np.random.default_rng(3)

@@ -13,30 +13,32 @@ import torch
 from dense import Dense, cross_entropy, faded_mean, slope
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import TextError
-from graphllmrec.evaluate import evaluate_model
-from graphllmrec.models import alphafuse, build
-from graphllmrec.models.base import Queries, Task, TextVectors, unit
+from graphllmrec.evaluation.evaluation import evaluate_model
+from graphllmrec.models.graph import alphafuse
+from graphllmrec.models.registry import build
+from graphllmrec.nn.vectors import unit
+from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.rng import rng, torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import uniform_items
-from graphllmrec.train.loop import Stage
+from graphllmrec.train.loop import TrainingStage
 from tiny import CLICKS, DECAY, ITEMS, QUERIES, QUERY, SPLIT, TASK, TEXT, TRAIN, Notes
 from world import block_world
 
 DIMS, IDS, SEED = 4, 3, 5
 WIDTH = DIMS + IDS
 ROWS = np.array([3, 0, 11, 7])  # users of one batch
-SMALL = {"dims": DIMS, "id_dims": IDS, "decay": DECAY, "temperature": 0.8, "dropout": 0.0, "cold_share": 0.0}
+SMALL = {"dims": DIMS, "id_dims": IDS, "decay": DECAY, "temperature": 0.8, "dropout": 0.0, "cold_dropout": 0.0}
 WORDS = unit(Whitening.fit(TEXT, DIMS).apply(TEXT)).double().numpy()
 DEGREE = CLICKS.sum(0)
 Weights = dict[str, Dense]
 
 
-def staged(monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any) -> tuple[Any, Stage, Weights]:
+def staged(monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any) -> tuple[Any, TrainingStage, Weights]:
     """A model served from random weights, its training stage, and those weights in float64."""
-    kept: list[Stage] = []
+    kept: list[TrainingStage] = []
 
-    def instead_of_training(stage: Stage, _: Task) -> float:
+    def instead_of_training(stage: TrainingStage, _: Task) -> float:
         random = rng(SEED, "weights")
         for tensor in stage.module.parameters():
             tensor.data = torch.from_numpy(random.normal(0, 0.4, tuple(tensor.shape)).astype(np.float32))
@@ -110,7 +112,7 @@ def asked(history: list[int], items: Dense, weights: Weights, settings: dict[str
 SETTINGS = [
     {"encoder": "mean", "negatives": 0},
     {"num_layers": 2, "negatives": 0},
-    {"num_heads": 3, "negatives": 5, "cold_share": 0.4},
+    {"num_heads": 3, "negatives": 5, "cold_dropout": 0.4},
     {"negatives": 0, "max_history": 2},
 ]
 
@@ -119,7 +121,7 @@ SETTINGS = [
 def test_a_step(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
     _, stage, weights = staged(monkeypatch, **settings)
     draw = torch.rand(ITEMS, generator=torch_rng(SEED, "alphafuse/cold", 2, 1))
-    warm = (DEGREE > 0) & (draw >= settings.get("cold_share", 0.0)).numpy()
+    warm = (DEGREE > 0) & (draw >= settings.get("cold_dropout", 0.0)).numpy()
     drawn = uniform_items(5, ITEMS, SEED, "alphafuse", 2, 1)
     active = [items for items in TRAIN if len(items) > 1]
     limit = settings.get("max_history", 50)
@@ -209,7 +211,7 @@ def test_old_clicks_are_not_looked_at() -> None:
 def test_training_is_logged_and_stops() -> None:
     notes = Notes()
     model = build("alphafuse", SMALL | {"epochs": 2, "min_steps": 0})
-    model.fit(replace(TASK, journal=notes))
+    model.fit(replace(TASK, logger=notes))
     assert notes.events["epoch"]["epoch"] == 2
 
 

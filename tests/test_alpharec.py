@@ -13,12 +13,14 @@ import torch
 from dense import Dense, clicks_of, cross_entropy, faded_mean, layer_means, layers, normalised, slope
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import TextError
-from graphllmrec.models import alpharec, build
-from graphllmrec.models.base import Queries, Task, TextVectors, unit
+from graphllmrec.models.graph import alpharec
+from graphllmrec.models.registry import build
+from graphllmrec.nn.vectors import unit
+from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.rng import rng, torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import NextClicks, uniform_items
-from graphllmrec.train.loop import Stage
+from graphllmrec.train.loop import TrainingStage
 from tiny import DECAY, ITEMS, QUERIES, QUERY, SPLIT, TASK, TEXT, TRAIN, USERS
 from world import block_world
 
@@ -30,11 +32,11 @@ CLICKS = clicks_of(SPLIT.train, USERS, ITEMS)
 Weights = dict[str, Dense]
 
 
-def staged(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[Any, Stage, Weights]:
+def staged(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[Any, TrainingStage, Weights]:
     """A model served from random weights, its training stage, and those weights in float64."""
-    kept: list[Stage] = []
+    kept: list[TrainingStage] = []
 
-    def instead_of_training(stage: Stage, _: Task) -> float:
+    def instead_of_training(stage: TrainingStage, _: Task) -> float:
         random = rng(SEED, "weights")
         for tensor in stage.module.parameters():
             tensor.data = torch.from_numpy(random.normal(0, 0.6, tuple(tensor.shape)).astype(np.float32))
@@ -72,11 +74,11 @@ def unit_of(vector: Dense) -> Dense:
 
 
 @pytest.mark.parametrize("query", ["user", "history"])
-@pytest.mark.parametrize("cold_share", [0.0, 0.4])
-def test_a_step(monkeypatch: pytest.MonkeyPatch, query: str, cold_share: float) -> None:
-    _, stage, weights = staged(monkeypatch, query=query, cold_share=cold_share)
+@pytest.mark.parametrize("cold_dropout", [0.0, 0.4])
+def test_a_step(monkeypatch: pytest.MonkeyPatch, query: str, cold_dropout: float) -> None:
+    _, stage, weights = staged(monkeypatch, query=query, cold_dropout=cold_dropout)
     draw = torch.rand(ITEMS, generator=torch_rng(SEED, "alpharec/cold", 2, 1))
-    cold = (draw < cold_share).numpy()
+    cold = (draw < cold_dropout).numpy()
     drawn = uniform_items(5, ITEMS, SEED, "alpharec", 2, 1)
     examples = NextClicks(SPLIT.train.histories(USERS), ordered=True, max_history=50)
 

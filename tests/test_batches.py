@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphllmrec.data.tables import Histories
-from graphllmrec.train.batches import Averages, NextClicks, Places, UnclickedItems, epoch_order, uniform_items
+from graphllmrec.nn.histories import Averages
+from graphllmrec.train.batches import NextClicks, Places, UnclickedItems, epoch_order, uniform_items
 
 KNOWN = Histories.from_lists([[4, 1, 3, 0], [], [2], [0, 4], [1, 1, 2]])
 ITEMS = 6

@@ -15,12 +15,12 @@ from safetensors.torch import save
 
 from graphllmrec.data.split import Split
 from graphllmrec.errors import Interrupted
-from graphllmrec.fuse.control import Moment
-from graphllmrec.models import build
-from graphllmrec.models.base import Queries, SilentJournal, Task
-from graphllmrec.train.branches import BranchWatch
+from graphllmrec.grokking.gate_schedule import Moment
+from graphllmrec.models.registry import build
+from graphllmrec.protocol import Queries, SilentLogger, Task
 from graphllmrec.train.checkpoint import Checkpoints
-from graphllmrec.train.loop import Stage, train
+from graphllmrec.train.loop import TrainingStage, train
+from graphllmrec.train.monitor import BranchMonitor
 from tiny import ITEMS, SPLIT, TASK, TRAIN, WALKS
 from toy_training import CONFIG, EXAMPLES, STEPS, Run, send
 
@@ -47,10 +47,10 @@ def expected(histories: list[np.ndarray], wanted: list[int]) -> tuple[float, flo
     return float(np.mean(losses)), float(np.mean(gains))
 
 
-def watch(split: Split = SPLIT, **settings: Any) -> BranchWatch:
+def watch(split: Split = SPLIT, **settings: Any) -> BranchMonitor:
     branches = settings.pop("branches", {"walk": walked})
     values = {"seed": 0, "users": 100, "learning_rate": 0.01, "weight_decay": 0.1} | settings
-    return BranchWatch(split, branches, **values)
+    return BranchMonitor(split, branches, **values)
 
 
 def test_branches_are_asked_for_a_click_they_have_learned_and_for_one_they_have_not() -> None:
@@ -103,7 +103,7 @@ class Story:
         return scores
 
 
-def shown(watch_: BranchWatch, story: Story, updates: int) -> list[dict[str, Any]]:
+def shown(watch_: BranchMonitor, story: Story, updates: int) -> list[dict[str, Any]]:
     events = []
     for story.now in range(updates):
         events += watch_.look(story.now * 10, 1000)[1]
@@ -171,8 +171,8 @@ def test_models_of_one_piece_are_one_branch(name: str) -> None:
     """Asked for, their curve is in the log; the weights are the same."""
     notes, saved = _Logged(), []
     for users in (0, 5):
-        model = build(name, {"epochs": 2, "watch_users": users})
-        model.fit(replace(TASK, journal=notes if users else SilentJournal()))
+        model = build(name, {"epochs": 2, "monitor_users": users})
+        model.fit(replace(TASK, logger=notes if users else SilentLogger()))
         saved.append(save(model.state()))
     assert saved[0] == saved[1]
     epochs = [entry for entry in notes.logged if "branches" in entry]
@@ -181,7 +181,7 @@ def test_models_of_one_piece_are_one_branch(name: str) -> None:
     assert not any("prior" in entry for entry in epochs)
 
 
-class _Logged(SilentJournal):
+class _Logged(SilentLogger):
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []
 
@@ -214,7 +214,9 @@ class Script:
 
 def followed(run: Run, folder: Path | None = None, until: int = 0) -> Script:
     script = Script(run, until)
-    stage = Stage("toy", run.module, EXAMPLES, run.loss, run.validate, run.config, metric="fit", branches=script)
+    stage = TrainingStage(
+        "toy", run.module, EXAMPLES, run.loss, run.validate, run.config, metric="fit", branches=script
+    )
     checkpoints = Checkpoints(folder, every=0) if folder is not None else None
     train(stage, Task(SPLIT, None, run.seed, run.notes, checkpoints))
     return script

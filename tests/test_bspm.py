@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from graphllmrec.evaluate import validation_metric
-from graphllmrec.models import bspm
-from graphllmrec.models.base import Queries, Task
+from graphllmrec.evaluation.evaluation import validation_metric
+from graphllmrec.models.baselines import bspm
+from graphllmrec.protocol import Queries, Task
 from tiny import CLICKS, DECAY, ITEMS, QUERY, SPLIT, TASK, Notes, assert_scores, fitted
 from world import block_world
 
@@ -95,7 +95,7 @@ def test_held_out_clicks_are_a_random_tenth_of_everybodys() -> None:
 
 def test_tuning_takes_the_best_of_those_tried() -> None:
     notes = Notes()
-    task = Task(SPLIT, journal=notes)
+    task = Task(SPLIT, logger=notes)
     model = fitted("bspm", task, sharpen_time="tune", popularity="tune", rank=3, decay=1.0)
     best = notes.events["bspm-tuned"]
     assert (model.sharpen_time, model.popularity) == (best["sharpen_time"], best["popularity"])
@@ -107,7 +107,7 @@ def test_tuning_takes_the_best_of_those_tried() -> None:
 def test_without_a_validation_part_tuning_holds_clicks_out_and_fits_on_all() -> None:
     unvalidated = replace(SPLIT, valid=SPLIT.valid.where(np.zeros(len(SPLIT.valid), bool)), ordered=False)
     notes = Notes()
-    model = fitted("bspm", Task(unvalidated, journal=notes), popularity="tune", rank=3)
+    model = fitted("bspm", Task(unvalidated, logger=notes), popularity="tune", rank=3)
     assert "bspm-tuned" in notes.events
     assert model.clicks.nnz == len(SPLIT.train)
 

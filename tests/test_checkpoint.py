@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from graphllmrec.errors import CheckpointError, Interrupted
-from graphllmrec.files import atomic_folder, discard, remove_leftovers, write_text
+from graphllmrec.io import atomic_folder, discard, remove_leftovers, write_text
 from graphllmrec.train import checkpoint
 from graphllmrec.train.checkpoint import Checkpoints, Progress
 from toy_training import CONFIG, Run, send

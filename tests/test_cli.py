@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from front_door_world import encode_first_word, write_world
 from graphllmrec.cli import app
+from graphllmrec.cli.demo_job import run_demo
 from graphllmrec.data.read import load_data
-from graphllmrec.demo import run_demo
 from graphllmrec.errors import Interrupted
-from graphllmrec.models.ease import EASE
+from graphllmrec.models.baselines.ease import EASE
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from safetensors.torch import load, save
 
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import GraphLLMRecError
-from graphllmrec.models import MODELS, build, model_class
-from graphllmrec.models.base import BranchModel, Model, Queries, VectorModel
+from graphllmrec.models.registry import MODELS, build, model_class
+from graphllmrec.protocol import BranchModel, Model, Queries, VectorModel
 from world import World, block_world
 
 WORLD = block_world()
@@ -128,7 +128,7 @@ def test_no_queries_no_rows(name: str) -> None:
 
 def test_cold_items_are_placed_by_their_text(name: str) -> None:
     model = fitted(name)
-    if not model.ranks_cold_items:
+    if not model.abilities.ranks_cold_items:
         pytest.skip("cannot place items without clicks")
     best = model.scores(EVERYBODY)[:, WORLD.cold].argmax(1).numpy()  # among cold items only
     assert (WORLD.item_block[WORLD.cold[best]] == WORLD.user_block).mean() > 0.95
@@ -142,7 +142,7 @@ def test_a_new_item_is_an_ordinary_item(name: str) -> None:
     assert scores.shape == (len(before), before.shape[1] + 1)
     assert torch.isfinite(scores).all()
     new, own = scores[:, -1], torch.from_numpy(WORLD.user_block == 2)
-    if model.ranks_cold_items:  # liked by its block, more than the cold items of other blocks
+    if model.abilities.ranks_cold_items:  # liked by its block, more than the cold items of other blocks
         others = torch.from_numpy(WORLD.cold[WORLD.item_block[WORLD.cold] != 2])
         assert (new[own] > scores[own][:, others].max(1).values).float().mean() > 0.95
     else:  # no better than a catalogue item that nobody has clicked
@@ -180,7 +180,7 @@ def test_branches_can_be_scored_alone(name: str) -> None:
 
 def test_text_is_asked_for_by_name(name: str) -> None:
     model = unfitted(name)
-    if not model.needs_text:
+    if not model.abilities.needs_text:
         pytest.skip("does without text")
     with pytest.raises(GraphLLMRecError, match=f"{name}.*text"):
         model.fit(WORLD.task(with_text=False))

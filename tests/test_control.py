@@ -7,8 +7,17 @@ import math
 import pytest
 import torch
 
-from graphllmrec.fuse.control import LATE_PHASE, MOST, WHOLE, Measured, Moment, control_of, handed_over, moved_by
-from graphllmrec.train.grokking import GrokkingDetector, Scale
+from graphllmrec.grokking.detector import GrokkingDetector, Scale
+from graphllmrec.grokking.gate_schedule import (
+    LATE_PHASE,
+    MOST,
+    WHOLE,
+    Measured,
+    Moment,
+    build_gate_schedule,
+    handed_over,
+    moved_by,
+)
 
 STEPS, EVERY = 4000, 10
 SCALES = {"loss": Scale(4.0), "ndcg": Scale()}
@@ -28,7 +37,7 @@ def course(step: int) -> dict[str, Measured]:
 
 def shown(name: str, strength: float = 2.0, half_life: float = 4.0, collapse: int = STEPS + 1):
     """Priors at every step, and the detector in the end."""
-    detector, control, priors = GrokkingDetector(SCALES), control_of(name, strength, half_life), {}
+    detector, control, priors = GrokkingDetector(SCALES), build_gate_schedule(name, strength, half_life), {}
     for step in range(0, STEPS + 1, EVERY):
         branches = course(step if step < collapse else 0)
         branches = branches if step < collapse else {n: Measured(level(1.0), level(0.0)) for n in branches}
@@ -80,7 +89,7 @@ def test_the_ratio_is_gradient_blending() -> None:
 
 
 def test_the_late_phase_counts_what_is_gained_in_it() -> None:
-    detector, control = GrokkingDetector(SCALES), control_of("late", 2.0, 4.0)
+    detector, control = GrokkingDetector(SCALES), build_gate_schedule("late", 2.0, 4.0)
     start = math.ceil(LATE_PHASE * STEPS / EVERY) * EVERY
     for step in range(0, STEPS + 1, EVERY):
         valid = 0.2 if step <= start else 0.5

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from graphllmrec.data import Dataset, check_leakage, load_data, make_split
-from graphllmrec.data.filter import k_core
+from graphllmrec.data.filters import k_core
 from graphllmrec.data.tables import Interactions
 from graphllmrec.errors import DataError
 

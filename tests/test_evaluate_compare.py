@@ -11,8 +11,8 @@ import pytest
 
 from evaluation_toys import Oracle, random_split
 from graphllmrec.errors import EvaluationError
-from graphllmrec.evaluate import compare, compare_many, evaluate_model
-from graphllmrec.evaluate.compare import bootstrap_means, flipped_means, holm
+from graphllmrec.evaluation.compare import bootstrap_means, compare, compare_many, flipped_means, holm
+from graphllmrec.evaluation.evaluation import evaluate_model
 
 SPLIT = random_split(num_users=150)
 GOOD, BAD = (

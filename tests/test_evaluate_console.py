@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from evaluation_toys import Oracle, random_split
-from graphllmrec.evaluate import compare, compare_many, evaluate_model
-from graphllmrec.evaluate.console import comparison_table, evaluation_table, models_table, p_text
+from graphllmrec.evaluation.compare import compare, compare_many
+from graphllmrec.evaluation.evaluation import evaluate_model
+from graphllmrec.report.console import comparison_table, evaluation_table, models_table, p_text
 
 SPLIT = random_split(num_users=150)
 MODELS = {

@@ -9,7 +9,7 @@ import pytest
 
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import EvaluationError
-from graphllmrec.evaluate.metrics import (
+from graphllmrec.evaluation.metrics import (
     METRICS,
     catalogue_metrics,
     gini,
@@ -18,7 +18,7 @@ from graphllmrec.evaluate.metrics import (
     parse_metric,
     user_metrics,
 )
-from graphllmrec.evaluate.rank import rank_targets
+from graphllmrec.evaluation.rank import rank_targets
 
 LISTS = np.array([[3, 1, 4, 0, 5], [2, 7, 1, 8, 6], [0, 1, 2, 3, 4], [6, 2, -1, -1, -1], [9, 8, 7, 6, 5]])
 TARGETS = [[1], [8, 9, 2], [7], [2], [5, 6, 7, 8, 9, 0, 1]]  # one, several, missed, in a short list, more than places

@@ -13,8 +13,8 @@ import torch
 from evaluation_toys import Oracle, random_split, table
 from graphllmrec.data.split import Split
 from graphllmrec.errors import EvaluationError
-from graphllmrec.evaluate import Evaluation, evaluate_model, protocol_line, validation_metric
-from graphllmrec.evaluate.strata import activity_strata, degree_strata, popularity_strata
+from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model, protocol_line, validation_metric
+from graphllmrec.evaluation.strata import activity_strata, degree_strata, popularity_strata
 
 SPLIT = random_split()
 MANY = random_split(num_targets=4, kind="user-ratio")

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import EvaluationError
-from graphllmrec.evaluate import best, rank_targets, top_k
-from graphllmrec.evaluate.rank import _tie_order
-from graphllmrec.models.base import Queries
+from graphllmrec.evaluation.rank import _tie_order, best, rank_targets, top_k
+from graphllmrec.protocol import Queries
 
 NOTHING = Histories.from_lists([[]])
 
@@ -31,7 +30,7 @@ class Fixed:
 
 class Branched(Fixed):
     branches = ("graph", "text")
-    config_class = config = needs_text = ranks_cold_items = None
+    config_class = config = abilities = None
 
     def branch_scores(self, queries: Queries, branch: str) -> torch.Tensor:
         return self.scores(queries) * (1 if branch == "graph" else -1)

@@ -13,8 +13,8 @@ import torch
 from dense import Dense, cross_entropy, slope
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Histories
-from graphllmrec.fuse import fitting
-from graphllmrec.fuse.fitting import (
+from graphllmrec.models.fusion import gate_fitting as fitting
+from graphllmrec.models.fusion.gate_fitting import (
     Board,
     Folds,
     board_of,
@@ -24,11 +24,11 @@ from graphllmrec.fuse.fitting import (
     out_of_fold,
     query_features,
 )
-from graphllmrec.fuse.gate import CONTEXTS, ContextGate, GateInputs, head_degree_of
-from graphllmrec.models.base import Queries, Task
-from graphllmrec.models.hybrid import GateConfig
+from graphllmrec.models.fusion.hybrid import GateConfig
+from graphllmrec.nn.gate import CONTEXTS, ContextGate, GateInputs, head_degree_of
+from graphllmrec.protocol import Queries, Task
 from graphllmrec.rng import rng
-from graphllmrec.train.loop import Stage
+from graphllmrec.train.loop import TrainingStage
 from tiny import CLICKS, QUERIES, QUERY, SPLIT, TASK, TRAIN, USERS, fitted
 from world import block_world
 
@@ -241,7 +241,7 @@ def test_nothing_drifts_without_an_order_or_in_a_ready_made_split() -> None:
 def test_a_step_is_cross_entropy_among_unknown_items_and_the_pull_to_the_start(
     monkeypatch: pytest.MonkeyPatch, pairs: Any
 ) -> None:
-    kept: list[Stage] = []
+    kept: list[TrainingStage] = []
     monkeypatch.setattr(fitting, "train", lambda stage, task: kept.append(stage))
     gate, start = random_gate(), doubles(random_gate())
     weight = torch.linspace(0.2, 1.8, ASKED)
@@ -470,7 +470,7 @@ def test_what_one_lift_does_not_need_is_not_spent_on_the_other() -> None:
 
 def test_a_stage_of_other_z_scores_is_another_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same start and features, and experts that differ in one item: what is kept of one run is not another's."""
-    kept: list[Stage] = []
+    kept: list[TrainingStage] = []
     monkeypatch.setattr(fitting, "train", lambda stage, task: kept.append(stage))
     other = board()
     other.experts[2, ROW[3], TARGET[3]] += 0.5

@@ -18,7 +18,7 @@ from front_door_world import encode_first_word
 from graphllmrec.cli import app
 from graphllmrec.data.columns import MEANINGS
 from graphllmrec.data.read import load_data
-from graphllmrec.models import model_class
+from graphllmrec.models.registry import model_class
 from graphllmrec.recipe import load_recipe, recipe_names
 
 ROOT = Path(__file__).parent.parent
@@ -142,8 +142,8 @@ def test_the_models_in_the_readme_are_the_recipes_and_their_abilities_are_true()
     assert {name for name, _, _ in rows} == set(recipe_names())
     for name, text, new in rows:
         kind = model_class(load_recipe(name).model.name)
-        assert (text == "yes") == kind.needs_text, name
-        assert (new == "yes") == kind.ranks_cold_items, name
+        assert (text == "yes") == kind.abilities.needs_text, name
+        assert (new == "yes") == kind.abilities.ranks_cold_items, name
 
 
 def test_decisions_are_numbered_and_say_context_decision_consequences():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from graphllmrec.fuse.gate import (
+from graphllmrec.nn.gate import (
     CONTEXTS,
     LEARNABLE,
     ROUTED,

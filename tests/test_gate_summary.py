@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from graphllmrec.evaluate.plots import gate_course, gate_course_figure
-from graphllmrec.fuse.gate import gate_summary
+from graphllmrec.evaluation.strata import gate_summary
+from graphllmrec.report.plots import gate_course, gate_course_figure
 
 GAMMA = torch.tensor([0.9, 0.5, 0.7, 0.1, 0.3, 0.2])
 DEGREE = torch.tensor([0.0, 1.0, 3.0, 4.0, 60.0, 5.0])

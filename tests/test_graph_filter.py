@@ -9,9 +9,9 @@ import torch
 
 from dense import normalised
 from graphllmrec.graph.bipartite import sparse_tensor
-from graphllmrec.graph.spectral import Spectrum, truncated_svd
-from graphllmrec.models.base import Queries
-from graphllmrec.models.graph_filter import ItemGraph
+from graphllmrec.graph.svd import Spectrum, truncated_svd
+from graphllmrec.models.baselines.graph_filter import ItemGraph
+from graphllmrec.protocol import Queries
 from tiny import CLICKS, DECAY, ITEMS, QUERIES, QUERY, assert_scores, faded, fitted
 
 

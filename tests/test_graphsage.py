@@ -15,13 +15,15 @@ import one_step
 from dense import Dense, cross_entropy
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import TextError
-from graphllmrec.evaluate import evaluate_model
-from graphllmrec.models import build, graphsage
-from graphllmrec.models.base import Queries, Task, TextVectors, unit
+from graphllmrec.evaluation.evaluation import evaluate_model
+from graphllmrec.models.graph import graphsage
+from graphllmrec.models.registry import build
+from graphllmrec.nn.vectors import unit
+from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.rng import torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import NextClicks, uniform_items
-from graphllmrec.train.loop import Stage
+from graphllmrec.train.loop import TrainingStage
 from one_step import Weights
 from tiny import CLICKS, DECAY, ITEMS, QUERIES, QUERY, SPLIT, TASK, TEXT, TRAIN, USERS
 from world import block_world
@@ -36,7 +38,7 @@ POPULARITY = np.log1p(CLICKS.sum(0))
 EXAMPLES = NextClicks(SPLIT.train.histories(USERS), ordered=True, max_history=50)
 
 
-def staged(monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any) -> tuple[Any, Stage, Weights]:
+def staged(monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any) -> tuple[Any, TrainingStage, Weights]:
     """A model served from random weights, its training stage, and those weights in float64."""
     return one_step.staged(monkeypatch, graphsage, task, "graphsage", SEED, **(SMALL | settings))
 
@@ -77,7 +79,7 @@ def asked(vectors: Sequence[Dense], weights: Weights, decay: float) -> Dense:
     return unit_of(total) @ weights["turn"] / SMALL["temperature"]
 
 
-def assert_step(stage: Stage, weights: Weights, expected: Callable[[], float]) -> None:
+def assert_step(stage: TrainingStage, weights: Weights, expected: Callable[[], float]) -> None:
     """Loss and all gradients of the batch ROWS, against `expected` (which reads `weights`) and its slopes."""
     one_step.assert_step(stage, weights, expected, AT[2], AT[3], ROWS)
 
@@ -87,20 +89,20 @@ def assert_step(stage: Stage, weights: Weights, expected: Callable[[], float]) -
     [
         ({"aggregator": "mean", "negatives": 100}, TASK),
         ({"aggregator": "max", "negatives": 100}, TASK),
-        ({"aggregator": "mean", "negatives": 5, "cold_share": 0.4, "dropout": 0.3}, TASK),
-        ({"aggregator": "max", "loss": "in-batch", "cold_share": 0.4, "ids": False}, TASK),
+        ({"aggregator": "mean", "negatives": 5, "cold_dropout": 0.4, "dropout": 0.3}, TASK),
+        ({"aggregator": "max", "loss": "in-batch", "cold_dropout": 0.4, "ids": False}, TASK),
         ({"aggregator": "mean", "loss": "in-batch"}, replace(TASK, text=None)),
     ],
     ids=["mean", "max", "sampled-cold", "in-batch-words", "in-batch-ids"],
 )
 def test_a_step(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], task: Task) -> None:
-    settings = {"cold_share": 0.0, "dropout": 0.0} | settings
+    settings = {"cold_dropout": 0.0, "dropout": 0.0} | settings
     _, stage, weights = staged(monkeypatch, task, **settings)
     words = WORDS if task.text is not None else np.zeros((ITEMS, DIMS))
     assert stage.num_examples == len(EXAMPLES)
     assert ("ids" in weights) == settings.get("ids", True)
     draw = torch.rand(ITEMS, generator=torch_rng(SEED, "graphsage/cold", 2, 1))
-    warm = CLICKED & (draw >= settings["cold_share"]).numpy()
+    warm = CLICKED & (draw >= settings["cold_dropout"]).numpy()
     draw = torch.rand(len(ROWS), DIMS, generator=torch_rng(SEED, "graphsage/dropout", 2, 1))
     keep = (draw >= settings["dropout"]).numpy() / (1 - settings["dropout"])
     in_batch = settings.get("loss") == "in-batch"

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from graphllmrec.train.grokking import Event, GrokkingDetector, Scale
-from graphllmrec.train.grokking_callback import GrokkingCallback
+from graphllmrec.grokking.callback import GrokkingCallback
+from graphllmrec.grokking.detector import Event, GrokkingDetector, Scale
 
 LENGTH, EVERY = 400, 10  # updates, steps between them
 SCALES = {"loss": Scale(chance=4.0)}

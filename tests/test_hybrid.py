@@ -19,12 +19,13 @@ from safetensors.torch import save
 from dense import Dense, clicks_of, edges, normalised
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import Interrupted, TextError
-from graphllmrec.explain import explain_item
-from graphllmrec.fuse.fitting import Folds
-from graphllmrec.fuse.gate import CONTEXTS, LEARNABLE
 from graphllmrec.graph.bipartite import Bipartite
-from graphllmrec.models import build, hybrid
-from graphllmrec.models.base import Queries, SilentJournal, Task, TextVectors
+from graphllmrec.models.explain import explain_item
+from graphllmrec.models.fusion import hybrid
+from graphllmrec.models.fusion.gate_fitting import Folds
+from graphllmrec.models.registry import build
+from graphllmrec.nn.gate import CONTEXTS, LEARNABLE
+from graphllmrec.protocol import Queries, SilentLogger, Task, TextVectors
 from graphllmrec.rng import rng
 from graphllmrec.train.checkpoint import Checkpoints
 from tiny import DIM, ITEMS, SPLIT, TEXT, USERS, Notes
@@ -292,7 +293,7 @@ def test_text_is_needed_for_every_item() -> None:
 
 def test_without_validation_the_weights_are_equal_and_it_still_recommends() -> None:
     notes = Notes()
-    model = fit(replace(TASK, split=NO_VALIDATION, journal=notes))
+    model = fit(replace(TASK, split=NO_VALIDATION, logger=notes))
     assert torch.isfinite(model.scores(KNOWN)).all()
     torch.testing.assert_close(model.gate_values()[0], torch.full((ITEMS,), 1 / len(EXPERTS)))
     assert not {"gate-or-static", "cold-lift"} & notes.events.keys()
@@ -314,7 +315,7 @@ def test_what_users_wrote_counts() -> None:
     with_words = fit(replace(TASK, user_text=written), fusion="static")
     change = (with_words.branch_scores(KNOWN, "text") - stored("static").branch_scores(KNOWN, "text")).abs()
     assert float(change.max()) > 0.01
-    assert hybrid.Hybrid.uses_user_text
+    assert hybrid.Hybrid.abilities.uses_user_text
 
 
 @pytest.mark.parametrize(
@@ -364,14 +365,14 @@ def test_an_item_without_text_can_be_added_and_all_of_it_survives_saving() -> No
 # the gate has to prove itself
 
 
-class Log(SilentJournal):
+class Log(SilentLogger):
     """All that is logged, and the stages that were trained."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
         self.trained: set[str] = set()
 
-    def stage(self, name: str, total: int | None = None) -> None:
+    def begin(self, name: str, total: int | None = None) -> None:
         self.name = name
 
     def advance(self, steps: int = 1, **values: float | str) -> None:
@@ -388,7 +389,7 @@ class Log(SilentJournal):
 def test_a_gate_that_is_worse_for_users_it_has_not_seen_is_not_kept() -> None:
     log = Log()
     wild = SMALL["gate"] | {"learning_rate": 10.0, "prior": 0.0, "cold_budget": 0.0}
-    model = fit(replace(TASK, journal=log), gate=wild)
+    model = fit(replace(TASK, logger=log), gate=wild)
     [said] = log.of("gate-or-static")
     assert said["gate"] < said["static"]
     assert not said["kept"]
@@ -399,7 +400,7 @@ def test_a_gate_that_is_worse_for_users_it_has_not_seen_is_not_kept() -> None:
 
 def test_a_gate_that_is_better_is_fitted_from_the_static_weights(keeps: None) -> None:
     log = Log()
-    model = fit(replace(TASK, journal=log), gate=SMALL["gate"] | {"prior": 1e6, "cold_budget": 0.0})
+    model = fit(replace(TASK, logger=log), gate=SMALL["gate"] | {"prior": 1e6, "cold_budget": 0.0})
     assert log.of("gate-or-static")[0]["kept"]
     assert "train gate" in log.trained
     assert float((model.scores(KNOWN) - stored("static").scores(KNOWN)).abs().max()) > 0
@@ -416,7 +417,7 @@ def test_a_gate_that_is_better_is_fitted_from_the_static_weights(keeps: None) ->
 def test_cold_and_new_items_are_lifted_where_the_gate_is_not_kept() -> None:
     log = Log()
     wild = SMALL["gate"] | {"learning_rate": 10.0, "cold_budget": 1.0, "cold_degree": 2.5}
-    model = fit(replace(TASK, journal=log), gate=wild)
+    model = fit(replace(TASK, logger=log), gate=wild)
     [said], clicks = log.of("cold-lift"), CUT.item_degree()[CUT.valid.item]
     assert not log.of("gate-or-static")[0]["kept"]
     assert said["cold"]["targets"] == ((clicks > 0) & (clicks < 2.5)).sum() > 0
@@ -428,7 +429,7 @@ def test_cold_and_new_items_are_lifted_where_the_gate_is_not_kept() -> None:
 
 def test_cold_and_new_items_are_lifted_where_the_gate_is_kept(keeps: None) -> None:
     log = Log()
-    model = fit(replace(TASK, journal=log), gate=SMALL["gate"] | {"cold_budget": 1.0})
+    model = fit(replace(TASK, logger=log), gate=SMALL["gate"] | {"cold_budget": 1.0})
     [said] = log.of("cold-lift")
     assert log.of("gate-or-static")[0]["kept"]
     assert said["cold"]["tried"]["0.0"] == pytest.approx(log.of("gate-or-static")[0]["gate"])
@@ -443,7 +444,7 @@ def test_new_items_are_not_lifted_where_validation_has_none() -> None:
     log = Log()
     seen = replace(CUT, valid=CUT.valid.where(CUT.valid.item != UNCLICKED))
     wild = SMALL["gate"] | {"learning_rate": 10.0, "cold_budget": 1.0}
-    model = fit(replace(TASK, split=seen, journal=log), gate=wild)
+    model = fit(replace(TASK, split=seen, logger=log), gate=wild)
     [said] = log.of("cold-lift")
     assert not log.of("gate-or-static")[0]["kept"]
     assert (said["new"]["lift"], said["new"]["targets"], len(said["new"]["tried"])) == (0, 0, 1)
@@ -464,7 +465,7 @@ def test_a_fit_interrupted_in_any_stage_resumes_to_the_same_bytes_and_log(
     class StopsIn(Log):
         steps = 0
 
-        def stage(self, name: str, total: int | None = None) -> None:
+        def begin(self, name: str, total: int | None = None) -> None:
             self.name, self.steps = name, 0
 
         def advance(self, steps: int = 1, **values: float | str) -> None:
@@ -474,16 +475,16 @@ def test_a_fit_interrupted_in_any_stage_resumes_to_the_same_bytes_and_log(
 
     kept = replace(TASK, checkpoints=Checkpoints(tmp_path))
     with pytest.raises(Interrupted, match=f"stage '{stage}'"):
-        fit(replace(kept, journal=StopsIn()))
+        fit(replace(kept, logger=StopsIn()))
     log, whole_log = Log(), Log()
-    resumed, whole = fit(replace(kept, journal=log)), fit(replace(TASK, journal=whole_log))
+    resumed, whole = fit(replace(kept, logger=log)), fit(replace(TASK, logger=whole_log))
     assert save(resumed.state()) == save(whole.state())
     assert log.lines == whole_log.lines
 
 
 def test_the_log_tells_with_every_epoch_how_much_the_text_counts_in_every_context(keeps: None) -> None:
     log = Log()
-    model = fit(replace(TASK, journal=log), gate=SMALL["gate"] | {"cold_budget": 0.0})
+    model = fit(replace(TASK, logger=log), gate=SMALL["gate"] | {"cold_budget": 0.0})
     epochs = [line for line in log.of("epoch") if line["stage"] == "gate"]
     assert [line["epoch"] for line in epochs] == [1, 2]
     gamma, contexts = model.gate_values()
@@ -521,7 +522,7 @@ def test_what_is_shared_is_not_trained_again_but_logged(keeps: None, tmp_path: P
     for run, fusion in (("first", "static"), ("second", "gate"), ("third", "gate")):
         logs[run] = Log()
         checkpoints = Checkpoints(tmp_path / run, tmp_path / "shared")
-        fit(replace(TASK, journal=logs[run], checkpoints=checkpoints), fusion=fusion)
+        fit(replace(TASK, logger=logs[run], checkpoints=checkpoints), fusion=fusion)
     gates = {f"train {name}" for name in STAGES if name != "sign"}
     assert [logs[run].trained for run in logs] == [{"train sign"}, gates, set()]
     assert logs["third"].lines == logs["second"].lines
@@ -538,7 +539,7 @@ def test_stages_of_one_name_and_other_settings_lie_beside_each_other(keeps: None
     logs, models = [Log() for _ in range(4)], []
     for number, (log, settings) in enumerate(zip(logs, ({}, other, {}, other), strict=True)):
         checkpoints = Checkpoints(tmp_path / str(number), tmp_path / "shared")
-        models.append(fit(replace(TASK, journal=log, checkpoints=checkpoints), **settings))
+        models.append(fit(replace(TASK, logger=log, checkpoints=checkpoints), **settings))
         assert (checkpoints.earlier > 0) == (number > 1)  # seconds
     assert [log.trained for log in logs] == [every, every, set(), set()]
     first, second, third, fourth = (save(model.state()) for model in models)

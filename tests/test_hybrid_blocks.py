@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from graphllmrec.evaluate import evaluate_model
-from graphllmrec.models import build
-from graphllmrec.models.base import TextVectors
+from graphllmrec.evaluation.evaluation import evaluate_model
+from graphllmrec.models.registry import build
+from graphllmrec.protocol import TextVectors
 from graphllmrec.rng import rng
 from world import block_world
 

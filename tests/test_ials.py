@@ -12,9 +12,10 @@ import torch
 
 from graphllmrec.data.tables import Histories, Interactions
 from graphllmrec.errors import RecipeError
-from graphllmrec.models import build, ials
-from graphllmrec.models.base import Queries, SilentJournal, Task
-from graphllmrec.models.ials import L2, UNTUNED_L2, IALSConfig, solved, turned
+from graphllmrec.models.baselines import ials
+from graphllmrec.models.baselines.ials import L2, UNTUNED_L2, IALSConfig, solved, turned
+from graphllmrec.models.registry import build
+from graphllmrec.protocol import Queries, SilentLogger, Task
 from tiny import CLICKS, ITEMS, QUERIES, QUERY, SPLIT, TASK, USERS, fitted
 from world import block_world
 
@@ -130,18 +131,18 @@ def test_items_without_clicks_are_zero_and_added_ones_change_nothing() -> None:
 
 
 def test_the_seed_decides_the_start_and_progress_is_told() -> None:
-    class Bar(SilentJournal):
+    class Bar(SilentLogger):
         def __init__(self) -> None:
             self.told: list[object] = []
 
-        def stage(self, name: str, total: int | None = None) -> None:
+        def begin(self, name: str, total: int | None = None) -> None:
             self.told.append((name, total))
 
         def advance(self, steps: int = 1, **values: float | str) -> None:
             self.told.append(steps)
 
     bar = Bar()
-    first = fitted("ials", replace(TASK, journal=bar), dim=4, sweeps=3)
+    first = fitted("ials", replace(TASK, logger=bar), dim=4, sweeps=3)
     assert bar.told == [("ials", 3), 1, 1, 1]
     assert torch.equal(first.items, fitted("ials", dim=4, sweeps=3).items)
     assert not torch.equal(first.items, fitted("ials", replace(TASK, seed=1), dim=4, sweeps=3).items)
@@ -155,12 +156,12 @@ def test_a_penalty_too_small_for_float32_is_refused() -> None:
 def test_a_tuned_penalty_is_the_best_of_those_tried_and_is_kept() -> None:
     logged: dict[str, dict[str, Any]] = {}
 
-    class Notes(SilentJournal):
+    class Notes(SilentLogger):
         def log(self, event: str, **values: Any) -> None:
             logged[event] = values
 
     world = block_world()
-    model = fitted("ials", Task(world.split, journal=Notes()), dim=8, sweeps=3, l2="tune")
+    model = fitted("ials", Task(world.split, logger=Notes()), dim=8, sweeps=3, l2="tune")
     event = logged["l2-tuned"]
     assert list(event["tried"]) == [str(l2) for l2 in L2]
     best = max(L2, key=lambda l2: event["tried"][str(l2)])

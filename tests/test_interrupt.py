@@ -114,7 +114,7 @@ def test_resuming_mends_torn_lines_and_removes_half_written_files(killed: Path) 
     call("fit", "--resume", "--out", killed)
     after = (killed / "timings.jsonl").read_text().splitlines()
     assert after[: len(before)] == before
-    assert [json.loads(line)["event"] for line in after][len(before) :][0] == "stage"
+    assert [json.loads(line)["event"] for line in after][len(before) :][0] == "begin"
     assert (killed / "log.jsonl").read_text() == ""  # popularity has nothing to tell
     assert [path.name for path in killed.iterdir() if path.name.startswith(".")] == []
 

@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 from graphllmrec.cli import app
 from graphllmrec.errors import CheckpointError
-from graphllmrec.lab import runner
-from graphllmrec.lab.collection import PARTS, Run, collection
-from graphllmrec.lab.engine import POINTS, Problem, Training, effective_rank, follow
-from graphllmrec.lab.protocol import Judged, compare, outcome, score
-from graphllmrec.lab.rules import RULES, watch
-from graphllmrec.lab.tasks import completion, modular, parity, sparse, tastes, teacher
-from graphllmrec.lab.trajectory import CURVES, Trajectory, read_trajectories, write_trajectories
-from graphllmrec.lab.truth import Truth, levels, truth_of
+from graphllmrec.grokking.lab import runner
+from graphllmrec.grokking.lab.collection import PARTS, Run, collection
+from graphllmrec.grokking.lab.engine import POINTS, Problem, Training, effective_rank, follow
+from graphllmrec.grokking.lab.protocol import Judged, compare, outcome, score
+from graphllmrec.grokking.lab.rules import RULES, watch
+from graphllmrec.grokking.lab.tasks import completion, modular, parity, sparse, tastes, teacher
+from graphllmrec.grokking.lab.trajectory import CURVES, Trajectory, read_trajectories, write_trajectories
+from graphllmrec.grokking.lab.truth import Truth, levels, truth_of
 
 LENGTH, EVERY = 400, 10
 

@@ -12,8 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from graphllmrec.cli import app
-from graphllmrec.lab import fusion
-from graphllmrec.lab.fusion import STATIC, Course, Quiet, compare_courses, courses, follow, quiet
+from graphllmrec.grokking.lab import fusion
+from graphllmrec.grokking.lab.fusion import STATIC, Course, Quiet, compare_courses, courses, follow, quiet
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_without_an_event_the_control_changes_nothing(world: fusion.World) -> No
 
 def test_a_control_that_moves_the_gate_changes_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = follow(0)
-    monkeypatch.setattr(fusion, "control_of", lambda *_: lambda _moment: {"text": 0.5, "graph": 0.0})
+    monkeypatch.setattr(fusion, "build_gate_schedule", lambda *_: lambda _moment: {"text": 0.5, "graph": 0.0})
     moved = follow(0)
     assert moved.digest != plain.digest
     assert moved.gate[1:].mean() > plain.gate[1:].mean() + 0.1
@@ -94,7 +94,7 @@ def test_differences_are_paired_and_tested_by_all_flips_of_their_signs() -> None
 
 
 def test_the_command_writes_table_and_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphllmrec.lab.runner.run_fusion.__defaults__", (2,))
+    monkeypatch.setattr("graphllmrec.grokking.lab.runner.run_fusion.__defaults__", (2,))
     result = CliRunner().invoke(app, ["grok-lab", "--fusion", "--out", str(tmp_path / "lab"), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])

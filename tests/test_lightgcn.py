@@ -15,11 +15,12 @@ import one_step
 from dense import Dense, cross_entropy, faded_mean, layer_means, layers, normalised, softplus
 from graphllmrec.data.tables import Histories, Interactions
 from graphllmrec.errors import Interrupted
-from graphllmrec.evaluate import evaluate_model
-from graphllmrec.models import build, lightgcn, lightgcn_training
-from graphllmrec.models.base import Queries, Task, TextVectors
+from graphllmrec.evaluation.evaluation import evaluate_model
+from graphllmrec.models.graph import lightgcn, lightgcn_training
+from graphllmrec.models.registry import build
+from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.train.batches import UnclickedItems, uniform_items
-from graphllmrec.train.loop import Stage
+from graphllmrec.train.loop import TrainingStage
 from one_step import Weights
 from tiny import CLICKS, DECAY, ITEMS, SPLIT, TASK, TRAIN, USERS
 from world import block_world
@@ -31,12 +32,12 @@ AT = (SEED, "graph", 2, 1)  # seed, stage, epoch, step
 PAPER = {"query": "user", "loss": "bpr", "dim": DIM, "num_layers": 3, "l2": 0.3}
 
 
-def staged(monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any) -> tuple[Any, Stage, Weights]:
+def staged(monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any) -> tuple[Any, TrainingStage, Weights]:
     """A model served from random weights, its training stage, and those weights in float64."""
     return one_step.staged(monkeypatch, lightgcn, task, "lightgcn", SEED, **settings)
 
 
-def assert_step(stage: Stage, weights: Weights, expected: Callable[[], float]) -> None:
+def assert_step(stage: TrainingStage, weights: Weights, expected: Callable[[], float]) -> None:
     """Loss and all gradients of the batch ROWS, against `expected` (which reads `weights`) and its slopes."""
     one_step.assert_step(stage, weights, expected, AT[2], AT[3], ROWS)
 
@@ -275,16 +276,16 @@ def softmax_over(scores: list[float], target: int, negatives: int) -> float:
 # training that asks with a history
 
 
-@pytest.mark.parametrize(("negatives", "dropout", "cold_share"), [(0, 0.0, 0.0), (5, 0.4, 0.4)])
+@pytest.mark.parametrize(("negatives", "dropout", "cold_dropout"), [(0, 0.0, 0.0), (5, 0.4, 0.4)])
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_history_step(
-    monkeypatch: pytest.MonkeyPatch, negatives: int, dropout: float, cold_share: float, ordered: bool
+    monkeypatch: pytest.MonkeyPatch, negatives: int, dropout: float, cold_dropout: float, ordered: bool
 ) -> None:
-    settings = {"dim": DIM, "decay": DECAY, "negatives": negatives, "dropout": dropout, "cold_share": cold_share}
+    settings = {"dim": DIM, "decay": DECAY, "negatives": negatives, "dropout": dropout, "cold_dropout": cold_dropout}
     task = replace(TASK, split=replace(SPLIT, ordered=ordered))
     _, stage, weights = staged(monkeypatch, task, **settings, max_history=2)
     assert weights.keys() == {"items", "turn", "bias"}
-    keep_item = lightgcn_training._kept(ITEMS, cold_share, AT)[:, 0].numpy()
+    keep_item = lightgcn_training._kept(ITEMS, cold_dropout, AT)[:, 0].numpy()
     keep_query = lightgcn_training._dropout(torch.ones(len(ROWS), DIM), dropout, AT).double().numpy()
     examples = examples_of(ordered)
     assert stage.num_examples == len(examples)
@@ -322,7 +323,7 @@ def test_items_that_play_cold_contribute_nothing_to_query_or_target() -> None:
 
 
 def test_with_all_vectors_gone_only_the_bias_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, stage, _ = staged(monkeypatch, dim=DIM, dropout=0.0, cold_share=0.5)
+    _, stage, _ = staged(monkeypatch, dim=DIM, dropout=0.0, cold_dropout=0.5)
     monkeypatch.setattr(lightgcn_training, "_kept", lambda size, *_: torch.zeros(size, 1))
     stage.loss(AT[2], AT[3], ROWS).backward()
     grads = {name: float(parameter.grad.abs().max()) for name, parameter in stage.module.named_parameters()}
@@ -395,7 +396,7 @@ def test_fold_in_is_what_a_silent_copy_of_the_stranger_in_the_graph_would_get(mo
     known one's own messages do to the items: nothing at layer 1."""
     model, stage, _ = staged(monkeypatch, **PAPER | {"num_layers": 1})
     stage.module.get_parameter("users").data[4] = 0
-    model._take_over(stage.module, lightgcn.Bipartite.of(SPLIT.train, USERS, ITEMS))
+    model._export_vectors(stage.module, lightgcn.Bipartite.of(SPLIT.train, USERS, ITEMS))
     stranger = model.query_vectors(Queries.anonymous(Histories.from_lists([TRAIN[4]])))
     known = model.query_vectors(Queries(np.array([4]), Histories.from_lists([[]])))
     torch.testing.assert_close(stranger, known, atol=1e-6, rtol=0)

@@ -15,12 +15,13 @@ import pytest
 from dense import Dense
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Interactions, Ints
-from graphllmrec.models import build, lightgcn
-from graphllmrec.models.base import Queries, SilentJournal, Task
+from graphllmrec.models.graph import lightgcn
+from graphllmrec.models.registry import build
+from graphllmrec.protocol import Queries, SilentLogger, Task
 from graphllmrec.recipe import load_recipe
 from graphllmrec.rng import rng
 from graphllmrec.train.batches import UnclickedItems, epoch_order
-from graphllmrec.train.loop import Stage
+from graphllmrec.train.loop import TrainingStage
 
 NODES, EPOCHS, SEED, STAGE = 100, 200, 3, "graph"  # users, and as many items
 
@@ -46,7 +47,7 @@ SPLIT = Split(
 )
 
 
-class Losses(SilentJournal):
+class Losses(SilentLogger):
     """Keeps the loss of every epoch."""
 
     def __init__(self) -> None:
@@ -62,15 +63,15 @@ def ours(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> tuple[lis
     start: dict[str, Dense] = {}
     train = lightgcn.train
 
-    def noting_the_start(stage: Stage, task: Task) -> float:
+    def noting_the_start(stage: TrainingStage, task: Task) -> float:
         assert stage.name == STAGE
         start.update({name: value.detach().double().numpy() for name, value in stage.module.named_parameters()})
         return train(stage, task)
 
     monkeypatch.setattr(lightgcn, "train", noting_the_start)
-    journal, model = Losses(), build("lightgcn", settings)
-    model.fit(Task(SPLIT, seed=SEED, journal=journal))
-    return journal.curve, start, model
+    logger, model = Losses(), build("lightgcn", settings)
+    model.fit(Task(SPLIT, seed=SEED, logger=logger))
+    return logger.curve, start, model
 
 
 def dense_curve(settings: dict[str, Any], users: Dense, items: Dense) -> tuple[list[float], Dense]:

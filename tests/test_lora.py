@@ -16,9 +16,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from graphllmrec.errors import TextError
-from graphllmrec.models import build
-from graphllmrec.models.base import Queries, Task, TextVectors
-from graphllmrec.text.encoder import TextConfig, encode_texts
+from graphllmrec.models.registry import build
+from graphllmrec.protocol import Queries, Task, TextVectors
+from graphllmrec.text.config import TextConfig
+from graphllmrec.text.encoder import encode_texts
 from graphllmrec.text.lora import AdaptedEncoder, LoRAConfig, adaptable
 from tiny import ITEMS, QUERIES, SPLIT
 

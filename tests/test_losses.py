@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dense import cross_entropy, softplus
-from graphllmrec.train import losses
-from graphllmrec.train.losses import (
+from graphllmrec.nn import losses
+from graphllmrec.nn.losses import (
     bpr_loss,
     contrast_loss,
     direct_au_loss,

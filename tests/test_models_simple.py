@@ -12,12 +12,12 @@ import torch
 
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import RecipeError, TextError
-from graphllmrec.evaluate import validation_metric
-from graphllmrec.models import ease
-from graphllmrec.models.base import Queries, Task, TextVectors
-from graphllmrec.models.item_to_item import tuning_users
-from graphllmrec.models.transitions import REACH, Followers, no_transitions
+from graphllmrec.evaluation.evaluation import validation_metric
+from graphllmrec.models.baselines import ease
+from graphllmrec.models.baselines.transitions import REACH, Followers, no_transitions
+from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.train.batches import Places
+from graphllmrec.train.validation import tuning_users
 from tiny import (
     CLICKS,
     DECAY,
@@ -84,7 +84,7 @@ def test_item_knn_is_the_shrunk_cosine_of_its_nearest(keep: int, shrink: float) 
 
 def test_item_knn_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fitted("item-knn", neighbours=4, decay=DECAY).scores(QUERIES)
-    monkeypatch.setattr("graphllmrec.models.item_knn._BLOCK", 2)
+    monkeypatch.setattr("graphllmrec.models.baselines.item_knn._BLOCK", 2)
     assert torch.equal(fitted("item-knn", neighbours=4, decay=DECAY).scores(QUERIES), whole)
 
 
@@ -125,7 +125,7 @@ def test_ease_repeats_an_inaccurate_solve_in_float64() -> None:
     lists = [np.array([0, 1] + ([2] if user % 2 else [])) for user in range(users)]
     split = replace(SPLIT, num_users=users, num_items=3, train=interactions(lists, 0), ordered=False)
     notes = Notes()
-    model = fitted("ease", Task(split, journal=notes), l2=1e-5, decay=1.0)
+    model = fitted("ease", Task(split, logger=notes), l2=1e-5, decay=1.0)
     assert notes.events["ease-inaccurate"]["precision"] == "float32"
     clicks = np.zeros((users, 3))
     for user, entry in enumerate(lists):
@@ -151,7 +151,7 @@ def test_ease_says_what_it_needs_and_works_in_one_dense_matrix(monkeypatch: pyte
     lists = [random.permutation(num_items)[:5] for _ in range(300)]
     split = replace(SPLIT, num_users=300, num_items=num_items, train=interactions(lists, 0), ordered=False)
     notes = Notes()
-    task = Task(split, journal=notes)
+    task = Task(split, logger=notes)
     fitted("ease", task, l2=5.0)  # imports and caches are not counted
     tracemalloc.start()
     fitted("ease", task, l2=5.0)
@@ -164,7 +164,7 @@ def test_ease_says_what_it_needs_and_works_in_one_dense_matrix(monkeypatch: pyte
 
 def test_ease_tunes_its_penalty_on_validation() -> None:
     notes = Notes()
-    model = fitted("ease", Task(block_world().split, journal=notes), l2="tune", decay=1.0)
+    model = fitted("ease", Task(block_world().split, logger=notes), l2="tune", decay=1.0)
     tried = notes.events["l2-tuned"]["tried"]
     best = notes.events["l2-tuned"]["l2"]
     assert tried[str(best)] == max(tried.values())
@@ -340,7 +340,7 @@ def test_nothing_follows_nothing() -> None:
 
 def test_a_tuned_decay_is_the_best_of_those_tried() -> None:
     notes = Notes()
-    model = fitted("item-knn", replace(TASK, journal=notes))
+    model = fitted("item-knn", replace(TASK, logger=notes))
     tried = notes.events["decay-tuned"]["tried"]
     assert tried[str(model.decay)] == max(tried.values())
     assert validation_metric(model, SPLIT, "ndcg@20") == pytest.approx(max(tried.values()))
@@ -348,7 +348,7 @@ def test_a_tuned_decay_is_the_best_of_those_tried() -> None:
 
 def test_without_order_nothing_fades() -> None:
     notes = Notes()
-    model = fitted("item-knn", Task(replace(SPLIT, ordered=False), journal=notes), decay=DECAY)
+    model = fitted("item-knn", Task(replace(SPLIT, ordered=False), logger=notes), decay=DECAY)
     assert model.decay == 1.0
     assert "no order" in notes.events["decay-ignored"]["reason"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dense import edges
-from graphllmrec.graph.sample import Neighbourhoods
+from graphllmrec.graph.neighbours import Neighbourhoods
 from graphllmrec.rng import rng
 
 pytest.importorskip("torch_geometric")

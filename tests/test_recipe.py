@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from graphllmrec.errors import RecipeError
-from graphllmrec.models import MODELS
+from graphllmrec.models.registry import MODELS
 from graphllmrec.recipe import load_recipe, parse_setting, recipe_names
 
 

@@ -15,18 +15,20 @@ from pydantic import ValidationError
 from safetensors.torch import load, load_file, save
 
 from dense import Dense, cross_entropy, faded_mean, normalised, slope, softplus
-from graphllmrec import run
+from graphllmrec import run_folder as run
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import Interrupted, TextError
-from graphllmrec.evaluate import evaluate_model
-from graphllmrec.models import build, recmind
-from graphllmrec.models.base import Queries, SilentJournal, Task, TextVectors, unit
+from graphllmrec.evaluation.evaluation import evaluate_model
+from graphllmrec.models.fusion import recmind
+from graphllmrec.models.registry import build
+from graphllmrec.nn.vectors import unit
+from graphllmrec.protocol import Queries, SilentLogger, Task, TextVectors
 from graphllmrec.recipe import load_recipe
 from graphllmrec.rng import rng, torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import NextClicks, UnclickedItems
 from graphllmrec.train.checkpoint import Checkpoints
-from graphllmrec.train.loop import Stage
+from graphllmrec.train.loop import TrainingStage
 from tiny import CLICKS, DECAY, DIM, ITEMS, QUERY, SPLIT, TASK, TEXT, TRAIN, USERS, fitted
 from world import block_world
 
@@ -36,7 +38,7 @@ AT = (SEED, "recmind", 2, 1)
 ROWS = np.array([3, 0, 11, 7, 4, 7])
 SMALL = {
     "dim": WIDTH, "dims": AXES, "num_layers": LAYERS, "decay": DECAY, "temperature": TEMPERATURE, "queue": 5,
-    "align": LAMBDA, "align_temperature": CLOSE, "hardness": 0.0, "dropout": 0.0, "cold_share": 0.0, "hidden": 0,
+    "align": LAMBDA, "align_temperature": CLOSE, "hardness": 0.0, "dropout": 0.0, "cold_dropout": 0.0, "hidden": 0,
 }  # fmt: skip
 WORDS = unit(Whitening.fit(TEXT, AXES).apply(TEXT)).double().numpy()
 HAS_TEXT = TEXT.present.numpy()
@@ -48,11 +50,13 @@ Weights = dict[str, Dense]
 Pair = tuple[Dense, Dense]
 
 
-def staged(monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any) -> tuple[Any, list[Stage], Weights]:
+def staged(
+    monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any
+) -> tuple[Any, list[TrainingStage], Weights]:
     """A model served from random weights, its training stages, and those weights in float64."""
-    kept: list[Stage] = []
+    kept: list[TrainingStage] = []
 
-    def instead_of_training(stage: Stage, _: Task) -> float:
+    def instead_of_training(stage: TrainingStage, _: Task) -> float:
         if not kept:
             random = rng(SEED, "weights")
             for tensor in stage.module.parameters():
@@ -189,7 +193,7 @@ def alignment(weights: Weights, users: list[int], items: list[int]) -> float:
     return total / 2
 
 
-def assert_step(stage: Stage, weights: Weights, rows: np.ndarray, expected: Callable[[], float]) -> None:
+def assert_step(stage: TrainingStage, weights: Weights, rows: np.ndarray, expected: Callable[[], float]) -> None:
     """Loss and all gradients of a batch, against `expected` (which reads `weights`) and its slopes."""
     loss = stage.loss(AT[2], AT[3], rows)
     loss.backward()
@@ -261,7 +265,7 @@ def test_a_step_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_items_that_play_cold_are_their_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, stages, weights = staged(monkeypatch, cold_share=0.5, align=0.0)
+    _, stages, weights = staged(monkeypatch, cold_dropout=0.5, align=0.0)
     cold = (torch.rand(ITEMS, 1, generator=torch_rng(SEED, "recmind/cold", 2, 1)) < 0.5).numpy()
     assert 0 < cold.sum() < ITEMS
 
@@ -318,7 +322,7 @@ def test_somebody_new_is_a_user_whose_embedding_is_zero(monkeypatch: pytest.Monk
     net = stages[-1].module
     net.users.data[4] = 0
     weights["users"][4] = 0
-    model._take_over(net)
+    model._export_vectors(net)
     expected = fused(weights, language(weights), "intra")[0]
     stranger = Queries.anonymous(Histories.from_lists([TRAIN[4]]))
     found = model.scores(stranger)[0].numpy()
@@ -452,7 +456,7 @@ def test_the_warm_up_brings_the_views_together() -> None:
     assert likeness[1] > likeness[0] + 0.2
 
 
-class _Stops(SilentJournal):
+class _Stops(SilentLogger):
     """Asks the process to stop after some steps, as Ctrl-C does."""
 
     def __init__(self, after: int) -> None:
@@ -477,7 +481,7 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path: Path, after: int) -> Non
     stopped = build("recmind", settings)
     task = replace(world.task(), checkpoints=Checkpoints(tmp_path))
     with pytest.raises(Interrupted):
-        stopped.fit(replace(task, journal=_Stops(after)))
+        stopped.fit(replace(task, logger=_Stops(after)))
     resumed = build("recmind", settings)
     resumed.fit(task)
     assert save(resumed.state()) == save(whole.state())
@@ -521,7 +525,7 @@ def test_following_the_branches_changes_no_weight() -> None:
     world = block_world()
     settings = {"warmup_epochs": 1, "epochs": 3, "batch_size": 64, "dim": 8, "queue": 100, "align_size": 16}
     saved = []
-    for more in ({"watch_users": 0}, {"watch_users": 30}, {"watch_users": 30, "control": "none"}):
+    for more in ({"monitor_users": 0}, {"monitor_users": 30}, {"monitor_users": 30, "control": "none"}):
         model = build("recmind", settings | more)
         model.fit(world.task())
         saved.append(save(model.state()))
@@ -530,7 +534,7 @@ def test_following_the_branches_changes_no_weight() -> None:
 
 def test_every_validation_tells_what_graph_text_and_both_can_do() -> None:
     notes = _Everything()
-    build("recmind", SMALL | {"epochs": 2}).fit(replace(TASK, journal=notes))
+    build("recmind", SMALL | {"epochs": 2}).fit(replace(TASK, logger=notes))
     epochs = [entry for entry in notes.logged if entry["event"] == "epoch" and entry["stage"] == "recmind"]
     assert [entry["epoch"] for entry in epochs] == [0, 1, 2]
     for entry in epochs:
@@ -543,7 +547,7 @@ def test_every_validation_tells_what_graph_text_and_both_can_do() -> None:
 @pytest.mark.parametrize("query", ["history", "user"])
 def test_a_gate_that_was_moved_is_served_and_kept(monkeypatch: pytest.MonkeyPatch, query: str) -> None:
     """γ' = γ + m (1 - γ) of items and users with clicks, in training, for whoever asks, and from the file."""
-    monkeypatch.setattr(recmind, "control_of", lambda *_: lambda _moment: {"graph": 0.0, "text": 0.5})
+    monkeypatch.setattr(recmind, "build_gate_schedule", lambda *_: lambda _moment: {"graph": 0.0, "text": 0.5})
     settings = SMALL | {
         "query": query,
         "loss": "softmax",
@@ -554,12 +558,12 @@ def test_a_gate_that_was_moved_is_served_and_kept(monkeypatch: pytest.MonkeyPatc
     }
     plain, moved = build("recmind", settings | {"epochs": 0}), build("recmind", settings)
     kept: list[Any] = []
-    monkeypatch.setattr(type(moved), "_take_over", _keeping(type(moved)._take_over, kept))
+    monkeypatch.setattr(type(moved), "_export_vectors", _keeping(type(moved)._export_vectors, kept))
     plain.fit(TASK)
     before = plain.gate_values()[0]
     net = kept[-1]
     net.move_gates({"graph": 0.0, "text": 0.5})
-    plain._take_over(net)
+    plain._export_vectors(net)
     clicked = torch.from_numpy(CLICKS.sum(0) > 0)
     after = plain.gate_values()[0]
     torch.testing.assert_close(after[clicked], (before + 0.5 * (1 - before))[clicked])
@@ -572,15 +576,15 @@ def test_a_gate_that_was_moved_is_served_and_kept(monkeypatch: pytest.MonkeyPatc
     assert float(kept[-1].item_gate.moved) in (0.0, 0.5)  # as it was when the best weights were measured
 
 
-def _keeping(take_over: Any, kept: list[Any]) -> Any:
+def _keeping(export_vectors: Any, kept: list[Any]) -> Any:
     def keep(self: Any, net: Any) -> None:
         kept.append(net)
-        take_over(self, net)
+        export_vectors(self, net)
 
     return keep
 
 
-class _Everything(SilentJournal):
+class _Everything(SilentLogger):
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from front_door_world import encode_first_word, write_world
-from graphllmrec import run
+from graphllmrec import run_folder as run
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import (
     CheckpointError,
@@ -20,9 +20,9 @@ from graphllmrec.errors import (
     RecipeError,
     UnknownIdError,
 )
-from graphllmrec.explain import explain_item
-from graphllmrec.models.base import Queries
-from graphllmrec.models.ease import EASE
+from graphllmrec.models.baselines.ease import EASE
+from graphllmrec.models.explain import explain_item
+from graphllmrec.protocol import Abilities, Queries
 from graphllmrec.recommender import Recommender
 
 
@@ -363,7 +363,8 @@ class TwoBranches:
     """Scores by position in the catalogue; `scale` says how the whole relates to its branches."""
 
     branches = ("graph", "text")
-    name, config_class, needs_text, ranks_cold_items, config = "toy", None, True, True, None
+    name, config_class, config = "toy", None, None
+    abilities = Abilities(needs_text=True, ranks_cold_items=True)
 
     def __init__(self, parts, whole):
         self.parts, self.whole = parts, whole

@@ -11,9 +11,9 @@ import pytest
 
 from evaluation_toys import Oracle, random_split
 from graphllmrec.errors import EvaluationError
-from graphllmrec.evaluate import evaluate_model, protocol_line
-from graphllmrec.evaluate.plots import GateTable, _course, _spread, looks
-from graphllmrec.evaluate.report import ReportEntry, write_report
+from graphllmrec.evaluation.evaluation import evaluate_model, protocol_line
+from graphllmrec.report.page import ReportEntry, write_report
+from graphllmrec.report.plots import GateTable, _course, _spread, looks
 
 SPLIT = random_split(num_users=150)
 DEGREE = SPLIT.item_degree()

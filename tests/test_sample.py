@@ -14,8 +14,8 @@ from scipy.stats import chi2
 
 from dense import clicks_of, edges, layer_means, normalised
 from graphllmrec.graph.bipartite import Bipartite
+from graphllmrec.graph.neighbours import Hop, Neighbourhoods, Neighbours, draws, propagate_sampled, sample, sample_tree
 from graphllmrec.graph.propagate import propagate
-from graphllmrec.graph.sample import Hop, Neighbourhoods, Neighbours, draws, propagate_sampled, sample, sample_tree
 
 USERS, ITEMS, DIM = 5, 6, 3
 TRAIN = edges([0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 3], [0, 1, 2, 3, 4, 2, 3, 2, 4, 0, 4])  # user 4 and item 5 are alone

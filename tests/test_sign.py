@@ -14,15 +14,17 @@ from safetensors.torch import load, save
 from dense import Dense, clicks_of, faded_mean
 from graphllmrec.data.tables import Histories, Interactions
 from graphllmrec.errors import TextError
-from graphllmrec.evaluate import evaluate_model
-from graphllmrec.fuse.gate import head_degree_of
-from graphllmrec.models import build, sign
-from graphllmrec.models.base import Queries, Task, TextVectors, unit
-from graphllmrec.models.sign import Neighbourhood
+from graphllmrec.evaluation.evaluation import evaluate_model
+from graphllmrec.models.graph import sign
+from graphllmrec.models.graph.sign import Neighbourhood
+from graphllmrec.models.registry import build
+from graphllmrec.nn.gate import head_degree_of
+from graphllmrec.nn.vectors import unit
+from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.rng import rng, torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import epoch_order, uniform_items
-from graphllmrec.train.loop import Stage, train
+from graphllmrec.train.loop import TrainingStage, train
 from one_step import Weights, assert_step, staged
 from tiny import DECAY, QUERIES, QUERY, TEXT, USERS, interactions
 from tiny import SPLIT as WHOLE
@@ -43,7 +45,7 @@ SMALL = {
     "hidden": 4,
     "temperature": 0.8,
     "dropout": 0.0,
-    "cold_share": 0.0,
+    "cold_dropout": 0.0,
     "decay": DECAY,
     "min_steps": 0,
 }
@@ -119,11 +121,11 @@ def query(summed: Dense, w: Weights) -> Dense:
 STEPS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"negatives": 4}, {}),
-    ({"negatives": 6, "cold_share": 0.4, "dropout": 0.3}, {}),
+    ({"negatives": 6, "cold_dropout": 0.4, "dropout": 0.3}, {}),
     ({"max_history": 3, "transitions": False}, {}),
     ({"leave_one_out": False}, {}),
-    ({"ids": False, "cold_share": 0.4}, {}),
-    ({"negatives": 4, "cold_share": 0.4}, {"text": None}),
+    ({"ids": False, "cold_dropout": 0.4}, {}),
+    ({"negatives": 4, "cold_dropout": 0.4}, {"text": None}),
     ({"dropout": 0.3}, {"split": replace(SPLIT, ordered=False)}),
 ]
 NAMES = ["all", "sampled", "dropout-cold", "short", "own-clicks-in", "no-ids", "no-text", "no-order"]
@@ -140,7 +142,7 @@ def expected_loss(settings: dict[str, Any], task: Task, w: Weights, rows: np.nda
     ordered, words, losses = task.split.ordered, features(task), []
     negatives = settings.get("negatives", 1024)
     drawn = range(ITEMS) if negatives >= ITEMS else uniform_items(negatives, ITEMS, SEED, "sign", *at).tolist()
-    warm = (torch.rand(ITEMS, generator=torch_rng(SEED, "sign/cold", *at)) >= settings.get("cold_share", 0.0)).numpy()
+    warm = (torch.rand(ITEMS, generator=torch_rng(SEED, "sign/cold", *at)) >= settings.get("cold_dropout", 0.0)).numpy()
     share, masks = settings.get("dropout", 0.0), torch_rng(SEED, "sign/dropout", *at)
     others = {item: encoded(item, None, warm[item], words, w) for item in drawn}
     whole = follows(None)
@@ -184,7 +186,7 @@ def test_a_step(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], other
 
 
 def test_steps_are_functions_of_epoch_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = SMALL | {"negatives": 4, "cold_share": 0.4, "dropout": 0.3}
+    settings = SMALL | {"negatives": 4, "cold_dropout": 0.4, "dropout": 0.3}
     _, stage, _ = staged(monkeypatch, sign, TASK, "sign", SEED, **settings)
     found = [stage.loss(*at, ROWS).item() for at in ((0, 0), (0, 1), (1, 0), (0, 0))]
     assert found[0] == found[3]
@@ -192,7 +194,7 @@ def test_steps_are_functions_of_epoch_and_step(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_playing_cold_without_words_leaves_all_gradients_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = SMALL | {"cold_share": 0.999}
+    settings = SMALL | {"cold_dropout": 0.999}
     _, stage, _ = staged(monkeypatch, sign, TASK, "sign", SEED, **settings)
     assert WORDLESS in TRAIN[5][:-1]  # so that a history of nothing is asked with
     stage.loss(0, 0, np.array([ACTIVE.index(5)])).backward()
@@ -205,7 +207,7 @@ def test_one_epoch_of_one_batch_is_one_step_of_adamw(monkeypatch: pytest.MonkeyP
     kept: dict[str, Dense] = {}
     rate = 0.02 * 1 / 4  # of a warm-up of four steps
 
-    def watched(stage: Stage, task: Task) -> float:
+    def watched(stage: TrainingStage, task: Task) -> float:
         stage.loss(0, 0, epoch_order(stage.num_examples, SEED, "sign", 0)).backward()
         for name, parameter in stage.module.named_parameters():
             assert parameter.grad is not None
@@ -218,7 +220,7 @@ def test_one_epoch_of_one_batch_is_one_step_of_adamw(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sign, "train", watched)
     nothing = Interactions(*(np.empty(0, dtype=np.int64) for _ in range(3)))  # not validated: the last weights stay
     learning = {"epochs": 1, "batch_size": USERS, "learning_rate": 0.02, "warmup": 4, "weight_decay": 0.1}
-    model = build("sign", SMALL | {"negatives": 4, "cold_share": 0.2, "dropout": 0.3} | learning)
+    model = build("sign", SMALL | {"negatives": 4, "cold_dropout": 0.2, "dropout": 0.3} | learning)
     model.fit(replace(TASK, split=replace(SPLIT, valid=nothing), seed=SEED))
     found = dict(model.net.named_parameters())
     assert set(found) == set(kept)

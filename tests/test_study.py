@@ -12,12 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from front_door_world import encode_first_word, write_world
-from graphllmrec import Recommender, run
+from graphllmrec import Recommender
+from graphllmrec import run_folder as run
 from graphllmrec.cli import app
 from graphllmrec.errors import CheckpointError, DataError, Interrupted
-from graphllmrec.models.ease import EASE
+from graphllmrec.models.baselines.ease import EASE
 from graphllmrec.study import plan_study, run_study
-from graphllmrec.study.cells import Cell
+from graphllmrec.study.folder import Cell
 from graphllmrec.study.runner import fits_left
 from graphllmrec.text.encoder import encode_items
 from graphllmrec.train import loop
@@ -27,7 +28,7 @@ STUDY = {
     "seeds": [0, 1],
     "metric": "ndcg@10",
     "metrics": ["recall@20"],
-    "controls": ["shuffled"],
+    "placebos": ["shuffled"],
     "baseline": "popularity",
     "trials": 3,
     "models": [
@@ -122,7 +123,7 @@ def test_tuning_looks_at_validation_alone_and_each_control_is_tuned_by_itself(wo
 
     monkeypatch.setattr(Recommender, "evaluate", spy)
     found = run_study(changed(seeds=[0], models=STUDY["models"][1:]) | {"baseline": None}, [world], tmp_path / "out")
-    # ease: three trials, one cell; text-knn and its control: two trials, the whole space, and one cell each
+    # ease: three trials, one cell; text-knn and its placebo: two trials, the whole space, and one cell each
     assert "".join(part[0] for part in looked_at) == "vvvvtvvvtvvvt"
     assert [entry["trials"] for entry in found["entries"]] == [3, 2, 2]
 
@@ -171,13 +172,13 @@ def test_the_chosen_settings_are_those_of_the_best_trial_and_every_seed_has_them
 
 def test_controls_may_take_over_the_settings_found_without(world, tmp_path):
     found = run_study(
-        changed(tune_controls=False, models=STUDY["models"][2:], baseline=None), [world], tmp_path / "out"
+        changed(tune_placebos=False, models=STUDY["models"][2:], baseline=None), [world], tmp_path / "out"
     )
     assert not (tmp_path / "out" / "cells" / "books" / "text-knn" / "shuffled" / "trials.jsonl").exists()
-    real, control = found["entries"]
-    assert real["settings"] == control["settings"]
+    real, placebo = found["entries"]
+    assert real["settings"] == placebo["settings"]
     recipe = (tmp_path / "out/cells/books/text-knn/shuffled/seed-0/run/recipe.toml").read_text()
-    assert 'control = "shuffled"' in recipe
+    assert 'placebo = "shuffled"' in recipe
 
 
 def test_fitted_models_are_deleted_unless_they_are_to_be_kept(finished, world, tmp_path):

@@ -11,15 +11,15 @@ import polars as pl
 import pytest
 
 from front_door_world import encode_first_word, write_world
-from graphllmrec.evaluate import Evaluation
-from graphllmrec.evaluate.compare import compare, compare_values, holm
+from graphllmrec.evaluation.compare import compare, compare_values, holm
+from graphllmrec.evaluation.evaluation import Evaluation
 from graphllmrec.study import run_study
 from graphllmrec.study.display import remaining
 from graphllmrec.study.drawing import forest
+from graphllmrec.study.format import percent
 from graphllmrec.study.outcome import _mean_by_user
 from graphllmrec.study.page import page_of
 from graphllmrec.study.tables import markdown
-from graphllmrec.study.words import percent
 
 LIGHT = {"model.epochs": 3, "model.dim": 8, "model.batch_size": 64}
 STUDY = {

@@ -70,10 +70,10 @@ def test_what_is_set_or_tuned_holds_for_clicks_without_order_too():
 
 
 def test_pairs_are_the_baseline_what_is_asked_for_and_each_control(monkeypatch):
-    monkeypatch.setattr("graphllmrec.study.plan.CONTROL_KEY", "text.revision")
+    monkeypatch.setattr("graphllmrec.study.plan.PLACEBO_KEY", "text.revision")
     found = study(
-        models=[{"recipe": "ease"}, {"recipe": "text-knn"}, {"recipe": "z-sum", "controls": []}],
-        controls=["none", "shuffled"],
+        models=[{"recipe": "ease"}, {"recipe": "text-knn"}, {"recipe": "z-sum", "placebos": []}],
+        placebos=["none", "shuffled"],
         baseline="ease",
         compare=[["z-sum", "text-knn"], ["text-knn", "ease"]],
     )
@@ -126,13 +126,13 @@ def test_what_the_study_itself_decides_cannot_be_set_or_tuned():
     found = problems(
         models=[
             {"recipe": "ease", "set": {"seed": 3, "data.k_core": 5}, "tune": {"evaluate.ks": [[10]]}},
-            {"recipe": "text-knn", "set": {"text.control": "random"}},
+            {"recipe": "text-knn", "set": {"text.placebo": "random"}},
         ]
     )
     assert any("models[0].set.seed: cannot be set here: the study sets it (seeds)" in each for each in found)
     assert any("models[0].set.data.k_core: cannot be set here: it must be the same for all" in each for each in found)
     assert any("models[0].tune.evaluate.ks: cannot be set here" in each for each in found)
-    assert any("models[1].set.text.control: cannot be set here: it is set by controls" in each for each in found)
+    assert any("models[1].set.text.placebo: cannot be set here: it is set by placebos" in each for each in found)
 
 
 def test_names_that_do_not_fit_together_are_found():
@@ -158,7 +158,7 @@ def test_recipes_of_different_data_sections_are_refused(tmp_path):
         ({"seeds": [0, 0]}, r"seeds: a seed is given twice \(found \[0, 0\]\)"),
         ({"trials": 0}, r"trials: .*greater than or equal to 1 \(found 0\)"),
         ({"models": [{"recipe": "ease", "name": "../x"}]}, r"models\[0\]\.name: .*'\.\./x'"),
-        ({"controls": ["a/b"]}, r"controls\[0\]: .*'a/b'"),
+        ({"placebos": ["a/b"]}, r"placebos\[0\]: .*'a/b'"),
         ({"models": [{"recipe": "ease", "tune": {"model.l2": 5}}]}, r"models\[0\]\.tune\.model\.l2: .*tuple.*found 5"),
         (
             {"models": [{"recipe": "ease", "tune": {"model.l2": {"low": 0, "high": 1, "log": True}}}]},
@@ -169,8 +169,8 @@ def test_recipes_of_different_data_sections_are_refused(tmp_path):
             r"logs: unknown; did you mean 'log'\?",
         ),
         (
-            {"controls": ["nonsense"], "models": [{"recipe": "text-knn"}]},
-            r"models\[0\], control 'nonsense': text\.control",
+            {"placebos": ["nonsense"], "models": [{"recipe": "text-knn"}]},
+            r"models\[0\], placebo 'nonsense': text\.placebo",
         ),
     ],
 )

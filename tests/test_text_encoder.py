@@ -18,10 +18,12 @@ from pydantic import ValidationError
 
 from graphllmrec.data.tables import IdMap, Items
 from graphllmrec.errors import TextError
-from graphllmrec.models.base import SilentJournal
-from graphllmrec.text import encoder, source
-from graphllmrec.text.encoder import TextConfig, _batches, encode_items, encode_texts
-from graphllmrec.text.source import find_source
+from graphllmrec.protocol import SilentLogger
+from graphllmrec.text import encoder
+from graphllmrec.text import loading as source
+from graphllmrec.text.config import TextConfig
+from graphllmrec.text.encoder import _batches, encode_items, encode_texts
+from graphllmrec.text.loading import find_source
 
 transformers = pytest.importorskip("transformers")
 
@@ -161,13 +163,13 @@ def test_threads_are_given_back_and_do_not_change_the_vectors(tiny_model: Callab
         torch.set_num_threads(before)
 
 
-class Recorder(SilentJournal):
+class Recorder(SilentLogger):
     def __init__(self) -> None:
         self.stages: list[tuple[str, int | None]] = []
         self.steps = 0
         self.facts: dict[str, Any] = {}
 
-    def stage(self, name: str, total: int | None = None) -> None:
+    def begin(self, name: str, total: int | None = None) -> None:
         self.stages.append((name, total))
 
     def advance(self, steps: int = 1, **values: float | str) -> None:
@@ -180,15 +182,15 @@ class Recorder(SilentJournal):
 def test_equal_texts_are_encoded_once_and_known_ones_never(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     config = TextConfig(encoder=str(tiny_model()))
     first, second, third = Recorder(), Recorder(), Recorder()
-    vectors = encode_texts(["red lamp", "blue lamp", "red lamp"], config, cache=tmp_path / "c", journal=first)
+    vectors = encode_texts(["red lamp", "blue lamp", "red lamp"], config, cache=tmp_path / "c", logger=first)
     assert first.stages == [("encode item text", 2)]
     assert first.steps == 2
     assert torch.equal(vectors[0], vectors[2])
-    again = encode_texts(["blue lamp", "red lamp"], config, cache=tmp_path / "c", journal=second)
+    again = encode_texts(["blue lamp", "red lamp"], config, cache=tmp_path / "c", logger=second)
     assert second.stages == []
     assert second.facts["cached"] == 2
     assert torch.equal(again, vectors[[1, 0]])
-    encode_texts(["blue lamp"], config.model_copy(update={"max_tokens": 50}), cache=tmp_path / "c", journal=third)
+    encode_texts(["blue lamp"], config.model_copy(update={"max_tokens": 50}), cache=tmp_path / "c", logger=third)
     assert third.steps == 1
 
 
@@ -262,16 +264,16 @@ def test_damaged_cache_rows_are_encoded_again(tiny_model: Callable[..., Path], t
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-from graphllmrec.models.base import SilentJournal
+from graphllmrec.protocol import SilentLogger
 from graphllmrec.text.encoder import TextConfig, encode_texts
 
-class Slow(SilentJournal):
+class Slow(SilentLogger):
     def advance(self, steps=1, **values):
         print("batch", flush=True)
         time.sleep(0.2)
 
 texts = sys.argv[3].split("|")
-encode_texts(texts, TextConfig(encoder=sys.argv[1], batch_tokens=16), cache=Path(sys.argv[2]), journal=Slow())
+encode_texts(texts, TextConfig(encoder=sys.argv[1], batch_tokens=16), cache=Path(sys.argv[2]), logger=Slow())
 """
 
 
@@ -286,11 +288,11 @@ def test_a_killed_run_is_continued_where_it_stopped(tiny_model: Callable[..., Pa
         assert process.stdout.readline() == "batch\n"
     os.kill(process.pid, signal.SIGKILL)
     process.wait(timeout=30)
-    journal = Recorder()
+    logger = Recorder()
     config = TextConfig(encoder=str(folder), batch_tokens=16)
-    vectors = encode_texts(texts, config, cache=cache, journal=journal)
-    assert 4 <= journal.facts["cached"] < len(texts)
-    assert journal.steps == len(texts) - journal.facts["cached"]
+    vectors = encode_texts(texts, config, cache=cache, logger=logger)
+    assert 4 <= logger.facts["cached"] < len(texts)
+    assert logger.steps == len(texts) - logger.facts["cached"]
     torch.testing.assert_close(vectors, encode_texts(texts, config, cache=tmp_path / "fresh"))
 
 
@@ -301,7 +303,7 @@ def test_a_stopped_run_makes_the_batches_of_an_unbroken_one(
     """Texts are looked at a few at a time; where one leaves off, the next few must not move up."""
     monkeypatch.setattr(encoder, "_TEXTS_AT_A_TIME", 5)
 
-    class Stopping(SilentJournal):
+    class Stopping(SilentLogger):
         batches = 0
 
         def advance(self, steps: int = 1, **values: float | str) -> None:
@@ -322,7 +324,7 @@ def test_a_stopped_run_makes_the_batches_of_an_unbroken_one(
     whole = encode_texts(texts, config, cache=tmp_path / "whole")
     batches = set(made)
     with pytest.raises(KeyboardInterrupt):
-        encode_texts(texts, config, cache=tmp_path / "stopped", journal=Stopping())
+        encode_texts(texts, config, cache=tmp_path / "stopped", logger=Stopping())
     assert torch.equal(encode_texts(texts, config, cache=tmp_path / "stopped"), whole)
     assert set(made) == batches
 
@@ -346,7 +348,7 @@ def test_models_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_hub_name_without_network(tmp_path: Path) -> None:
-    code = "from graphllmrec.text.source import find_source\nfind_source('nobody/no-such-model')"
+    code = "from graphllmrec.text.loading import find_source\nfind_source('nobody/no-such-model')"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert "TextError: text.encoder: cannot load 'nobody/no-such-model'" in out.stderr

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from graphllmrec.errors import TextError
-from graphllmrec.models.base import TextVectors
+from graphllmrec.protocol import TextVectors
 from graphllmrec.rng import torch_rng
 from graphllmrec.text.whiten import Whitening
 

@@ -10,8 +10,9 @@ import torch
 
 from dense import clicks_of, layers, normalised
 from graphllmrec.errors import TextError
-from graphllmrec.models import build
-from graphllmrec.models.base import Queries, Task, TextVectors, unit
+from graphllmrec.models.registry import build
+from graphllmrec.nn.vectors import unit
+from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.text.whiten import Whitening
 from tiny import DECAY, ITEMS, QUERIES, QUERY, SPLIT, TASK, TEXT, TRAIN, USERS, Notes, fitted
 from world import block_world
@@ -62,17 +63,17 @@ def test_without_layers_it_is_text_knn() -> None:
 
 
 def test_what_is_tuned_is_the_best_that_was_tried() -> None:
-    from graphllmrec.evaluate import validation_metric
+    from graphllmrec.evaluation.evaluation import validation_metric
 
     notes, world = Notes(), block_world()
     model = build("textgcn")
-    model.fit(replace(world.task(seed=3), journal=notes))
+    model.fit(replace(world.task(seed=3), logger=notes))
     tuned = notes.events["textgcn-tuned"]
     assert tuned["tried"][f"{tuned['num_layers']} layers, clicks^{tuned['popularity']}"] == max(tuned["tried"].values())
     assert validation_metric(model, world.split) == max(notes.events["decay-tuned"]["tried"].values())
     given = build("textgcn", {"num_layers": 2, "popularity": 0.1, "decay": 0.5})
     quiet = Notes()
-    given.fit(replace(world.task(), journal=quiet))
+    given.fit(replace(world.task(), logger=quiet))
     assert quiet.events == {}
     assert given.decay == 0.5
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from front_door_world import encode_first_word
-from graphllmrec import run
+from graphllmrec import run_folder as run
 from graphllmrec.data import load_data, make_split
 from graphllmrec.data.tables import Histories, Interactions
 from graphllmrec.errors import DataError
-from graphllmrec.models.base import Queries, Task, TextVectors
-from graphllmrec.models.text_knn import TextKNN
+from graphllmrec.models.baselines.text_knn import TextKNN
+from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.recommender import Recommender
-from graphllmrec.text.encoder import TextConfig
-from graphllmrec.text.users import user_text, with_reviews
+from graphllmrec.text.config import TextConfig
+from graphllmrec.text.reviews import user_text, with_reviews
 
 WORDS = {"gears": 0, "pump": 0, "poem": 1, "sonnet": 1, "novel": 1}
 ROWS = [
@@ -41,7 +41,7 @@ def encode_words(texts, config=None, **_):
 @pytest.fixture(autouse=True)
 def no_language_model(monkeypatch):
     monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_first_word)
-    monkeypatch.setattr("graphllmrec.text.users.encode_texts", encode_words)
+    monkeypatch.setattr("graphllmrec.text.reviews.encode_texts", encode_words)
 
 
 def write_readers(folder, later="novel"):
@@ -285,7 +285,7 @@ def test_a_model_that_asks_is_given_user_text(readers, tasks, monkeypatch):
     fit(readers)
     assert torch.equal(tasks[0].user_text.vectors, user_text(tasks[0].split).vectors)
     assert tasks[0].encoder == TextConfig()
-    monkeypatch.delattr(TextKNN, "uses_user_text")
+    monkeypatch.setattr(TextKNN, "abilities", Abilities(needs_text=True))
     fit(readers)
     assert tasks[1].user_text is None
 
@@ -294,8 +294,8 @@ def test_a_model_that_asks_is_given_user_text(readers, tasks, monkeypatch):
 def test_the_control_holds_for_user_text(readers, tasks, monkeypatch, kind):
     real = user_text(make_split(load_data(readers)))
     if kind != "shuffled":
-        monkeypatch.setattr("graphllmrec.text.users.encode_texts", None)  # nothing is encoded
-    fit(readers, control=kind)
+        monkeypatch.setattr("graphllmrec.text.reviews.encode_texts", None)  # nothing is encoded
+    fit(readers, placebo=kind)
     found = tasks[0].user_text
     assert torch.equal(found.present, real.present)
     torch.testing.assert_close(found.vectors.norm(dim=1), torch.ones(16))
@@ -316,8 +316,8 @@ def test_reviews_join_item_text_when_asked(readers, tasks, monkeypatch):
     assert torch.equal(tasks[0].text.vectors, titles.vectors)
     assert torch.equal(tasks[1].text.vectors, with_reviews(titles, tasks[1].split).vectors)
     assert tasks[1].text.present.all()
-    monkeypatch.setattr("graphllmrec.text.users.encode_texts", None)  # nothing is encoded
-    fit(readers, reviews=True, control="random")
+    monkeypatch.setattr("graphllmrec.text.reviews.encode_texts", None)  # nothing is encoded
+    fit(readers, reviews=True, placebo="random")
     assert tasks[2].text.present.all()
 
 

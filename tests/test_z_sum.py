@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from graphllmrec.data.tables import Interactions
 from graphllmrec.errors import RecipeError
-from graphllmrec.models import blend, build
-from graphllmrec.models.base import Queries, Task
-from graphllmrec.models.blend import Variant, collect, search, zscores
-from graphllmrec.models.item_to_item import tuning_users
+from graphllmrec.models.fusion import score_fusion as blend
+from graphllmrec.models.fusion.score_fusion import Variant, collect, search, zscores
+from graphllmrec.models.registry import build
+from graphllmrec.protocol import Queries, Task
+from graphllmrec.train.validation import tuning_users
 from tiny import DECAY, ITEMS, QUERIES, QUERY, SPLIT, TEXT, TRAIN, Notes, assert_scores, fitted
 from world import block_world
 
@@ -102,10 +103,10 @@ def test_the_search_gives_a_useless_model_no_weight() -> None:
 
 def test_z_sum_leaves_out_experts_that_the_data_cannot_feed() -> None:
     notes = Notes()
-    model = fitted("z-sum", Task(SPLIT, journal=notes))
+    model = fitted("z-sum", Task(SPLIT, logger=notes))
     assert model.branches == ("ease", "transitions")
     assert notes.events["expert-left-out"] == {"expert": "text-knn", "reason": "the items have no text"}
-    model = fitted("z-sum", Task(replace(SPLIT, ordered=False), TEXT, journal=notes))
+    model = fitted("z-sum", Task(replace(SPLIT, ordered=False), TEXT, logger=notes))
     assert model.branches == ("ease", "text-knn")
     assert notes.events["expert-left-out"] == {"expert": "transitions", "reason": "the interactions have no order"}
     restored = build("z-sum")

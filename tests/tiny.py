@@ -9,8 +9,8 @@ import torch
 
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Histories, Interactions
-from graphllmrec.models import build
-from graphllmrec.models.base import Queries, SilentJournal, Task, TextVectors
+from graphllmrec.models.registry import build
+from graphllmrec.protocol import Queries, SilentLogger, Task, TextVectors
 
 USERS, ITEMS, DIM = 14, 9, 5
 RANDOM = np.random.default_rng(4)
@@ -20,7 +20,7 @@ QUERIES = Queries.anonymous(Histories.from_lists(QUERY))
 DECAY = 0.6
 
 
-class Notes(SilentJournal):
+class Notes(SilentLogger):
     """Keeps what is logged."""
 
     def __init__(self) -> None:

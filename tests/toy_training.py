@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from graphllmrec.models.base import SilentJournal, Task
+from graphllmrec.protocol import SilentLogger, Task
 from graphllmrec.rng import torch_rng
 from graphllmrec.train.checkpoint import Checkpoints
-from graphllmrec.train.loop import Stage, TrainedConfig, train
+from graphllmrec.train.loop import TrainedConfig, TrainingStage, train
 from tiny import SPLIT
 
 EXAMPLES, STEPS, EPOCHS = 20, 4, 5  # 4 batches per epoch, the last one smaller
@@ -35,7 +35,7 @@ class Toy(nn.Module):
         self.register_buffer("seen", torch.zeros(()))
 
 
-class Notes(SilentJournal):
+class Notes(SilentLogger):
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []
         self.steps = 0
@@ -79,7 +79,7 @@ class Run:
 
     def train(self) -> float:
         check = self.validate if self.metric is not None else None
-        stage = Stage("toy", self.module, EXAMPLES, self.loss, check, self.config, metric="fit")
+        stage = TrainingStage("toy", self.module, EXAMPLES, self.loss, check, self.config, metric="fit")
         checkpoints = Checkpoints(self.folder, every=self.every) if self.folder is not None else None
         return train(stage, Task(SPLIT, None, self.seed, self.notes, checkpoints))
 

@@ -16,7 +16,7 @@ import torch
 
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Interactions, Ints
-from graphllmrec.models.base import Task, TextVectors
+from graphllmrec.protocol import Task, TextVectors
 from graphllmrec.rng import rng, torch_rng
 
 BLOCKS, WARM, COLD, USERS, STEPS, DIM = 6, 10, 2, 20, 5, 8  # WARM, COLD and USERS per block; STEPS of training history

@@ -18,41 +18,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from graphllmrec.data.read import load_data
-    from graphllmrec.data.split import Part
     from graphllmrec.data.tables import Dataset
     from graphllmrec.errors import GraphLLMRecError
-    from graphllmrec.evaluate import Evaluation
-    from graphllmrec.evaluate.compare import compare
+    from graphllmrec.evaluation.compare import compare
+    from graphllmrec.evaluation.evaluation import Evaluation
     from graphllmrec.recipe import Recipe
-    from graphllmrec.recommender import Recommender
-    from graphllmrec.results import Reason, Recommendation
-
-    def evaluate(
-        recommender: Recommender, data: Dataset | str | Path | None = None, split: Part = "test"
-    ) -> Evaluation:
-        """Full-ranking metrics of a fitted recommender; see `Recommender.evaluate`."""
-
+    from graphllmrec.recommendation import Explanation, Recommendation
+    from graphllmrec.recommender import Recommender, evaluate
 
 _HOME = {
     "Dataset": "graphllmrec.data.tables",
-    "Evaluation": "graphllmrec.evaluate",
+    "Evaluation": "graphllmrec.evaluation.evaluation",
     "GraphLLMRecError": "graphllmrec.errors",
-    "Reason": "graphllmrec.results",
+    "Explanation": "graphllmrec.recommendation",
     "Recipe": "graphllmrec.recipe",
-    "Recommendation": "graphllmrec.results",
+    "Recommendation": "graphllmrec.recommendation",
     "Recommender": "graphllmrec.recommender",
-    "compare": "graphllmrec.evaluate.compare",
+    "compare": "graphllmrec.evaluation.compare",
+    "evaluate": "graphllmrec.recommender",
     "load_data": "graphllmrec.data.read",
 }
 
 __all__ = [
     "Dataset",
     "Evaluation",
+    "Explanation",
     "GraphLLMRecError",
-    "Reason",
     "Recipe",
     "Recommendation",
     "Recommender",
@@ -64,8 +56,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name on its first use (PEP 562)."""
-    if name == "evaluate":  # the folder of that name, which can be called
-        return import_module("graphllmrec.evaluate")
     if name not in _HOME:
         raise AttributeError(f"module 'graphllmrec' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

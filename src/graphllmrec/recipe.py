@@ -26,15 +26,15 @@ import tomli_w
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from graphllmrec.data.split import KINDS
+from graphllmrec.data.config import DataConfig
 from graphllmrec.errors import RecipeError
-from graphllmrec.evaluate.metrics import METRICS
-from graphllmrec.models import MODELS, model_class
-from graphllmrec.models.base import Config
-from graphllmrec.text.encoder import TextConfig
+from graphllmrec.evaluation.metrics import METRICS
+from graphllmrec.models.registry import MODELS, model_class
+from graphllmrec.settings import Config
+from graphllmrec.text.config import TextConfig
 
 
-class ModelSection(Config):
+class ModelConfig(Config):
     """Which model, and its settings as validated by the model's own `config_class`."""
 
     name: str
@@ -63,29 +63,7 @@ class ModelSection(Config):
         return model_class(info.data["name"]).config_class.model_validate(value) if "name" in info.data else Config()
 
 
-class DataSection(Config):
-    """How a data folder becomes a split; arguments of data.read.load_data and data.split.make_split."""
-
-    split: str = Field("auto", description=f"{', '.join(KINDS)}; see docs/evaluation.md")
-    min_rating: float | None = Field(None, description="keep interactions rated at least this; none keeps all")
-    k_core: int = Field(0, ge=0, description="keep only users and items with so many distinct partners; 0 keeps all")
-    valid_ratio: float = Field(
-        0.1, ge=0, lt=1, description="share of interactions to validate on (user-ratio, global-time)"
-    )
-    test_ratio: float = Field(0.2, gt=0, lt=1, description="share of interactions to test on (user-ratio, global-time)")
-    cold_ratio: float = Field(
-        0.1, gt=0, lt=1, description="share of clicked items to test on, as many to validate on (cold-item)"
-    )
-
-    @field_validator("split")
-    @classmethod
-    def _known(cls, split: str) -> str:
-        if split not in KINDS:
-            raise ValueError(f"unknown split {split!r}; known: {', '.join(KINDS)}")
-        return split
-
-
-class EvaluateSection(Config):
+class EvaluateConfig(Config):
     """Cut-offs k of the ranking metrics, and the metric that is shown first."""
 
     ks: tuple[int, ...] = Field((10, 20), min_length=1, description="cut-offs of the ranking metrics")
@@ -99,7 +77,7 @@ class EvaluateSection(Config):
         return tuple(sorted(set(ks)))
 
     @model_validator(mode="after")
-    def _metric_has_a_k(self) -> EvaluateSection:
+    def _metric_has_a_k(self) -> EvaluateConfig:
         known = [f"{name}@{k}" for name in METRICS for k in self.ks]
         if self.metric not in known:
             raise ValueError(f"metric {self.metric!r} is not among those of ks: {', '.join(known)}")
@@ -112,10 +90,10 @@ class Recipe(Config):
     title: str = Field("", description="what this run is, in a line")
     notes: str = Field("", description="anything worth knowing about it")
     seed: int = Field(0, ge=0, description="of every draw: splits, batches, negatives, dropout, initial weights")
-    model: ModelSection
-    data: DataSection = DataSection()
+    model: ModelConfig
+    data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
-    evaluate: EvaluateSection = EvaluateSection()
+    evaluate: EvaluateConfig = EvaluateConfig()
     unordered: dict[str, Any] = Field(
         {}, description="settings that replace those of [model] where clicks have no order"
     )
@@ -274,3 +252,17 @@ def _fields(path: list[str], values: Mapping[str, Any]) -> list[str]:
         if kind is None:
             return []
     return list(kind.model_fields)
+
+
+def difference(given: Recipe, stored: Recipe) -> str:
+    """The first settings in which two recipes differ, as "section.key: given, not stored"."""
+    flat = [_flattened(recipe.values()) for recipe in (given, stored)]
+    keys = [key for key in sorted(flat[0].keys() | flat[1].keys()) if flat[0].get(key) != flat[1].get(key)]
+    return "; ".join(f"{key}: {flat[0].get(key)!r}, not {flat[1].get(key)!r}" for key in keys[:5])
+
+
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out

@@ -19,22 +19,24 @@ import numpy as np
 import polars as pl
 import torch
 
-from graphllmrec import run
+from graphllmrec import run_folder as run
+from graphllmrec.data.new_items import new_item_table
+from graphllmrec.data.prepare import read_dataset, split_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
 from graphllmrec.data.tables import Dataset, Histories, IdMap, Items
 from graphllmrec.errors import CheckpointError, GraphLLMRecError, Interrupted, UnknownIdError
-from graphllmrec.evaluate import Evaluation, evaluate_model, top_k
-from graphllmrec.explain import explain_item, similarities
-from graphllmrec.files import discard
-from graphllmrec.incoming import checked_items, difference, read_dataset, split_dataset, split_in_rows_of
-from graphllmrec.journal import RunJournal
-from graphllmrec.models import build
-from graphllmrec.models.base import Model, Queries, Task, TextVectors
-from graphllmrec.recipe import Recipe, load_recipe
-from graphllmrec.results import Reason, Recommendation
-from graphllmrec.text.controls import TextControl, without_encoder
+from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model
+from graphllmrec.evaluation.rank import top_k
+from graphllmrec.io import discard
+from graphllmrec.models.explain import explain_item, similarities
+from graphllmrec.models.registry import build
+from graphllmrec.progress import RunLogger
+from graphllmrec.protocol import Model, Queries, Task, TextVectors
+from graphllmrec.recipe import Recipe, difference, load_recipe
+from graphllmrec.recommendation import Explanation, Recommendation
 from graphllmrec.text.encoder import encode_items
-from graphllmrec.text.users import user_text, with_reviews
+from graphllmrec.text.placebo import TextPlacebo, without_encoder
+from graphllmrec.text.reviews import user_text, with_reviews
 from graphllmrec.train.checkpoint import EVERY, Checkpoints
 
 
@@ -42,7 +44,7 @@ class Recommender:
     """A recipe, and after `fit` or `load` a fitted model with its catalogue and users."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe = self._asked = recipe  # once fitted, `recipe` is what was asked as it applies to the data
+        self.recipe = self._given = recipe  # once fitted, `recipe` is the given one as it applies to the data
         self._fitted: tuple[Model, Dataset, Split] | None = None
         self._everything: Histories | None = None
 
@@ -61,33 +63,33 @@ class Recommender:
         *,
         out: str | Path | None = None,
         overwrite: bool = False,
-        stages: str | Path | None = None,
+        cache: str | Path | None = None,
         save_every: float = EVERY,
-        journal: RunJournal | None = None,
+        logger: RunLogger | None = None,
     ) -> Recommender:
         """Read, split and encode `data` (a Dataset or a data folder), and fit the model. Returns self.
 
         With `out`, everything is kept in that run folder and an interrupted or killed fit can be continued with
         `resume`; checkpoints of a training are `save_every` seconds apart, or more where writing them takes more than
-        2 % of the time. With `stages` too, training stages that another run with the same settings, seed and data has
+        2 % of the time. With `cache` too, training stages that another run with the same settings, seed and data has
         finished are taken over from that folder, and left there for others.
         Raises DataError, TextError, CheckpointError (`out` is taken), Interrupted (Ctrl-C; the run can be resumed).
         """
         if out is not None:
             run.require_free(Path(out), overwrite)
-        with _reporting(journal) as journal:
-            journal.new_run()
-            dataset = read_dataset(data, self._asked, journal)
-            split = split_dataset(dataset, self._asked)
-            self.recipe = self._asked.for_data(split.ordered)
+        with _reporting(logger) as logger:
+            logger.new_run()
+            dataset = read_dataset(data, self._given.data, logger)
+            split = split_dataset(dataset, self._given.data, self._given.seed)
+            self.recipe = self._given.for_data(split.ordered)
             model = build(self.recipe.model.name, self.recipe.model.config.model_dump())
             if out is None:
-                self._learn(model, dataset, split, journal)
+                self._learn(model, dataset, split, logger)
             else:
                 run.begin(Path(out), self.recipe, dataset, split, overwrite=overwrite)
-                kept = Checkpoints(Path(out) / "checkpoint", Path(stages) if stages is not None else None, save_every)
+                kept = Checkpoints(Path(out) / "checkpoint", Path(cache) if cache is not None else None, save_every)
                 try:
-                    self._learn_in(Path(out), model, dataset, split, journal, kept)
+                    self._learn_in(Path(out), model, dataset, split, logger, kept)
                 except GraphLLMRecError as error:
                     if not isinstance(error, Interrupted):  # this cannot work, so it leaves nothing
                         discard(Path(out))
@@ -103,7 +105,7 @@ class Recommender:
         recipe: Recipe | None = None,
         data: Dataset | str | Path | None = None,
         save_every: float = EVERY,
-        journal: RunJournal | None = None,
+        logger: RunLogger | None = None,
     ) -> Recommender:
         """Continue the interrupted or killed fit in run folder `path`; recipe and data come from the folder.
 
@@ -113,22 +115,22 @@ class Recommender:
         path = Path(path)
         run.tidy(path)
         if recipe is not None and data is not None and run.state_of(path) == "absent":
-            return cls(recipe).fit(data, out=path, save_every=save_every, journal=journal)
+            return cls(recipe).fit(data, out=path, save_every=save_every, logger=logger)
         if run.state_of(path) == "finished":
             raise CheckpointError(f"{path} is finished, there is nothing to resume; load it, or overwrite it")
         tables = run.read_tables(path)
         if recipe is not None and (recipe := recipe.for_data(tables.split.ordered)) != tables.recipe:
             raise CheckpointError(f"the recipe differs from the one of {path}: {difference(recipe, tables.recipe)}")
         recommender = cls(tables.recipe)
-        with _reporting(journal) as journal:
-            journal.new_run()
+        with _reporting(logger) as logger:
+            logger.new_run()
             if data is not None:
-                dataset = read_dataset(data, tables.recipe, journal)
+                dataset = read_dataset(data, tables.recipe.data, logger)
                 if run.fingerprint(dataset) != tables.fingerprint:
                     raise CheckpointError(f"the data changed since {path} was begun; fit again with --overwrite")
             model = build(tables.recipe.model.name, tables.recipe.model.config.model_dump())
             kept = Checkpoints(path / "checkpoint", every=save_every)
-            recommender._learn_in(path, model, tables.dataset, tables.split, journal, kept)
+            recommender._learn_in(path, model, tables.dataset, tables.split, logger, kept)
         recommender._set(model, tables.dataset, tables.split)
         return recommender
 
@@ -166,26 +168,26 @@ class Recommender:
         *,
         data: Dataset | str | Path | None = None,
         branch: str | None = None,
-        journal: RunJournal | None = None,
+        logger: RunLogger | None = None,
     ) -> Evaluation:
         """Full-ranking metrics on the test or validation part; `branch` ("graph", "text") scores one branch alone.
 
         With `data` (e.g. train.* = what is known today, test.* = next week), that data is split as the recipe says;
         all its users and items must be known. Raises DataError for unknown ones, EvaluationError without any target.
         """
-        with _reporting(journal) as journal:
+        with _reporting(logger) as logger:
             known = self.split
             if data is not None:
-                other = read_dataset(data, self.recipe, journal)
-                known = split_in_rows_of(self.dataset, other, self.recipe)
+                other = read_dataset(data, self.recipe.data, logger)
+                known = split_in_rows(self.dataset, other, self.recipe.data, self.recipe.seed)
             return evaluate_model(
                 self.model,
                 known,
                 split,
                 ks=self.recipe.evaluate.ks,
                 branch=branch,
-                control=self.recipe.text.control if _may_read_text(self.model) else "none",
-                journal=journal,
+                placebo=self.recipe.text.placebo if self.model.abilities.reads_text else "none",
+                logger=logger,
             )
 
     def recommend(
@@ -219,7 +221,7 @@ class Recommender:
 
     def explain(
         self, user: object | None = None, item: object = None, *, history: Sequence[object] | None = None
-    ) -> Reason:
+    ) -> Explanation:
         """Why `item` gets its score for `user` (or for a `history`). An item of the history is left out of it for this.
 
         Raises UnknownIdError for an unknown user or item.
@@ -234,19 +236,19 @@ class Recommender:
         near = found.history or []
         listed = self._listed(np.array([r for r, _ in near], dtype=np.int64), np.array([s for _, s in near]))
         about = Recommendation(self.dataset.items.ids.of([row])[0], self.dataset.items.titles[row], found.score)
-        return Reason(about.item_id, about.title, about.score, found.shares, found.gate, found.context, listed)
+        return Explanation(about.item_id, about.title, about.score, found.shares, found.gate, found.context, listed)
 
-    def add_items(self, rows: Iterable[Mapping[str, Any]], *, journal: RunJournal | None = None) -> None:
+    def add_items(self, rows: Iterable[Mapping[str, Any]], *, logger: RunLogger | None = None) -> None:
         """Append items, e.g. [{"item_id": "b7", "title": "…"}], to the catalogue; they can be recommended at once.
 
         Raises DataError for missing, repeated or already known ids, unknown columns, and (for a model that ranks by
         text) an item without text; nothing is added then.
         """
-        table = checked_items(list(rows), self.dataset.items, needs_text=self.model.needs_text)
+        table = new_item_table(list(rows), self.dataset.items, needs_text=self.model.abilities.needs_text)
         model, dataset, split = self._get()
         added = Items(IdMap(table["item_id"]), table)
-        with _reporting(journal) as journal:
-            model.add_items(self._new_text(model, added, journal))
+        with _reporting(logger) as logger:
+            model.add_items(self._new_text(model, added, logger))
         items = Items(dataset.items.ids.extended(added.ids.ids.to_list()), pl.concat([dataset.items.table, table]))
         self._set(model, replace(dataset, items=items), replace(split, num_items=len(items)))
 
@@ -260,58 +262,58 @@ class Recommender:
         self._everything = run.joined(split).histories(split.num_users)
 
     def _learn(
-        self, model: Model, dataset: Dataset, split: Split, journal: RunJournal, checkpoints: Checkpoints | None = None
+        self, model: Model, dataset: Dataset, split: Split, logger: RunLogger, checkpoints: Checkpoints | None = None
     ) -> float:
         """Encode the texts and fit the model; returns the seconds it took, earlier and shared ones too."""
-        text, user_text = self._texts(model, dataset, split, journal)
-        journal.stage(f"fit {model.name}")
+        text, user_text = self._texts(model, dataset, split, logger)
+        logger.begin(f"fit {model.name}")
         began = time.monotonic()
         recipe = self.recipe
-        model.fit(Task(split, text, recipe.seed, journal, checkpoints, user_text=user_text, encoder=recipe.text))
+        model.fit(Task(split, text, recipe.seed, logger, checkpoints, user_text=user_text, encoder=recipe.text))
         return time.monotonic() - began + (checkpoints.earlier if checkpoints is not None else 0.0)
 
     def _learn_in(
-        self, path: Path, model: Model, dataset: Dataset, split: Split, journal: RunJournal, checkpoints: Checkpoints
+        self, path: Path, model: Model, dataset: Dataset, split: Split, logger: RunLogger, checkpoints: Checkpoints
     ) -> None:
         """`_learn` with checkpoints and log in the run folder, which is then marked finished."""
-        journal.keep_in(path)
-        seconds = self._learn(model, dataset, split, journal, checkpoints)
-        journal.end_log()
+        logger.write_to(path)
+        seconds = self._learn(model, dataset, split, logger, checkpoints)
+        logger.finish_log()
         run.finish(path, model, {"seconds": round(seconds, 2)})
 
     def _texts(
-        self, model: Model, dataset: Dataset, split: Split, journal: RunJournal
+        self, model: Model, dataset: Dataset, split: Split, logger: RunLogger
     ) -> tuple[TextVectors | None, TextVectors | None]:
-        """Vectors of items and of users as far as the model reads them, or those of the recipe's control."""
-        config, control = self.recipe.text, self._control(split)
+        """Vectors of items and of users as far as the model reads them, or those of the recipe's placebo."""
+        config, placebo = self.recipe.text, self._placebo(split)
         items = users = None
         if _reads_item_text(model, dataset.items):
-            items = self._encode(dataset.items, control, journal)
+            items = self._encode(dataset.items, placebo, logger)
             if config.reviews:
-                items = with_reviews(items, split, config, journal=journal)
-            items = control.items(items, dataset.items.ids)
-        if getattr(model, "uses_user_text", False):
-            users = user_text(split, config, read=control.reads_text, journal=journal)
-            users = None if users is None else control.users(users, dataset.users)
+                items = with_reviews(items, split, config, logger=logger)
+            items = placebo.items(items, dataset.items.ids)
+        if model.abilities.uses_user_text:
+            users = user_text(split, config, read=placebo.reads_text, logger=logger)
+            users = None if users is None else placebo.users(users, dataset.users)
         return items, users
 
-    def _new_text(self, model: Model, added: Items, journal: RunJournal) -> TextVectors:
+    def _new_text(self, model: Model, added: Items, logger: RunLogger) -> TextVectors:
         """Vectors of items that join the catalogue; none for a model that reads no text."""
         _, dataset, split = self._get()
         if not _reads_item_text(model, added):
             return TextVectors(torch.zeros(len(added), 0), torch.zeros(len(added), dtype=torch.bool))
-        control = self._control(split)
-        if control.kind == "shuffled":
-            added = control.donors(added, dataset.items, self.recipe.text)
-        return control.new_items(self._encode(added, control, journal), added.ids)
+        placebo = self._placebo(split)
+        if placebo.kind == "shuffled":
+            added = placebo.donors(added, dataset.items, self.recipe.text)
+        return placebo.new_items(self._encode(added, placebo, logger), added.ids)
 
-    def _control(self, split: Split) -> TextControl:
-        return TextControl(self.recipe.text.control, self.recipe.seed, split)
+    def _placebo(self, split: Split) -> TextPlacebo:
+        return TextPlacebo(self.recipe.text.placebo, self.recipe.seed, split)
 
-    def _encode(self, items: Items, control: TextControl, journal: RunJournal) -> TextVectors:
-        """Text vectors of items; of no dimensions where the control does not need them."""
-        if control.reads_text:
-            return encode_items(items, self.recipe.text, journal=journal)
+    def _encode(self, items: Items, placebo: TextPlacebo, logger: RunLogger) -> TextVectors:
+        """Text vectors of items; of no dimensions where the placebo does not need them."""
+        if placebo.reads_text:
+            return encode_items(items, self.recipe.text, logger=logger)
         return without_encoder(items, self.recipe.text)
 
     def _known(self, users: Sequence[object]) -> Queries:
@@ -340,20 +342,21 @@ class Recommender:
         return [Recommendation(*entry) for entry in zip(ids, titles, scores[keep].tolist(), strict=True)]
 
 
+def evaluate(recommender: Recommender, data: Dataset | str | Path | None = None, split: Part = "test") -> Evaluation:
+    """Full-ranking metrics of a fitted recommender on its own data or other `data`; see `Recommender.evaluate`."""
+    return recommender.evaluate(split, data=data)
+
+
 @contextmanager
-def _reporting(journal: RunJournal | None) -> Iterator[RunJournal]:
-    """The caller's journal as it is, or a silent one that is closed at the end."""
-    if journal is not None:
-        yield journal
+def _reporting(logger: RunLogger | None) -> Iterator[RunLogger]:
+    """The caller's logger as it is, or a silent one that is closed at the end."""
+    if logger is not None:
+        yield logger
         return
-    with RunJournal(quiet=True) as silent:
+    with RunLogger(quiet=True) as silent:
         yield silent
 
 
 def _reads_item_text(model: Model, items: Items) -> bool:
     """Does the model need text, or use it where there is some, as there is here?"""
-    return model.needs_text or bool(getattr(model, "uses_text", False) and items.text_columns)
-
-
-def _may_read_text(model: Model) -> bool:
-    return model.needs_text or any(getattr(model, name, False) for name in ("uses_text", "uses_user_text"))
+    return model.abilities.needs_text or bool(model.abilities.uses_text and items.text_columns)

@@ -13,7 +13,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from graphllmrec.cli import ask, checkup, measure, train
+from graphllmrec.cli import demo as checkup
+from graphllmrec.cli import evaluate as measure
+from graphllmrec.cli import fit as train
+from graphllmrec.cli import recommend as ask
 from graphllmrec.cli.grok_lab import grok_lab
 from graphllmrec.cli.study import study
 from graphllmrec.errors import GraphLLMRecError, Interrupted

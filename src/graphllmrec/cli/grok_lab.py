@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graphllmrec.cli.shared import Json, print_json, say
+from graphllmrec.cli.common import Json, print_json, say
 
 
 def grok_lab(
@@ -25,13 +25,13 @@ def grok_lab(
     Without --all: one run of every kind, in about a minute of one processor core. Runs that the folder holds are not
     made again.
     """
-    from graphllmrec.journal import RunJournal
-    from graphllmrec.lab.page import percent
-    from graphllmrec.lab.runner import run_fusion, run_lab
+    from graphllmrec.grokking.lab.page import percent
+    from graphllmrec.grokking.lab.runner import run_fusion, run_lab
+    from graphllmrec.progress import RunLogger
 
     if fusion:
-        with RunJournal() as journal:
-            found = run_fusion(out, journal)
+        with RunLogger() as logger:
+            found = run_fusion(out, logger)
         if as_json:
             print_json({"out": str(out), **found})
             return
@@ -39,8 +39,8 @@ def grok_lab(
             say(f"{row['name']:26s} NDCG {row['area']['mean']:.4f} on the way, {row['final']['mean']:.4f} in the end")
         say(f"Open {out / 'fusion.html'} in a browser.", "bold")
         return
-    with RunJournal() as journal:
-        found = run_lab(out, "all" if everything else "quick", journal)
+    with RunLogger() as logger:
+        found = run_lab(out, "all" if everything else "quick", logger)
     if as_json:
         print_json({"out": str(out), **{key: found[key] for key in found if key != "runs"}})
         return

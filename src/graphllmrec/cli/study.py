@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphllmrec.cli.shared import Json, print_json, say
+from graphllmrec.cli.common import Json, print_json, say
 
 if TYPE_CHECKING:
-    from graphllmrec.study.cells import Plan
+    from graphllmrec.study.folder import Plan
 
 
 def study(
@@ -27,7 +27,7 @@ def study(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is to do.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Tune, fit and evaluate models × seeds × data sets × controls, and write one table as HTML, Markdown and JSON."""
+    """Tune, fit and evaluate models × seeds × data sets × placebos, and write one table as HTML, Markdown and JSON."""
     from graphllmrec.study.display import Display
     from graphllmrec.study.runner import plan_study, run_study
 
@@ -42,7 +42,7 @@ def study(
 
 
 def _conclude(found: dict[str, Any], out: Path, *, as_json: bool) -> None:
-    from graphllmrec.study.words import failures, verdict
+    from graphllmrec.study.format import failures, verdict
 
     metric = found["metric"]
     if as_json:

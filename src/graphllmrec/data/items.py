@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from graphllmrec.data.check import Problems, check_ids
+from graphllmrec.data.checks import Problems, check_ids
 from graphllmrec.data.columns import match_columns, plain
 from graphllmrec.data.files import parse_name
 from graphllmrec.data.formats import RawTable, check_short_rows, read_table, type_of

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from graphllmrec.data.check import (
+from graphllmrec.data.checks import (
     IdColumn,
     OrderColumn,
     Problems,
@@ -29,7 +29,7 @@ from graphllmrec.data.check import (
 )
 from graphllmrec.data.columns import match_columns
 from graphllmrec.data.files import find_tables, parse_name
-from graphllmrec.data.filter import drop_repeats, k_core_dataset
+from graphllmrec.data.filters import drop_repeats, k_core_dataset
 from graphllmrec.data.formats import check_short_rows, read_table
 from graphllmrec.data.items import read_items
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items

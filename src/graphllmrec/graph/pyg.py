@@ -26,7 +26,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.sampler import BaseSampler, HeteroSamplerOutput, NeighborSampler
 from torch_geometric.sampler.neighbor_sampler import edge_sample
 
-from graphllmrec.graph.sample import Hop, Neighbourhoods, Neighbours, sample
+from graphllmrec.graph.neighbours import Hop, Neighbourhoods, Neighbours, sample
 from graphllmrec.rng import stream_seed, torch_rng
 
 EdgeType = tuple[str, str, str]

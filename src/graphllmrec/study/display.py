@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from graphllmrec.journal import RunJournal
+from graphllmrec.progress import RunLogger
 
 Kind = tuple[str, str]  # data set, model: fits of the same kind take about as long
 
@@ -36,7 +36,7 @@ class Display:
             redirect_stdout=False,  # stdout carries results only
         )
         self._all = self._progress.add_task("study", values="")
-        self._stage = self._progress.add_task("", visible=False, values="")
+        self._current = self._progress.add_task("", visible=False, values="")
         self._times: dict[Kind, list[float]] = {}
         self._left: list[Kind] = []
         self._number, self._began = 0, 0.0
@@ -69,7 +69,7 @@ class Display:
         self._left.remove(kind)
         self._number += 1
         self._progress.update(self._all, advance=1, values=self._estimate())
-        self._progress.update(self._stage, visible=False)
+        self._progress.update(self._current, visible=False)
         total = self._number + len(self._left)
         self.say(f"[{self._number}/{total}] {what}, {_duration(seconds)}{self._left_text()}", "red" if failed else "")
 
@@ -77,13 +77,13 @@ class Display:
         """One line for the person, above the bars."""
         self.console.print(Text(message, style=style), soft_wrap=True)
 
-    def stage(self, name: str, total: int | None) -> None:
-        """The current fit begins a stage."""
-        self._progress.reset(self._stage, total=total, description=f"  {name}", visible=True, values="")
+    def show(self, name: str, total: int | None) -> None:
+        """What the current fit is doing."""
+        self._progress.reset(self._current, total=total, description=f"  {name}", visible=True, values="")
 
     def advance(self, steps: int) -> None:
-        """The current stage went on."""
-        self._progress.update(self._stage, advance=steps)
+        """It went on."""
+        self._progress.update(self._current, advance=steps)
 
     def _estimate(self) -> str:
         seconds = remaining(self._left, self._times)
@@ -93,17 +93,17 @@ class Display:
         return f" ({estimate})" if self._left and (estimate := self._estimate()) else ""
 
 
-class FitJournal(RunJournal):
-    """The journal of one fit of a study: logs into its run folder, and shows its stages on the study's display."""
+class FitLogger(RunLogger):
+    """The logger of one fit of a study: logs into its run folder, and shows its work on the study's display."""
 
     def __init__(self, display: Display) -> None:
         super().__init__(quiet=True)
         self._display = display
 
-    def stage(self, name: str, total: int | None = None) -> None:
-        """A new stage begins."""
-        super().stage(name, total)
-        self._display.stage(name, total)
+    def begin(self, name: str, total: int | None = None) -> None:
+        """A new piece of work begins."""
+        super().begin(name, total)
+        self._display.show(name, total)
 
     def advance(self, steps: int = 1, **values: float | str) -> None:
         """`steps` done."""

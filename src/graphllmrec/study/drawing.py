@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from graphllmrec.evaluate.console import p_text
-from graphllmrec.study.words import Json, percent
+from graphllmrec.report.console import p_text
+from graphllmrec.study.format import Json, percent
 
 WIDTH, ROW, TEXT = 480, 24, 12
 FARTHEST = 1.0  # +100 %: one large difference must not press all others together

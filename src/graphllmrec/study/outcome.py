@@ -3,7 +3,7 @@
     value(u)      mean over the seeds of the metric of user u
     mean          mean of value(u) over users; `ci`: its 95 % interval over users
     by_seed       the mean over users of each seed; `std`: their standard deviation (how much the seed matters)
-    a against b   paired tests on value_a(u) - value_b(u) (evaluate/compare.py)
+    a against b   paired tests on value_a(u) - value_b(u) (evaluation/compare.py)
 
 p-values of one metric are Holm-corrected over *all* comparisons of the study, on all data sets; those within a stratum
 over all comparisons in that stratum. Where the split follows the seed (user-ratio, cold-item), each seed asks different
@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from graphllmrec.evaluate import Comparison, Evaluation
-from graphllmrec.evaluate.compare import Floats, compare_values, holm
-from graphllmrec.evaluate.metrics import mean_interval
-from graphllmrec.study.cells import Cell, Plan, Source
+from graphllmrec.evaluation.compare import Comparison, Floats, compare_values, holm
+from graphllmrec.evaluation.evaluation import Evaluation
+from graphllmrec.evaluation.metrics import mean_interval
+from graphllmrec.study.folder import Cell, Plan, Source
 from graphllmrec.study.plan import Case
 
 STRATA = "item_degree"
@@ -84,7 +84,7 @@ def outcome_of(plan: Plan) -> dict[str, Any]:
         "seeds": list(study.seeds),
         "trials": study.trials,
         "tune_seed": study.tune_seed,
-        "tune_controls": study.tune_controls,
+        "tune_placebos": study.tune_placebos,
         "cells": len(plan.cells),
         "failed": len(failed),
         "data": {source.name: _data(source, entries) for source in plan.sources},
@@ -109,7 +109,7 @@ def _data(source: Source, entries: Sequence[Entry]) -> dict[str, Any]:
     protocols = [test.protocol for entry in entries if entry.source == source for test in entry.tests.values()]
     asked = sorted({protocol["fingerprint"] for protocol in protocols})
     protocol = (
-        {key: value for key, value in protocols[0].items() if key not in ("model", "control")} if protocols else {}
+        {key: value for key, value in protocols[0].items() if key not in ("model", "placebo")} if protocols else {}
     )
     return {"fingerprint": source.fingerprint, "protocol": protocol, "questions": asked}
 
@@ -123,7 +123,7 @@ def _described(entry: Entry) -> dict[str, Any]:
         "data": entry.source.name,
         "label": case.label,
         "model": case.model.label,
-        "control": case.control,
+        "placebo": case.placebo,
         "recipe": case.recipe(0).model.name,
         "settings": settings or {},
         "trials": len(trials),

@@ -1,15 +1,15 @@
-"""The outcome of a study as one self-contained HTML page, in the manner of evaluate/report.py."""
+"""The outcome of a study as one self-contained HTML page, in the manner of report/page.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from graphllmrec.evaluate.console import p_text
-from graphllmrec.evaluate.evaluation import protocol_line
-from graphllmrec.evaluate.html import document, figure, table
+from graphllmrec.evaluation.evaluation import protocol_line
+from graphllmrec.report.console import p_text
+from graphllmrec.report.html import document, figure, table
 from graphllmrec.study.drawing import bars, colours_of, forest, verdict_colour
-from graphllmrec.study.words import (
+from graphllmrec.study.format import (
     Json,
     about,
     compared,
@@ -43,7 +43,7 @@ def _data(outcome: Json, data: str) -> Iterator[str]:
     yield f"<p class='note'>{escape(protocol_line(protocol)) if protocol else 'No results.'}</p>"
     rows = [row for row in outcome["comparisons"] if row["data"] == data and row["metric"] == outcome["metric"]]
     done = [entry for entry in entries if "strata" in entry]
-    plain = [entry for entry in done if entry["control"] == "none"]
+    plain = [entry for entry in done if entry["placebo"] == "none"]
     figures = []
     if rows:
         caption = (

@@ -1,19 +1,19 @@
-"""STUDY.toml: which models, seeds, controls and comparisons; every problem reported at once.
+"""STUDY.toml: which models, seeds, placebos and comparisons; every problem reported at once.
 
     title = "Does the fusion earn its keep?"
     seeds = [0, 1, 2]
     metric = "ndcg@20"           # tuned on its validation value; tested and drawn
     metrics = ["recall@20"]      # tested as well
-    controls = ["none", "shuffled"]
+    placebos = ["none", "shuffled"]
     baseline = "z-sum"           # every model is tested against it
     compare = [["hybrid", "hybrid-static"]]
-    trials = 20                  # settings tried per model, data set and control: the same number for all
+    trials = 20                  # settings tried per model, data set and placebo: the same number for all
     [[models]]
     recipe = "hybrid"            # a packaged recipe, or a file (beside STUDY.toml, or from the current folder)
     set = { "text.max_tokens" = 64 }
     tune = { "model.gate.learning_rate" = { low = 1e-4, high = 1e-2, log = true } }
 
-A *case* is a model under a control; a *cell* is a case with a data set and a seed, and is one fit.
+A *case* is a model under a placebo; a *cell* is a case with a data set and a seed, and is one fit.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, fiel
 from pydantic_core import ErrorDetails
 
 from graphllmrec.errors import EvaluationError, RecipeError
-from graphllmrec.evaluate.metrics import parse_metric
-from graphllmrec.models import build
-from graphllmrec.models.base import Config
+from graphllmrec.evaluation.metrics import parse_metric
+from graphllmrec.models.registry import build
 from graphllmrec.recipe import Recipe, load_recipe
+from graphllmrec.settings import Config
 
-NO_CONTROL = "none"
-CONTROL_KEY = "text.control"  # the setting of a recipe that a control is
+NO_PLACEBO = "none"
+PLACEBO_KEY = "text.placebo"  # the setting of a recipe that a placebo is
 
 
 class Range(Config):
@@ -70,7 +70,7 @@ Values = Annotated[
     Annotated[Range, Tag("range")] | Annotated[tuple[Any, ...], Tag("list")], Discriminator(_kind)
 ]  # told apart by sight, so that one problem is not reported as two
 Space = dict[str, Values]  # {"model.l2": what may be tried}
-Controls = tuple[Annotated[str, Field(pattern=r"^[\w-]+$")], ...]  # also names of folders
+Placebos = tuple[Annotated[str, Field(pattern=r"^[\w-]+$")], ...]  # also names of folders
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
@@ -81,7 +81,7 @@ class StudyModel(Config):
     name: str = Field("", pattern=r"^([A-Za-z0-9][\w .+-]*)?$", description="label in the tables; default: the recipe")
     overrides: dict[str, Any] = Field({}, alias="set", description="settings that replace those of the recipe")
     tune: Space = Field({}, description="settings to search on validation: a list, or {low, high, log, int}")
-    controls: Controls | None = Field(None, description="instead of the study's controls")
+    placebos: Placebos | None = Field(None, description="instead of the study's placebos")
     seeds: Seeds | None = Field(None, description="instead of the study's seeds; one is enough where nothing is drawn")
 
     @field_validator("overrides", mode="before")
@@ -116,13 +116,13 @@ class Study(Config):
     seeds: Seeds = (0,)
     metric: str = Field("ndcg@20", description="tuned on its validation value; tested, with strata, and drawn")
     metrics: tuple[str, ...] = Field((), description="further metrics that are shown and tested")
-    controls: Controls = Field((), description="values of text.control for models that read text")
+    placebos: Placebos = Field((), description="values of text.placebo for models that read text")
     baseline: str | None = Field(None, description="the model that every other one is tested against")
     compare: tuple[tuple[str, str], ...] = Field((), description='further paired tests: [["hybrid", "ease"], …]')
-    trials: int = Field(20, ge=1, description="settings tried per model, data set and control that has a search space")
+    trials: int = Field(20, ge=1, description="settings tried per model, data set and placebo that has a search space")
     tune_seed: int = Field(0, ge=0, description="of the search, and of every fit made for it")
-    tune_controls: bool = Field(
-        True, description="search anew for each control; false: take over what was found without"
+    tune_placebos: bool = Field(
+        True, description="search anew for each placebo; false: take over what was found without"
     )
     keep_models: bool = Field(False, description="keep the fitted models, not only their figures")
     overrides: dict[str, Any] = Field({}, alias="set", description="settings for all models, e.g. data.k_core")
@@ -161,43 +161,43 @@ class Study(Config):
 
     @property
     def cases(self) -> tuple[Case, ...]:
-        """Every model under every control; models that read no text only without one."""
+        """Every model under every placebo; models that read no text only without one."""
         found = []
         for model in self.models:
             case = Case(self, model)
             found.append(case)
             if case.reads_text:
-                found += [Case(self, model, control) for control in case.controls if control != NO_CONTROL]
+                found += [Case(self, model, placebo) for placebo in case.placebos if placebo != NO_PLACEBO]
         return tuple(found)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Labels of the cases to hold against each other: (a, b) asks whether a is better than b.
 
-        Every model against the baseline, what `compare` names, and every model against each of its own controls.
+        Every model against the baseline, what `compare` names, and every model against each of its own placebos.
         """
         base = self.baseline
         found = [(model.label, base) for model in self.models if base is not None and base != model.label]
-        own = [(case.model.label, case.label) for case in self.cases if case.control != NO_CONTROL]
+        own = [(case.model.label, case.label) for case in self.cases if case.placebo != NO_PLACEBO]
         return list(dict.fromkeys([*found, *self.compare, *own]))
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model under a control."""
+    """A model under a placebo."""
 
     study: Study
     model: StudyModel
-    control: str = NO_CONTROL
+    placebo: str = NO_PLACEBO
 
     @property
     def label(self) -> str:
-        """ "hybrid", or "hybrid [shuffled]" under a control."""
-        return self.model.label if self.control == NO_CONTROL else f"{self.model.label} [{self.control}]"
+        """ "hybrid", or "hybrid [shuffled]" under a placebo."""
+        return self.model.label if self.placebo == NO_PLACEBO else f"{self.model.label} [{self.placebo}]"
 
     @property
-    def controls(self) -> tuple[str, ...]:
-        """The controls asked for, whether or not the model reads text."""
-        return tuple(dict.fromkeys(self.study.controls if self.model.controls is None else self.model.controls))
+    def placebos(self) -> tuple[str, ...]:
+        """The placebos asked for, whether or not the model reads text."""
+        return tuple(dict.fromkeys(self.study.placebos if self.model.placebos is None else self.model.placebos))
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -206,10 +206,10 @@ class Case:
 
     @property
     def reads_text(self) -> bool:
-        """Does the model read item or user text? Only then a control of the text changes anything."""
+        """Does the model read item or user text? Only then a placebo of the text changes anything."""
         section = self.recipe(0).model
         model = build(section.name, section.config.model_dump())
-        return any(getattr(model, name, False) for name in ("needs_text", "uses_text", "uses_user_text"))
+        return model.abilities.reads_text
 
     def recipe(self, seed: int, tuned: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe of one fit. Raises RecipeError."""
@@ -219,8 +219,8 @@ class Case:
             "evaluate.metric": metrics[0],
             "evaluate.ks": sorted({parse_metric(m)[1] for m in metrics}),
         }
-        control = {} if self.control == NO_CONTROL else {CONTROL_KEY: self.control}
-        settings = {**self.study.overrides, **self.model.overrides, **(tuned or {}), **control}
+        placebo = {} if self.placebo == NO_PLACEBO else {PLACEBO_KEY: self.placebo}
+        settings = {**self.study.overrides, **self.model.overrides, **(tuned or {}), **placebo}
         return load_recipe(self.model.recipe, {**settings, **own})
 
 
@@ -297,11 +297,11 @@ def _model_problems(values: Mapping[str, Any], study: Study | None) -> Iterator[
         models = list(_readable(found)) if isinstance(found, list) else []
     else:
         models = list(enumerate(study.models))
-        yield from _reserved("set", study.overrides, {"seed", "evaluate", CONTROL_KEY})
+        yield from _reserved("set", study.overrides, {"seed", "evaluate", PLACEBO_KEY})
     for number, model in models:
         where = f"models[{number}]"
-        yield from _reserved(f"{where}.set", model.overrides, {"seed", "evaluate", "data", CONTROL_KEY})
-        yield from _reserved(f"{where}.tune", model.tune, {"seed", "evaluate", "data", CONTROL_KEY})
+        yield from _reserved(f"{where}.set", model.overrides, {"seed", "evaluate", "data", PLACEBO_KEY})
+        yield from _reserved(f"{where}.tune", model.tune, {"seed", "evaluate", "data", PLACEBO_KEY})
         case = Case(study, model)
         try:
             case.recipe(0)
@@ -309,11 +309,11 @@ def _model_problems(values: Mapping[str, Any], study: Study | None) -> Iterator[
             yield from (f"{where} ({model.recipe}): {problem}" for problem in error.problems)
             continue
         yield from _space_problems(case, where)
-        for control in case.controls if case.reads_text else ():
+        for placebo in case.placebos if case.reads_text else ():
             try:
-                Case(study, model, control).recipe(0)
+                Case(study, model, placebo).recipe(0)
             except RecipeError as error:
-                yield from (f"{where}, control {control!r}: {problem}" for problem in error.problems)
+                yield from (f"{where}, placebo {placebo!r}: {problem}" for problem in error.problems)
 
 
 def _readable(models: list[Any]) -> Iterator[tuple[int, StudyModel]]:
@@ -329,7 +329,7 @@ def _reserved(where: str, settings: Mapping[str, Any], reserved: set[str]) -> It
         "seed": "the study sets it (seeds)",
         "evaluate": "the study sets it (metric, metrics)",
         "data": "it must be the same for all models; use the study's own [set]",
-        CONTROL_KEY: "it is set by controls",
+        PLACEBO_KEY: "it is set by placebos",
     }
     for key in settings:
         for name in reserved & {key, key.split(".")[0]}:

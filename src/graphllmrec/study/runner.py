@@ -10,16 +10,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from graphllmrec import run
+from graphllmrec import run_folder as run
 from graphllmrec.data.read import load_data
 from graphllmrec.data.tables import Dataset
 from graphllmrec.errors import CheckpointError, DataError, GraphLLMRecError, Interrupted
-from graphllmrec.files import discard, remove_leftovers, write_text
-from graphllmrec.journal import RunJournal
+from graphllmrec.io import discard, remove_leftovers, write_text
+from graphllmrec.progress import RunLogger
 from graphllmrec.recipe import Recipe
 from graphllmrec.recommender import Recommender
-from graphllmrec.study.cells import Cell, Plan, Search, Source
-from graphllmrec.study.display import Display, FitJournal, Kind
+from graphllmrec.study.display import Display, FitLogger, Kind
+from graphllmrec.study.folder import Cell, Plan, Search, Source
 from graphllmrec.study.outcome import outcome_of
 from graphllmrec.study.plan import Case, Study, load_study
 from graphllmrec.study.search import Trial, needs_optuna, next_settings, require_optuna
@@ -177,9 +177,9 @@ def _trial(search: Search, number: int, settings: dict[str, Any], dataset: Datas
     value, error = None, None
     try:
         recipe = search.case.recipe(study.tune_seed, settings)
-        with FitJournal(display) as journal:
-            recommender = _fitted(folder, recipe, dataset, search.source, journal)
-            value = recommender.evaluate("valid", journal=journal).overall[study.metric]
+        with FitLogger(display) as logger:
+            recommender = _fitted(folder, recipe, dataset, search.source, logger)
+            value = recommender.evaluate("valid", logger=logger).overall[study.metric]
     except Interrupted:
         raise
     except Exception as failure:  # settings that cannot work are a result as well
@@ -196,9 +196,9 @@ def _fit(cell: Cell, dataset: Dataset, display: Display) -> float:
     if cell.about() or cell.error() is not None:  # of the study as it was before, or of an attempt that failed
         _remove(cell.folder)
     recipe = cell.case.recipe(cell.seed, settings)
-    with FitJournal(display) as journal:
-        recommender = _fitted(folder, recipe, dataset, cell.source, journal)
-        valid, test = (recommender.evaluate(part, journal=journal) for part in ("valid", "test"))
+    with FitLogger(display) as logger:
+        recommender = _fitted(folder, recipe, dataset, cell.source, logger)
+        valid, test = (recommender.evaluate(part, logger=logger) for part in ("valid", "test"))
     valid.write(folder)
     test.write(folder)
     about = {
@@ -218,7 +218,7 @@ def _fit(cell: Cell, dataset: Dataset, display: Display) -> float:
     return valid.overall[cell.case.study.metric]
 
 
-def _fitted(folder: Path, recipe: Recipe, dataset: Dataset, source: Source, journal: RunJournal) -> Recommender:
+def _fitted(folder: Path, recipe: Recipe, dataset: Dataset, source: Source, logger: RunLogger) -> Recommender:
     """The fitted recommender of a run folder: taken over, continued, or made, whatever is possible."""
     if folder.is_dir():
         run.tidy(folder)
@@ -230,12 +230,12 @@ def _fitted(folder: Path, recipe: Recipe, dataset: Dataset, source: Source, jour
             if same_recipe and run.read_tables(folder).fingerprint == source.fingerprint:
                 return found
         elif state == "interrupted":
-            return Recommender.resume(folder, recipe=recipe, data=dataset, journal=journal)
+            return Recommender.resume(folder, recipe=recipe, data=dataset, logger=logger)
     except CheckpointError:  # of something else, or damaged: a fit that nothing has been read from is made anew
         pass
     if state != "absent":
         _remove(folder)
-    return Recommender(recipe).fit(dataset, out=folder, stages=source.stages, journal=journal)
+    return Recommender(recipe).fit(dataset, out=folder, cache=source.stages, logger=logger)
 
 
 def _usual(case: Case) -> dict[str, Any]:

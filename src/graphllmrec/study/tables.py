@@ -6,11 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from graphllmrec.evaluate.console import p_text
-from graphllmrec.evaluate.evaluation import protocol_line
-from graphllmrec.files import write_text
-from graphllmrec.study.page import page_of
-from graphllmrec.study.words import (
+from graphllmrec.evaluation.evaluation import protocol_line
+from graphllmrec.io import write_text
+from graphllmrec.report.console import p_text
+from graphllmrec.study.format import (
     Json,
     about,
     compared,
@@ -21,6 +20,7 @@ from graphllmrec.study.words import (
     spread,
     trials_text,
 )
+from graphllmrec.study.page import page_of
 
 
 def write_tables(folder: Path, outcome: Json) -> None:

@@ -149,7 +149,7 @@ class VectorCache:
     def _set_aside(self, error: Exception) -> None:
         aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
         warnings.warn(f"{self.path} is damaged ({error}); kept as {aside.name}, texts are encoded again", stacklevel=5)
-        self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)  # belongs to the damaged file
+        self.path.with_name(f"{self.path.name}-logger").unlink(missing_ok=True)  # belongs to the damaged file
         if self.path.exists():  # another process may have been faster
             self.path.replace(aside)
 

@@ -15,67 +15,35 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from graphllmrec.data.tables import Items
 from graphllmrec.errors import TextError
-from graphllmrec.models.base import Journal, SilentJournal, TextVectors
+from graphllmrec.protocol import Logger, SilentLogger, TextVectors
 from graphllmrec.text.cache import Floats, VectorCache, default_folder, text_key
 from graphllmrec.text.clean import item_texts
-from graphllmrec.text.source import Source, find_source, load_model, load_tokenizer
+from graphllmrec.text.config import TextConfig
+from graphllmrec.text.loading import Source, find_source, load_model, load_tokenizer
 
 _TEXTS_AT_A_TIME = 16_384  # tokenised together: bounds memory, and sorting within that many wastes next to no padding
 _BATCH_TOKENS_PER_THREAD = 1024  # activations that stay in a core's cache; larger batches were slower
 _BATCH_TOKENS_GPU = 32_768
 _MOST_WORKERS = 8  # more would wait for Python's lock
 
-Control = Literal["none", "shuffled", "random", "item2vec"]  # text/controls.py
-
-
-class TextConfig(BaseModel):
-    """Which language model reads the items, and how."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    encoder: str = Field(
-        "minilm", min_length=1, description='"minilm" (packaged), a Hugging Face name, or a local folder'
-    )
-    revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face name")
-    max_tokens: int = Field(96, ge=2, description="special tokens included; longer texts are cut")
-    columns: list[str] | None = Field(
-        None, description="which and in what order; default: title, brand, categories, description, then all other text"
-    )
-    pooling: Literal["auto", "mean", "cls", "last"] = Field(
-        "auto", description="auto: what the model says, else mean for encoders and last for decoders"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 in the linear layers where the hardware has it, float32 for all the rest"
-    )
-    batch_tokens: int | None = Field(
-        None, ge=1, description="tokens per batch, padding included; default: 1,024 per CPU thread, 32,768 on a GPU"
-    )
-    prompt: str = Field("", description="put before every text, as instruction-tuned embedding models want it")
-    device: str = Field("auto", description='"auto", "cpu", "cuda", "cuda:1" or "mps"')
-    reviews: bool = Field(False, description="add the mean vector of an item's training reviews to that of its text")
-    control: Control = Field(
-        "none", description="vectors without the texts' meaning in their place; none: the texts (docs/text.md)"
-    )
-
 
 def encode_items(
-    items: Items, config: TextConfig | None = None, *, cache: Path | None = None, journal: Journal | None = None
+    items: Items, config: TextConfig | None = None, *, cache: Path | None = None, logger: Logger | None = None
 ) -> TextVectors:
     """Vectors of all items: cleaned text (text/clean.py) -> float32 vectors of length 1, zero for items without text.
 
     The pooled vector is scaled to length 1, as sentence-transformers does for MiniLM: a dot product is a cosine.
     `cache`: folder of the vector cache; default `default_folder()`. A second call encodes only texts that are new
-    to it, also when the first one was killed. `journal` gets one stage with one step per text to encode.
+    to it, also when the first one was killed. `logger` gets one stage with one step per text to encode.
     Raises TextError when no item has text, the model cannot be loaded, or a vector is zero or not finite (naming ids).
     """
     config = config or TextConfig()
@@ -85,7 +53,7 @@ def encode_items(
         columns = ", ".join(config.columns or items.text_columns) or "none"
         raise TextError(f"none of the {len(items):,} items has any text (columns read: {columns})")
     names = items.ids.of(np.flatnonzero(present))
-    some = encode_texts(texts.drop_nulls().to_list(), config, cache=cache, journal=journal, names=names)
+    some = encode_texts(texts.drop_nulls().to_list(), config, cache=cache, logger=logger, names=names)
     vectors = torch.zeros(len(items), some.shape[1])  # (num_items, dim)
     vectors[torch.from_numpy(present)] = some
     return TextVectors(vectors, torch.from_numpy(present), tuple(texts.to_list()))
@@ -96,14 +64,14 @@ def encode_texts(
     config: TextConfig | None = None,
     *,
     cache: Path | None = None,
-    journal: Journal | None = None,
+    logger: Logger | None = None,
     names: Sequence[str] | None = None,
 ) -> Tensor:
     """Unit-length vectors (len(texts), dim) float32 of ready-made texts; what is equal is encoded once.
 
     `names` say which texts are meant in an error message (item ids; default their positions). Raises as `encode_items`.
     """
-    config, journal = config or TextConfig(), journal or SilentJournal()
+    config, logger = config or TextConfig(), logger or SilentLogger()
     names = [f"#{row}" for row in range(len(texts))] if names is None else names
     if not texts:
         raise TextError("there are no texts to encode")
@@ -117,9 +85,9 @@ def encode_texts(
     with VectorCache(cache or default_folder(), _identity(source, config)) as store:
         known = store.read(list(first))
         todo = first.keys() - known.keys()
-        journal.log("text", texts=len(texts), different=len(first), cached=len(known), encoder=source.identity)
+        logger.log("text", texts=len(texts), different=len(first), cached=len(known), encoder=source.identity)
         if todo:
-            journal.stage("encode item text", total=len(todo))
+            logger.begin("encode item text", total=len(todo))
             encoder = Encoder(source, config)
             for chunk in _chunks(first, todo):
                 rows = [first[key] for key in chunk]
@@ -127,7 +95,7 @@ def encode_texts(
                     encoded = _sound(list(vectors.numpy()), [names[rows[at]] for at in part])
                     store.write([chunk[at] for at in part], encoded)
                     known.update(zip([chunk[at] for at in part], encoded, strict=True))
-                    journal.advance(len(part))
+                    logger.advance(len(part))
     unique = _sound([known[key] for key in first], [names[row] for row in first.values()])  # (different, dim)
     place = {key: at for at, key in enumerate(first)}
     return torch.from_numpy(unique).index_select(0, torch.tensor([place[key] for key in keys]))

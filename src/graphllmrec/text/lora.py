@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphllmrec.errors import TextError
-from graphllmrec.models.base import TextVectors
+from graphllmrec.protocol import TextVectors
 from graphllmrec.rng import stream_seed, torch_rng
-from graphllmrec.text.encoder import TextConfig, _pool
-from graphllmrec.text.source import find_source, load_model, load_tokenizer
+from graphllmrec.text.config import TextConfig
+from graphllmrec.text.encoder import _pool
+from graphllmrec.text.loading import find_source, load_model, load_tokenizer
 
 _TEXTS_PER_BATCH = 32  # encoded together without gradients, after sorting by length
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from graphllmrec.errors import TextError
-from graphllmrec.models.base import Task, TextVectors, unit
+from graphllmrec.nn.vectors import unit
+from graphllmrec.protocol import Task, TextVectors
 
 _NO_VARIANCE = 1e-10  # relative to the largest variance: below this an axis holds rounding errors only
 

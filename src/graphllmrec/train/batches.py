@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from graphllmrec.data.tables import Histories, Ints
-from graphllmrec.graph.bipartite import sparse_tensor
-from graphllmrec.models.base import history_matrix
 from graphllmrec.rng import rng
 
 
@@ -50,22 +47,6 @@ class UnclickedItems:
         place = np.searchsorted(self.clicked, keys)
         found: np.ndarray[tuple[int], np.dtype[np.bool_]] = (self.clicked[place] == keys) & ~self.full[users]
         return found
-
-
-@dataclass(frozen=True)
-class Averages:
-    """What turns item vectors into query vectors: weighted-mean rows of histories, and their transpose."""
-
-    matrix: Tensor  # (B, num_items) sparse CSR; each row adds up to 1, or is empty
-    transposed: Tensor  # (num_items, B) sparse CSR
-
-    @staticmethod
-    def of(histories: Histories, num_items: int, decay: float) -> Averages:
-        """Recency-weighted means of B histories."""
-        matrix = history_matrix(histories, num_items, decay)
-        total = np.asarray(matrix.sum(axis=1)).reshape(-1)
-        matrix.data /= np.repeat(np.maximum(total, 1e-12), np.diff(matrix.indptr)).astype(np.float32)
-        return Averages(sparse_tensor(matrix), sparse_tensor(sp.csr_array(matrix.T)))
 
 
 class NextClicks:

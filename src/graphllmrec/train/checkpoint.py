@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from graphllmrec.errors import CheckpointError
-from graphllmrec.files import atomic_file, remove_leftovers
-from graphllmrec.models.base import prefixed, under
+from graphllmrec.io import atomic_file, remove_leftovers
+from graphllmrec.nn.state import prefixed, under
 
 EVERY = 30.0  # seconds between the checkpoints of a stage
 _ABANDONED = 3600.0  # seconds after which a half-written file in a folder that runs share is nobody's any more

@@ -2,7 +2,7 @@
 
     for every epoch: for every batch: loss -> gradient -> AdamW;  then the validation metric: keep the best weights, or
     stop when `patience` validations brought nothing better, unless a branch is about to generalise late
-    (train/branches.py). The untrained weights take part, as epoch 0.
+    (train/monitor.py). The untrained weights take part, as epoch 0.
 
 Batches come from (seed, stage, epoch, step), so a run that is interrupted (Ctrl-C, SIGTERM) leaves a checkpoint at the
 next step boundary and goes on from there to the same bytes; a run that is killed goes on from its last checkpoint. A
@@ -29,10 +29,11 @@ from torch import Tensor, nn
 
 from graphllmrec.data.tables import Ints
 from graphllmrec.errors import Interrupted
-from graphllmrec.models.base import Config, Task
+from graphllmrec.protocol import CheckpointStore, Task
+from graphllmrec.settings import Config
 from graphllmrec.train.batches import epoch_order
-from graphllmrec.train.branches import BranchWatch
-from graphllmrec.train.checkpoint import Checkpoints, Progress, pack, raw_bytes, unpack
+from graphllmrec.train.checkpoint import Progress, pack, raw_bytes, unpack
+from graphllmrec.train.monitor import BranchMonitor
 
 _SAVING = 0.02  # share of the time that checkpoints may take
 
@@ -53,16 +54,16 @@ class TrainedConfig(Config):
     validate_every: int = Field(1, ge=1, le=100_000, description="epochs between validations")
 
 
-class WatchedConfig(TrainedConfig):
-    """Settings of models whose branches can be followed while they are trained (train/branches.py)."""
+class MonitoredConfig(TrainedConfig):
+    """Settings of models whose branches can be followed while they are trained (train/monitor.py)."""
 
-    watch_users: int = Field(
+    monitor_users: int = Field(
         0, ge=0, le=10_000_000, description="people by whom a detector of grokking follows each branch; 0: none does"
     )
 
 
 @dataclass
-class Stage:
+class TrainingStage:
     """One thing to train: a module, its loss on a batch of example numbers, and how good it is on validation.
 
     `loss` and `validate` must not log: a resumed run would lack what they logged before.
@@ -77,7 +78,7 @@ class Stage:
     metric: str = "ndcg@20"
     inputs: tuple[Tensor, ...] = ()  # what the loss reads besides module, settings and clicks: text, other stages
     watch: Callable[[], dict[str, Any]] | None = None  # figures of the module to log with every epoch
-    branches: BranchWatch | None = None  # looks at single branches at every validation
+    branches: BranchMonitor | None = None  # looks at single branches at every validation
 
     @property
     def steps(self) -> int:
@@ -90,7 +91,7 @@ class Stage:
         return max(self.config.epochs, -(-self.config.min_steps // max(self.steps, 1)) if self.num_examples else 0)
 
 
-def train(stage: Stage, task: Task) -> float:
+def train(stage: TrainingStage, task: Task) -> float:
     """Train `stage.module` in place and leave it with its best weights. Returns the best validation metric.
 
     Continues from the stage's checkpoint if `task.checkpoints` has one; a finished stage is not trained again. Raises
@@ -106,8 +107,8 @@ def train(stage: Stage, task: Task) -> float:
     if saved is not None:
         progress, best = saved[0], unpack(saved[1], module, optimizer)
         _recall(stage, task, progress)
-    task.journal.stage(f"train {stage.name}", stage.epochs * stage.steps)
-    task.journal.advance(progress.epoch * stage.steps + progress.step)
+    task.logger.begin(f"train {stage.name}", stage.epochs * stage.steps)
+    task.logger.advance(progress.epoch * stage.steps + progress.step)
     keeper = _Keeper(task.checkpoints, stage.name, module, optimizer)
     if saved is None and stage.validate is not None:
         best = _validate(stage, task, progress, best)
@@ -142,7 +143,7 @@ def learning_rate(config: TrainedConfig, step: int, num_steps: int) -> float:
     return full * (1 + math.cos(math.pi * (step - config.warmup) / (num_steps - config.warmup))) / 2
 
 
-def _identity(stage: Stage, task: Task) -> str:
+def _identity(stage: TrainingStage, task: Task) -> str:
     """Hash of all that a stage's outcome depends on: settings, seed, start, inputs, training and validation clicks."""
     split = task.split
     about = f"{stage.name}/{task.seed}/{split.ordered}/{stage.metric}/{stage.config.model_dump_json()}"
@@ -155,7 +156,7 @@ def _identity(stage: Stage, task: Task) -> str:
 
 
 def _run_epoch(
-    stage: Stage,
+    stage: TrainingStage,
     task: Task,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
@@ -179,14 +180,14 @@ def _run_epoch(
         progress.step += 1
         progress.loss_sum += float(loss.detach()) * len(rows)
         progress.examples += len(rows)
-        task.journal.advance(1, epoch=progress.epoch + 1, loss=progress.loss_sum / progress.examples)
+        task.logger.advance(1, epoch=progress.epoch + 1, loss=progress.loss_sum / progress.examples)
         if asked():
             keeper.save(progress, best)
             raise Interrupted(f"stopped in stage {stage.name!r}, epoch {progress.epoch + 1}, step {progress.step}")
         keeper.save_if_due(progress, best)
 
 
-def _end_of_epoch(stage: Stage, task: Task, progress: Progress, best: dict[str, Tensor]) -> dict[str, Tensor]:
+def _end_of_epoch(stage: TrainingStage, task: Task, progress: Progress, best: dict[str, Tensor]) -> dict[str, Tensor]:
     """Count the epoch, validate if it is time to; returns the best weights."""
     loss = progress.loss_sum / max(progress.examples, 1)
     progress.epoch, progress.step, progress.loss_sum, progress.examples = progress.epoch + 1, 0, 0.0, 0
@@ -198,14 +199,14 @@ def _end_of_epoch(stage: Stage, task: Task, progress: Progress, best: dict[str, 
 
 
 def _validate(
-    stage: Stage, task: Task, progress: Progress, best: dict[str, Tensor], **values: float
+    stage: TrainingStage, task: Task, progress: Progress, best: dict[str, Tensor], **values: float
 ) -> dict[str, Tensor]:
     """Measure, log, keep the best weights (returned), and decide whether to stop."""
     assert stage.validate is not None
     stage.module.eval()
     with torch.no_grad():
         found = float(stage.validate())
-    task.journal.advance(0, **{stage.metric: found})
+    task.logger.advance(0, **{stage.metric: found})
     best = _copy(stage.module) if found > progress.best else best  # before a control moves the gate
     figures, events = _look(stage, progress)
     _log(stage, task, progress, **values, **{stage.metric: found}, **figures)
@@ -218,14 +219,14 @@ def _validate(
     return best
 
 
-def _look(stage: Stage, progress: Progress) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _look(stage: TrainingStage, progress: Progress) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What single branches can do now, and what has happened to them."""
     if stage.branches is None:
         return {}, []
     return stage.branches.look(progress.epoch * stage.steps, stage.epochs * stage.steps)
 
 
-def _waits(stage: Stage, task: Task, progress: Progress) -> bool:
+def _waits(stage: TrainingStage, task: Task, progress: Progress) -> bool:
     """Is a branch about to generalise, or may it yet? Said once."""
     if stage.branches is None:
         return False
@@ -237,24 +238,24 @@ def _waits(stage: Stage, task: Task, progress: Progress) -> bool:
     return True
 
 
-def _recall(stage: Stage, task: Task, progress: Progress) -> None:
+def _recall(stage: TrainingStage, task: Task, progress: Progress) -> None:
     """Log again what an earlier attempt has logged, and show its figures to whoever follows branches."""
     for entry in progress.log:
-        task.journal.log(**entry)
+        task.logger.log(**entry)
         if stage.branches is not None and entry["event"] == "epoch":
             stage.branches.recall(entry["epoch"] * stage.steps, stage.epochs * stage.steps, entry)
 
 
-def _log(stage: Stage, task: Task, progress: Progress, **values: Any) -> None:
+def _log(stage: TrainingStage, task: Task, progress: Progress, **values: Any) -> None:
     """Log an epoch."""
     watched = stage.watch() if stage.watch is not None else {}
     _note(stage, task, progress, "epoch", **values, **watched)
 
 
-def _note(stage: Stage, task: Task, progress: Progress, event: str, **values: Any) -> None:
+def _note(stage: TrainingStage, task: Task, progress: Progress, event: str, **values: Any) -> None:
     """Log a line, and keep it for the checkpoint."""
     progress.log.append({"event": event, "stage": stage.name, "epoch": progress.epoch, **values})
-    task.journal.log(**progress.log[-1])
+    task.logger.log(**progress.log[-1])
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:
@@ -265,7 +266,7 @@ class _Keeper:
     """Writes the checkpoints of one stage, not more often than `checkpoints.every` and _SAVING say."""
 
     def __init__(
-        self, checkpoints: Checkpoints | None, stage: str, module: nn.Module, optimizer: torch.optim.Optimizer
+        self, checkpoints: CheckpointStore | None, stage: str, module: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
         self.checkpoints, self.stage, self.module, self.optimizer = checkpoints, stage, module, optimizer
         self.began = self.saved_at = time.monotonic()

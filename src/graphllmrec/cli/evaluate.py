@@ -1,0 +1,121 @@
+"""Figures: evaluate a run, compare runs, one report of many runs, statistics of a data folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from graphllmrec.cli.common import Json, Run, print_json, say
+
+if TYPE_CHECKING:
+    from graphllmrec.evaluation.compare import Comparison
+
+Runs = Annotated[list[Path], typer.Argument(help="Run folders made by `graphllmrec fit`.", show_default=False)]
+Metric = Annotated[str, typer.Option("--metric", help="A metric per user, e.g. ndcg@20 or hr@10.")]
+
+
+def evaluate(
+    run: Run,
+    split: Annotated[Literal["test", "valid"], typer.Option("--split", help="The part to be found.")] = "test",
+    branch: Annotated[
+        str | None, typer.Option("--branch", help="Rank by one branch alone: graph or text.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank all items for every user with something to be found, print the metrics and keep them in the run folder."""
+    from rich.console import Console
+
+    from graphllmrec.progress import RunLogger
+    from graphllmrec.recommender import Recommender
+    from graphllmrec.report.console import evaluation_table
+
+    recommender = Recommender.load(run)
+    with RunLogger() as logger:
+        evaluation = recommender.evaluate(split, branch=branch, logger=logger)
+    evaluation.write(run)
+    if as_json:
+        print_json(evaluation.to_json())
+        return
+    Console().print(evaluation_table(evaluation))
+    metric = recommender.recipe.evaluate.metric
+    value, (low, high) = evaluation.overall[metric], evaluation.overall_ci[metric]
+    say(f"{evaluation.name} reaches {split} {metric} {value:.4f} (95 % interval {low:.4f} to {high:.4f}); "
+        f"kept in {run}. Next: graphllmrec compare OTHER_RUN {run}", "bold")  # fmt: skip
+
+
+def compare(runs: Runs, metric: Metric = "ndcg@20", as_json: Json = False) -> None:
+    """Paired tests of runs against the first one, on the same test users; p-values are Holm-corrected."""
+    if len(runs) < 2:
+        raise typer.BadParameter("give at least two runs; the first is the one that the others are compared with")
+    from rich.console import Console
+
+    from graphllmrec.evaluation.compare import compare_many
+    from graphllmrec.evaluation.metrics import parse_metric
+    from graphllmrec.progress import RunLogger
+    from graphllmrec.report.console import comparison_table, models_table
+    from graphllmrec.report.run_report import evaluations_of, names_of
+
+    with RunLogger() as logger:
+        evaluations = evaluations_of(names_of(runs), logger)
+    baseline = next(iter(evaluations))
+    found = compare_many(evaluations, baseline, metric, strata=True)
+    if as_json:
+        rows = {name: comparison.to_json() for name, comparison in found.items()}
+        print_json({"metric": metric, "baseline": baseline, "comparisons": rows})
+        return
+    tables = [comparison_table(row) for row in found.values()] if len(found) == 1 else []
+    Console().print(*tables or [models_table(evaluations, found, parse_metric(metric)[1])])
+    say(" ".join(_verdict(row) for row in found.values()), "bold")
+
+
+def report(
+    runs: Runs,
+    out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
+    metric: Metric = "ndcg@20",
+    as_json: Json = False,
+) -> None:
+    """One self-contained HTML page about one or more runs: metrics, strata, gates, training curves."""
+    from graphllmrec.progress import RunLogger
+    from graphllmrec.report.run_report import names_of, report_runs
+
+    with RunLogger() as logger:
+        evaluations = report_runs(names_of(runs), out, logger, metric=metric)
+    values = {name: evaluation.overall[metric] for name, evaluation in evaluations.items()}
+    if as_json:
+        print_json({"report": str(out), "metric": metric, "values": values})
+        return
+    best = max(values, key=lambda name: values[name])
+    say(f"Wrote {out} about {len(runs)} run(s); {best} is first with {metric} {values[best]:.4f}.", "bold")
+
+
+def stats(
+    data: Annotated[Path, typer.Argument(help="A data folder.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """What a data set is like: sizes, density, text, order, and the split that `fit` would make by default."""
+    from rich.console import Console
+
+    from graphllmrec.data.read import load_data
+    from graphllmrec.data.split import make_split
+    from graphllmrec.data.stats import statistics, statistics_table
+
+    dataset = load_data(data)
+    split = make_split(dataset)
+    if as_json:
+        print_json(statistics(dataset, split))
+        return
+    Console().print(statistics_table(dataset, split))
+    say(f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items, {len(dataset.interactions):,} "
+        f"interactions. Next: graphllmrec fit ease --data {data} --out runs/ease", "bold")  # fmt: skip
+
+
+def _verdict(row: Comparison) -> str:
+    from graphllmrec.report.console import p_text
+
+    p = row.p if row.p_holm is None else row.p_holm
+    if p >= 0.05:
+        return f"{row.a} and {row.b} cannot be told apart by {row.metric} ({row.difference:+.4f}, {p_text(p)})."
+    word = "better" if row.difference > 0 else "worse"
+    return f"{row.a} is {word} than {row.b}: {row.metric} {row.difference:+.4f} ({p_text(p)})."

@@ -1,0 +1,30 @@
+"""Settings of the data: what is kept, and how it is split. The recipe's section [data]."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from graphllmrec.data.split import KINDS
+from graphllmrec.settings import Config
+
+
+class DataConfig(Config):
+    """How a data folder becomes a split; arguments of data.read.load_data and data.split.make_split."""
+
+    split: str = Field("auto", description=f"{', '.join(KINDS)}; see docs/evaluation.md")
+    min_rating: float | None = Field(None, description="keep interactions rated at least this; none keeps all")
+    k_core: int = Field(0, ge=0, description="keep only users and items with so many distinct partners; 0 keeps all")
+    valid_ratio: float = Field(
+        0.1, ge=0, lt=1, description="share of interactions to validate on (user-ratio, global-time)"
+    )
+    test_ratio: float = Field(0.2, gt=0, lt=1, description="share of interactions to test on (user-ratio, global-time)")
+    cold_ratio: float = Field(
+        0.1, gt=0, lt=1, description="share of clicked items to test on, as many to validate on (cold-item)"
+    )
+
+    @field_validator("split")
+    @classmethod
+    def _known(cls, split: str) -> str:
+        if split not in KINDS:
+            raise ValueError(f"unknown split {split!r}; known: {', '.join(KINDS)}")
+        return split

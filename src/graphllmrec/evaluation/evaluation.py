@@ -1,0 +1,276 @@
+"""Evaluate a model by full ranking: every item is ranked for every user, and per-user values are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from graphllmrec.data.split import Part, Split
+from graphllmrec.data.tables import Histories, Ints
+from graphllmrec.errors import EvaluationError
+from graphllmrec.evaluation.metrics import (
+    METRICS,
+    catalogue_metrics,
+    hit_matrix,
+    mean_interval,
+    parse_metric,
+    user_metrics,
+)
+from graphllmrec.evaluation.rank import rank_targets, top_k
+from graphllmrec.evaluation.strata import (
+    DEGREES,
+    ITEM_STRATA,
+    POPULARITY,
+    USER_STRATA,
+    activity_strata,
+    degree_strata,
+    popularity_strata,
+)
+from graphllmrec.io import atomic_file, write_text
+from graphllmrec.protocol import Logger, Model, Queries
+
+Rows = dict[str, dict[str, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model achieved on one part of a split, with everything that strata, intervals and paired tests need."""
+
+    protocol: dict[str, Any]  # how it was measured; `fingerprint` identifies users, targets and what was masked
+    overall: dict[str, float]  # {"ndcg@20": mean over users, …, "coverage@20": x, …}
+    overall_ci: dict[str, tuple[float, float]]  # 95 % interval of every mean over users
+    strata: (
+        Rows  # {"item_degree": {"0": {"users": n, "ndcg@20": x, …}, …}, …}; a stratum without users has only "users": 0
+    )
+    per_user: pl.DataFrame  # user (row), history (its length), user_activity, n_targets, and a column per metric
+    targets: pl.DataFrame  # user, item (rows), rank (1 = first, 0 = not in the list), item_degree, item_popularity
+    lists: Ints  # (U, max(ks)) recommended item rows in the order of per_user; -1 where nothing was left
+
+    @property
+    def name(self) -> str:
+        """The model's name, with the branch where only one was ranked, and the placebo: "hybrid (shuffled text)"."""
+        placebo = _placebo(self.protocol)
+        said = [part for part in (self.protocol["branch"], f"{placebo} text" if placebo else None) if part]
+        return f"{self.protocol['model']} ({', '.join(said)})" if said else str(self.protocol["model"])
+
+    def within(self, kind: str, stratum: str) -> pl.DataFrame:
+        """Per-user values of one stratum: `user` and a column per metric, e.g. `within("item_degree", "1-3")`.
+
+        Raises EvaluationError for a kind of stratum that does not exist.
+        """
+        return _within(self.per_user, self.targets, self.protocol["ks"], kind, stratum)
+
+    def to_json(self) -> dict[str, Any]:
+        """Protocol, overall values, intervals and strata as plain JSON values."""
+        intervals = {name: list(ends) for name, ends in self.overall_ci.items()}
+        return {"protocol": self.protocol, "overall": self.overall, "overall_ci": intervals, "strata": self.strata}
+
+    def write(self, folder: Path | str) -> None:
+        """Write metrics-PART.json and, beside it, per-user-PART.parquet (with the lists) and targets-PART.parquet.
+
+        PART is "test" or "valid", and "test-text" for one branch. The JSON file comes last, so it marks a complete set.
+        """
+        folder = Path(folder)
+        name = _file_part(self.protocol["part"], self.protocol["branch"])
+        width = self.lists.shape[1]
+        lists = pl.Series("recommended", self.lists, dtype=pl.Array(pl.Int64, width))
+        for stem, table in (("per-user", self.per_user.with_columns(lists)), ("targets", self.targets)):
+            with atomic_file(folder / f"{stem}-{name}.parquet") as temporary:
+                table.write_parquet(temporary)
+        write_text(folder / f"metrics-{name}.json", json.dumps(self.to_json(), indent=1) + "\n")
+
+    @staticmethod
+    def read(folder: Path | str, part: Part = "test", branch: str | None = None) -> Evaluation:
+        """What `write` left in `folder`. Raises EvaluationError when there is none."""
+        folder, name = Path(folder), _file_part(part, branch)
+        path = folder / f"metrics-{name}.json"
+        if not path.is_file():
+            raise EvaluationError(f"{path}: no such evaluation; run `graphllmrec evaluate` on this run first")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        per_user = pl.read_parquet(folder / f"per-user-{name}.parquet")
+        return Evaluation(
+            protocol=values["protocol"],
+            overall=values["overall"],
+            overall_ci={metric: (low, high) for metric, (low, high) in values["overall_ci"].items()},
+            strata=values["strata"],
+            per_user=per_user.drop("recommended"),
+            targets=pl.read_parquet(folder / f"targets-{name}.parquet"),
+            lists=per_user["recommended"].to_numpy(),
+        )
+
+
+def evaluate_model(
+    model: Model,
+    split: Split,
+    part: Part = "test",
+    *,
+    ks: Sequence[int] = (10, 20),
+    branch: str | None = None,
+    placebo: str = "none",
+    batch_size: int | None = None,
+    logger: Logger | None = None,
+) -> Evaluation:
+    """Rank all items for every user with a target in `part`; known items are masked (`split.known(part)`).
+
+    `branch` evaluates one branch of a BranchModel alone; `placebo` says in the protocol what stood in the place of the
+    texts the model was fitted on (text/placebo.py). Raises EvaluationError when no user has a target, for scores
+    that are NaN or not one per item, for an unknown branch, and for a cut-off below 1.
+    """
+    if not ks or min(ks) < 1:
+        raise EvaluationError(f"cut-offs must be at least 1; got ks = {list(ks)}")
+    ks = sorted(set(ks))
+    users, targets = _evaluated(split, part)
+    known = split.known(part)
+    if logger is not None:
+        logger.begin(f"evaluate {model.name} on {part}", len(users))
+    queries = Queries.of(known, users)
+    lists, _ = top_k(
+        model, queries, queries.histories, ks[-1], branch=branch, batch_size=batch_size, logger=logger,
+        num_items=split.num_items,
+    )  # fmt: skip
+    degree = split.item_degree()
+    target_table = _target_table(users, targets, lists, degree)
+    activity, activities = activity_strata(queries.histories.lengths)
+    per_user = _metric_table(users, target_table, ks)
+    per_user.insert_column(1, pl.Series("history", queries.histories.lengths))
+    per_user.insert_column(2, activity.alias("user_activity"))
+    metrics = {name: per_user[name].to_numpy() for name in per_user.columns if "@" in name}
+    return Evaluation(
+        protocol=_protocol(model, split, part, ks, branch, users, targets, known) | {"placebo": placebo},
+        overall={name: float(value.mean()) for name, value in metrics.items()} | catalogue_metrics(lists, degree, ks),
+        overall_ci={name: mean_interval(value) for name, value in metrics.items()},
+        strata=_strata(per_user, target_table, ks, activities),
+        per_user=per_user,
+        targets=target_table,
+        lists=lists,
+    )
+
+
+def validation_metric(model: Model, split: Split, metric: str = "ndcg@20", *, users: Ints | None = None) -> float:
+    """Mean of one metric on the validation part, for early stopping and tuning.
+
+    `users` (row numbers) restricts it to those of them that have a validation target. Raises EvaluationError when none
+    has, for an unknown metric, and for NaN scores.
+    """
+    name, k = parse_metric(metric)
+    found, targets = _evaluated(split, "valid", users)
+    queries = Queries.of(split.known("valid"), found)
+    lists, _ = top_k(model, queries, queries.histories, k, num_items=split.num_items)
+    hits = hit_matrix(targets.row_of_entry, rank_targets(lists, targets), len(found), k)
+    return float(METRICS[name](hits, targets.lengths).mean())
+
+
+def _evaluated(split: Split, part: Part, users: Ints | None = None) -> tuple[Ints, Histories]:
+    """The users (U,) who have something to be found, and their distinct targets (U rows)."""
+    targets = split.targets(part)
+    pairs = np.unique(targets.row_of_entry * split.num_items + targets.items)
+    rows, items = np.divmod(pairs, split.num_items)
+    counts = np.bincount(rows, minlength=split.num_users)
+    distinct = Histories(np.concatenate([[0], np.cumsum(counts)]), items)
+    found = np.flatnonzero(counts) if users is None else np.unique(users)[counts[np.unique(users)] > 0]
+    if not len(found):
+        raise EvaluationError(
+            f"no user has a target in the {part} part of this {split.kind} split: nothing to evaluate"
+        )
+    return found, distinct.take(found)
+
+
+def _target_table(users: Ints, targets: Histories, lists: Ints, degree: Ints) -> pl.DataFrame:
+    """One row per target: user and item row, rank in the user's list, and the strata of the item."""
+    columns = {"user": users[targets.row_of_entry], "item": targets.items, "rank": rank_targets(lists, targets)}
+    return pl.DataFrame(columns).with_columns(
+        degree_strata(degree).gather(targets.items).alias("item_degree"),
+        popularity_strata(degree).gather(targets.items).alias("item_popularity"),
+    )
+
+
+def _metric_table(users: Ints, targets: pl.DataFrame, ks: Sequence[int]) -> pl.DataFrame:
+    """user, n_targets and every metric at every k for `users` (U,), ascending, from their rows of the target table."""
+    rows = np.searchsorted(users, targets["user"].to_numpy())
+    num_targets = np.bincount(rows, minlength=len(users))
+    hits = hit_matrix(rows, targets["rank"].to_numpy(), len(users), max(ks))
+    return pl.DataFrame({"user": users, "n_targets": num_targets} | user_metrics(hits, num_targets, ks))
+
+
+def _within(per_user: pl.DataFrame, targets: pl.DataFrame, ks: Sequence[int], kind: str, stratum: str) -> pl.DataFrame:
+    if kind in ITEM_STRATA:
+        chosen = targets.filter(pl.col(kind) == stratum)
+        return _metric_table(np.unique(chosen["user"].to_numpy()), chosen, ks)
+    if kind in USER_STRATA:
+        return per_user.filter(pl.col(kind) == stratum).drop("history", kind)
+    raise EvaluationError(f"unknown kind of stratum {kind!r}; known: {', '.join(ITEM_STRATA + USER_STRATA)}")
+
+
+def _strata(per_user: pl.DataFrame, targets: pl.DataFrame, ks: Sequence[int], activities: Sequence[str]) -> Rows:
+    labels = {"item_degree": DEGREES, "item_popularity": POPULARITY, "user_activity": activities}
+    out: Rows = {}
+    for kind, names in labels.items():
+        out[kind] = {}
+        for name in names:
+            values = _within(per_user, targets, ks, kind, name)
+            row: dict[str, float] = {"users": len(values)}
+            if len(values):
+                row |= values.drop("user", "n_targets").mean().row(0, named=True)
+            out[kind][name] = row
+    return out
+
+
+def _protocol(
+    model: Model, split: Split, part: Part, ks: Sequence[int], branch: str | None,
+    users: Ints, targets: Histories, known: Histories,
+) -> dict[str, Any]:  # fmt: skip
+    digest = hashlib.sha256(f"{part}/{split.num_items}".encode())
+    for values in (users, targets.indptr, targets.items, known.indptr, known.items):
+        digest.update(np.ascontiguousarray(values, dtype=np.int64).tobytes())
+    both = part == "test" and split.valid_in_history and len(split.valid) > 0
+    return {
+        "model": model.name,
+        "branch": branch,
+        "split": split.kind,
+        "split_settings": split.settings,
+        "part": part,
+        "ranking": "all items",
+        "masked": "train and validation items" if both else "train items",
+        "ks": list(ks),
+        "users": len(users),
+        "items": split.num_items,
+        "targets": len(targets.items),
+        "ties": "fixed pseudo-random item order",
+        "fingerprint": digest.hexdigest()[:16],
+    }
+
+
+def protocol_line(protocol: dict[str, Any]) -> str:
+    """The protocol in one line, to be printed with every figure."""
+    placebo = _placebo(protocol)
+    return (
+        f"{protocol['split']} split, {protocol['part']} part · {protocol['users']:,} users, "
+        f"{protocol['targets']:,} targets · all {protocol['items']:,} items ranked, {protocol['masked']} masked"
+        + (f" · placebo: {placebo} in the place of text" if placebo else "")
+    )
+
+
+def shared_protocol_line(evaluations: Mapping[str, Evaluation]) -> str:
+    """The line for several evaluations, by name, of one protocol; it names those that are placebos."""
+    protocols = {name: evaluation.protocol for name, evaluation in evaluations.items()}
+    found = {name: _placebo(protocol) for name, protocol in protocols.items()}
+    said = ", ".join(f"{name}: {placebo}" for name, placebo in found.items() if placebo)
+    line = protocol_line(next(iter(protocols.values())) | {"placebo": "none"})
+    return line + (f" · placebos in the place of text: {said}" if said else "")
+
+
+def _placebo(protocol: dict[str, Any]) -> str | None:
+    """What stood in the place of the text; None where the text itself did."""
+    placebo = protocol.get("placebo", protocol.get("control", "none"))  # "control": in evaluations of version 0.1
+    return None if placebo == "none" else str(placebo)
+
+
+def _file_part(part: str, branch: str | None) -> str:
+    return f"{part}-{branch}" if branch else part

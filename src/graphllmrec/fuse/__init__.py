@@ -1,1 +1,0 @@
-"""Fusion of a graph branch and a text branch: gates that can be read."""

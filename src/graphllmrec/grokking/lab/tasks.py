@@ -1,0 +1,292 @@
+"""Small problems that generalise late, and ones that do not: modular arithmetic, low-rank matrices, tastes in blocks, …
+
+Each is a function (seed, its settings, the training) -> Trajectory; all are trained on one processor core in seconds.
+Sources: modular addition, Power et al. 2022 (arXiv:2201.02177), with embeddings and one hidden layer; matrix completion
+with small weight decay, Lyu et al. 2024 (arXiv:2311.18817); sparse parity, Barak et al. 2022 (arXiv:2207.08799). The
+recommender is ours: matrix factorisation of clicks whose users like whole blocks of items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from graphllmrec.grokking.lab.engine import Problem, Training, follow
+from graphllmrec.grokking.lab.trajectory import Trajectory
+from graphllmrec.rng import torch_rng
+
+Task = Callable[..., Trajectory]
+
+
+def modular(
+    seed: int, training: Training, *, p: int = 41, share: float = 0.6, operation: str = "add", seen: int = 0
+) -> Trajectory:
+    """a ∘ b mod p from a share of the table; an embedding for each side, one hidden layer, full batches.
+
+    `seen`: how many validation pairs are measured at a time, others at every point (0: all of them).
+    """
+    random = torch_rng(seed, "lab/modular")
+    a, b = torch.arange(p).repeat_interleave(p), torch.arange(p).repeat(p)
+    label = {"add": a + b, "subtract": a - b, "multiply": a * b, "noise": torch.randint(p, (p * p,), generator=random)}
+    wanted = label[operation] % p
+    order = torch.randperm(p * p, generator=random)
+    train, valid = order[: int(share * p * p)], order[int(share * p * p) :]
+    width, hidden = 64, 192
+    left, right = (torch.randn(p, width, generator=random) for _ in range(2))
+    inner = torch.randn(2 * width, hidden, generator=random) / (2 * width) ** 0.5
+    outer = torch.randn(hidden, p, generator=random) / hidden**0.5
+    weights = [each.requires_grad_() for each in (left, right, inner, outer)]
+    draws = torch_rng(seed, "lab/modular/seen")
+
+    def logits(rows: Tensor) -> Tensor:
+        # the tables go through the first layer before rows are picked: p rows instead of p²
+        from_left, from_right = left @ inner[:width], right @ inner[width:]
+        found: Tensor = torch.relu(from_left.index_select(0, a[rows]) + from_right.index_select(0, b[rows])) @ outer
+        return found
+
+    def measure(validation: bool) -> tuple[float, float]:
+        rows = valid if validation else train
+        if validation and seen:
+            rows = valid[torch.randint(len(valid), (seen,), generator=draws)]
+        found = logits(rows)
+        right_ones = (found.argmax(1) == wanted[rows]).float().mean()
+        return float(F.cross_entropy(found, wanted[rows])), float(right_ones)
+
+    problem = Problem(
+        weights, lambda _: F.cross_entropy(logits(train), wanted[train]), measure, float(np.log(p)), 1 / p, lambda: left
+    )
+    about = {"p": p, "share": share, "operation": operation, **({"seen": seen} if seen else {})}
+    return follow("modular", seed, about | _told(training), problem, training)
+
+
+def completion(
+    seed: int, training: Training, *, n: int = 40, rank: int = 2, share: float = 0.4, start: float = 3.0
+) -> Trajectory:
+    """A matrix of this rank from a share of its entries: the product of two square ones that start large.
+
+    The loss is the mean squared error over that of a matrix of zeros; the metric is 1 minus it, not below 0.
+    """
+    random = torch_rng(seed, "lab/completion")
+    target = torch.randn(n, rank, generator=random) @ torch.randn(rank, n, generator=random) / rank**0.5
+    observed = torch.rand(n, n, generator=random) < share
+    u, v = (torch.randn(n, n, generator=random) * (start / n**0.5) for _ in range(2))
+    weights = [u.requires_grad_(), v.requires_grad_()]
+    scale = {part: float(target[mask].square().mean()) for part, mask in ((False, observed), (True, ~observed))}
+
+    def error(mask: Tensor) -> Tensor:
+        found: Tensor = (u @ v.T - target)[mask].square().mean()
+        return found
+
+    def measure(validation: bool) -> tuple[float, float]:
+        found = float(error(~observed if validation else observed)) / scale[validation]
+        return found, max(1 - found, 0.0)
+
+    def loss(_: int) -> Tensor:  # the sum over a row's entries, so that a step does not depend on the size
+        found: Tensor = (u @ v.T - target).mul(observed).square().sum() / 2
+        return found
+
+    problem = Problem(weights, loss, measure, 1.0, 0.0, lambda: u @ v.T)
+    about = {"n": n, "rank": rank, "share": share, "start": start}
+    return follow("completion", seed, about | _told(training), problem, training)
+
+
+def tastes(
+    seed: int,
+    training: Training,
+    *,
+    users: int = 60,
+    items: int = 60,
+    blocks: int = 4,
+    share: float = 0.4,
+    start: float = 1.0,
+    dims: int = 60,
+    noise: float = 0.0,
+    batch: int = 0,
+) -> Trajectory:
+    """Clicks of users who like whole blocks of items, from a share of all pairs: logistic matrix factorisation.
+
+    The metric is NDCG of every user's pairs of a part. `noise`: share of pairs that are the other way round; `batch`:
+    pairs per step (0: all).
+    """
+    random = torch_rng(seed, "lab/tastes")
+    of_user, of_item = torch.arange(users) % blocks, torch.randint(blocks, (items,), generator=random)
+    liked = (of_user[:, None] == of_item[None, :]).float()
+    liked = torch.where(torch.rand(users, items, generator=random) < noise, 1 - liked, liked)
+    observed = torch.rand(users, items, generator=random) < share
+    x, y = (torch.randn(count, dims, generator=random) * (start / dims**0.25) for count in (users, items))
+    bias = torch.zeros(())
+    weights = [x.requires_grad_(), y.requires_grad_(), bias.requires_grad_()]
+    draws = torch_rng(seed, "lab/tastes/batch")
+    pairs = observed.nonzero()  # (n, 2)
+    mean = float(liked.mean())
+    guess = -(mean * np.log(mean) + (1 - mean) * np.log(1 - mean))
+    by_chance = float(np.mean([ndcg(torch.rand(users, items, generator=draws), liked, ~observed) for _ in range(20)]))
+
+    def loss(_: int) -> Tensor:
+        if not batch:
+            return F.binary_cross_entropy_with_logits((x @ y.T + bias)[observed], liked[observed])
+        rows = pairs[torch.randint(len(pairs), (batch,), generator=draws)]
+        scores = (x.index_select(0, rows[:, 0]) * y.index_select(0, rows[:, 1])).sum(1) + bias
+        return F.binary_cross_entropy_with_logits(scores, liked[rows[:, 0], rows[:, 1]])
+
+    def measure(validation: bool) -> tuple[float, float]:
+        mask, scores = ~observed if validation else observed, x @ y.T + bias
+        return float(F.binary_cross_entropy_with_logits(scores[mask], liked[mask])), ndcg(scores, liked, mask)
+
+    problem = Problem(weights, loss, measure, float(guess), by_chance, lambda: x @ y.T)
+    about = {"blocks": blocks, "share": share, "start": start, "dims": dims}
+    about |= {name: value for name, value in (("noise", noise), ("batch", batch)) if value}
+    return follow("tastes", seed, about | _told(training), problem, training)
+
+
+def ndcg(scores: Tensor, liked: Tensor, mask: Tensor) -> float:
+    """Mean NDCG over users of the pairs in `mask` (users, items); users without a liked one are left out."""
+    ranked = scores.masked_fill(~mask, -torch.inf).argsort(1, descending=True)
+    gains = (liked * mask).gather(1, ranked)
+    discount = 1 / torch.log2(torch.arange(scores.shape[1]) + 2.0)
+    count = (liked * mask).sum(1).long()
+    ideal = torch.cat([torch.zeros(1), discount.cumsum(0)])[count]
+    return float(((gains * discount).sum(1)[count > 0] / ideal[count > 0]).mean())
+
+
+def parity(
+    seed: int, training: Training, *, bits: int = 30, of: int = 3, examples: int = 700, hidden: int = 128
+) -> Trajectory:
+    """The parity of `of` hidden bits among `bits`, from a fixed set of examples: one hidden layer, full batches."""
+    random = torch_rng(seed, "lab/parity")
+    signs = torch.randint(0, 2, (examples + 1500, bits), generator=random).float() * 2 - 1
+    wanted = (signs[:, :of].prod(1) > 0).float()
+    inner = torch.randn(bits, hidden, generator=random) / bits**0.5
+    shift = torch.zeros(hidden)
+    outer = torch.randn(hidden, generator=random) / hidden**0.5
+    weights = [inner.requires_grad_(), shift.requires_grad_(), outer.requires_grad_()]
+
+    def logits(rows: slice) -> Tensor:
+        found: Tensor = torch.relu(signs[rows] @ inner + shift) @ outer
+        return found
+
+    def measure(validation: bool) -> tuple[float, float]:
+        rows = slice(examples, None) if validation else slice(0, examples)
+        found = logits(rows)
+        right = ((found > 0).float() == wanted[rows]).float().mean()
+        return float(F.binary_cross_entropy_with_logits(found, wanted[rows])), float(right)
+
+    def loss(_: int) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits(slice(0, examples)), wanted[:examples])
+
+    problem = Problem(weights, loss, measure, float(np.log(2)), 0.5, lambda: inner)
+    about = {"bits": bits, "examples": examples}
+    return follow("parity", seed, about | _told(training), problem, training)
+
+
+def sparse(
+    seed: int,
+    training: Training,
+    *,
+    dims: int = 120,
+    examples: int = 60,
+    nonzero: int = 4,
+    start: float = 2.0,
+    noise: float = 0.0,
+) -> Trajectory:
+    """Linear regression whose weights are u² - v² and few of which are not 0, from fewer examples than weights.
+
+    Loss and metric as in `completion`. `noise`: standard deviation of the targets that nothing explains.
+    """
+    random = torch_rng(seed, "lab/sparse")
+    truth = torch.zeros(dims)
+    truth[torch.randperm(dims, generator=random)[:nonzero]] = torch.randn(nonzero, generator=random).sign()
+    inputs = torch.randn(examples + 1000, dims, generator=random)
+    wanted = inputs @ truth + noise * torch.randn(len(inputs), generator=random)
+    u, v = (torch.full((dims,), start).requires_grad_() for _ in range(2))
+    scale = {part: float(wanted[rows].square().mean()) for part, rows in _halves(examples).items()}
+
+    def error(rows: slice) -> Tensor:
+        found: Tensor = (inputs[rows] @ (u.square() - v.square()) - wanted[rows]).square().mean()
+        return found
+
+    def measure(validation: bool) -> tuple[float, float]:
+        found = float(error(_halves(examples)[validation])) / scale[validation]
+        return found, max(1 - found, 0.0)
+
+    problem = Problem(
+        [u, v], lambda _: error(slice(0, examples)) / 2, measure, 1.0, 0.0, lambda: (u.square() - v.square())[None, :]
+    )
+    about: dict[str, Any] = {"dims": dims, "examples": examples, "nonzero": nonzero, "start": start}
+    about |= {"noise": noise} if noise else {}
+    return follow("sparse", seed, about | _told(training), problem, training)
+
+
+def _halves(examples: int) -> dict[bool, slice]:
+    """Rows of the training part (False) and of the validation part (True)."""
+    return {False: slice(0, examples), True: slice(examples, None)}
+
+
+def teacher(
+    seed: int,
+    training: Training,
+    *,
+    examples: int = 2000,
+    noise: float = 0.0,
+    batch: int = 64,
+    hidden: int = 128,
+    start: float = 1.0,
+) -> Trajectory:
+    """A network learns from another one's labels: ordinary learning, or with noise and few examples overfitting.
+
+    `start`: by how much larger than usual its weights begin (Liu et al. 2022, arXiv:2210.01117).
+    """
+    random, draws = torch_rng(seed, "lab/teacher"), torch_rng(seed, "lab/teacher/batch")
+    inputs = torch.randn(examples + 1500, 20, generator=random)
+    first, second = torch.randn(20, 8, generator=random) / 20**0.5, torch.randn(8, 4, generator=random)
+    wanted = (torch.tanh(2 * inputs @ first) @ second).argmax(1)
+    wrong = torch.rand(examples, generator=random) < noise
+    wanted[:examples] = torch.where(wrong, torch.randint(4, (examples,), generator=random), wanted[:examples])
+    inner = torch.randn(20, hidden, generator=random) * (2 / 20) ** 0.5 * start
+    shift = torch.zeros(hidden)
+    outer = torch.randn(hidden, 4, generator=random) / hidden**0.5 * start
+    weights = [inner.requires_grad_(), shift.requires_grad_(), outer.requires_grad_()]
+
+    def logits(rows: Tensor) -> Tensor:
+        found: Tensor = torch.relu(inputs[rows] @ inner + shift) @ outer
+        return found
+
+    def measure(validation: bool) -> tuple[float, float]:
+        rows = torch.arange(examples, len(inputs)) if validation else torch.arange(examples)
+        found = logits(rows)
+        return float(F.cross_entropy(found, wanted[rows])), float((found.argmax(1) == wanted[rows]).float().mean())
+
+    def loss(_: int) -> Tensor:
+        rows = torch.randint(examples, (batch,), generator=draws)
+        return F.cross_entropy(logits(rows), wanted[rows])
+
+    problem = Problem(weights, loss, measure, float(np.log(4)), 0.25, lambda: inner)
+    about = {"examples": examples, "noise": noise, "batch": batch, **({"start": start} if start != 1 else {})}
+    return follow("teacher", seed, about | _told(training), problem, training)
+
+
+def _told(training: Training) -> dict[str, Any]:
+    """What of the training is part of a run's name."""
+    about: dict[str, Any] = {"lr": training.learning_rate, "decay": training.weight_decay}
+    if training.optimizer != "adamw":
+        about["optimizer"] = training.optimizer
+    if training.orthograd:
+        about["orthograd"] = True
+    if training.drops:
+        about["drops"] = list(training.drops)
+    return about
+
+
+TASKS: dict[str, Task] = {
+    "modular": modular,
+    "completion": completion,
+    "tastes": tastes,
+    "parity": parity,
+    "teacher": teacher,
+    "sparse": sparse,
+}

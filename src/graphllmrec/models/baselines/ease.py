@@ -1,0 +1,190 @@
+"""EASE: a linear autoencoder over items with a closed-form solution. Hard to beat from clicks alone.
+
+Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data" (WWW, arXiv:1905.03375):
+
+    P = (XᵀX + l2·I)⁻¹                  X (num_users, num_items): binary training clicks
+    B_ij = −P_ij / P_jj,  B_jj = 0      (num_items, num_items)
+    score(u, j) = Σ_{i in history of u} decay^(steps back of i) · B_ij
+
+which minimises |X − XB|² + l2·|B|² subject to diag(B) = 0. Difference from the paper: the history a score is made from
+may fade with its steps back (decay 1 is the paper); the fit is the paper's.
+
+Memory: one dense (num_items, num_items) float32 matrix (586 MB for 12,101 items), which holds XᵀX, its factor, P and
+at last B in turn, beside the sparse XᵀX. The need is logged before the solve starts, and what does not fit is refused
+with the figure. The inverse is computed by Cholesky in float32 and its residual is checked; when rounding has spoilt it
+(small l2, very popular items), the solve is repeated in float64, which takes three times the memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.linalg import lapack
+from torch import Tensor
+
+from graphllmrec.errors import RecipeError
+from graphllmrec.evaluation.evaluation import validation_metric
+from graphllmrec.models.scoring import Decay, settle_decay
+from graphllmrec.nn.histories import history_matrix, recency_weights
+from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
+from graphllmrec.settings import Config
+from graphllmrec.train.validation import tuning_users
+
+_RESIDUAL = 1e-3  # largest |(XᵀX + l2·I) P − I| accepted of a float32 solve
+L2S = (10.0, 30.0, 100.0, 300.0, 1000.0)  # tried when tuning
+UNTUNED_L2 = 100.0  # for data without a validation part to tune on
+_CHECKED = 64  # columns of the residual that are computed
+
+
+class EASEConfig(Config):
+    """Settings of EASE."""
+
+    l2: Annotated[float, Field(gt=0, le=1e8)] | Literal["tune"] = Field(
+        100.0, description='ridge penalty; larger for more users and noisier clicks; or "tune" on validation'
+    )
+    decay: Decay = Field("tune", description='history weight per step back, 0 to 1, or "tune" on validation')
+
+
+class EASE:
+    """Embarrassingly shallow autoencoder."""
+
+    name: ClassVar[str] = "ease"
+    config_class: ClassVar[type[Config]] = EASEConfig
+    abilities = Abilities()
+
+    def __init__(self, config: EASEConfig) -> None:
+        self.config = config
+        self.weights = torch.empty(0, 0)  # B (num_items at fit, same)
+        self.num_items = 0
+        self.decay = 1.0
+
+    def fit(self, task: Task) -> None:
+        """Solve for B, l2 and decay from the validation part. Raises RecipeError when B does not fit into memory."""
+        split = task.split
+        clicks = history_matrix(split.train.histories(split.num_users), split.num_items)
+        clicks.data[:] = 1.0
+        gram = (clicks.T @ clicks).tocsr()
+        self.num_items = split.num_items
+        self._solve(gram, self._settled_l2(gram, task), task)
+        settle_decay(self, task)
+
+    def _settled_l2(self, gram: Any, task: Task) -> float:
+        """The l2 of the config, or the best of L2S by NDCG@20 of validation users whose histories do not fade."""
+        if self.config.l2 != "tune":
+            return self.config.l2
+        if not len(task.split.valid):
+            return UNTUNED_L2
+        users, found = tuning_users(task.split, task.seed), {}
+        for l2 in L2S:
+            self._solve(gram, l2, task)
+            found[l2] = validation_metric(self, task.split, "ndcg@20", users=users)
+        best = max(found, key=lambda l2: found[l2])
+        task.logger.log("l2-tuned", model=self.name, l2=best, tried={str(l2): ndcg for l2, ndcg in found.items()})
+        return best
+
+    def _solve(self, gram: Any, l2: float, task: Task) -> None:
+        """Set `weights` to B, made from P in the memory of P."""
+        self.weights = torch.empty(0, 0)  # before the next solve needs its room
+        inverse = self._checked_inverse(gram, l2, task).T  # P is symmetric: the same values, now in rows
+        inverse /= -np.diagonal(inverse).copy()  # B_ij = −P_ij / P_jj, in place
+        np.fill_diagonal(inverse, 0.0)
+        self.weights = torch.from_numpy(np.ascontiguousarray(inverse, dtype=np.float32))
+
+    def _checked_inverse(self, gram: Any, l2: float, task: Task) -> NDArray[Any]:
+        """P from XᵀX, in float32 if that is accurate enough, else in float64."""
+        for dtype in (np.float32, np.float64):
+            needed = _check_memory(task.split.num_items, gram.nnz, dtype)
+            task.logger.log("ease-memory", gb=round(needed / 1e9, 2), items=task.split.num_items)
+            inverse = ridge_inverse(gram, l2, dtype)
+            residual = _residual(gram, l2, inverse)
+            if residual < _RESIDUAL:  # never true of NaN
+                return inverse
+            task.logger.log("ease-inaccurate", precision=dtype.__name__, residual=f"{residual:.1e}")
+            del inverse
+        raise RecipeError(
+            [f"model.l2: {l2:g} is too small for this data, the solve is off by {residual:.1e}; raise it"]
+        )
+
+    def scores(self, queries: Queries) -> Tensor:
+        """Scores (B, num_items); items added since the fit score 0, as an item without clicks does."""
+        histories, known = queries.histories, len(self.weights)
+        weights = recency_weights(histories, self.decay) * (histories.items < known)  # (nnz,); added items say nothing
+        scores = torch.nn.functional.embedding_bag(  # sums rows of B without making a (nnz, num_items) copy of them
+            torch.from_numpy(np.minimum(histories.items, known - 1)),
+            self.weights,
+            torch.from_numpy(histories.indptr),
+            mode="sum",
+            per_sample_weights=torch.from_numpy(weights),
+            include_last_offset=True,
+        )
+        return torch.nn.functional.pad(scores, (0, self.num_items - known))  # (B, num_items)
+
+    def state(self) -> dict[str, Tensor]:
+        """B, decay, size of the catalogue."""
+        sizes = {"decay": torch.tensor(self.decay, dtype=torch.float64), "num_items": torch.tensor(self.num_items)}
+        return {"weights": self.weights, **sizes}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Undo `state`."""
+        self.weights, self.num_items = state["weights"], int(state["num_items"])
+        self.decay = float(state["decay"])
+
+    def add_items(self, text: TextVectors) -> None:
+        """Append items that no history points to: score 0."""
+        self.num_items += len(text)
+
+
+def ridge_inverse(gram: Any, l2: float, dtype: type[np.floating[Any]]) -> NDArray[Any]:
+    """(gram + l2·I)⁻¹ of a sparse symmetric (n, n) matrix by Cholesky: dense, symmetric, NaN when it breaks down."""
+    # LAPACK works in place on Fortran order; a symmetric matrix transposed is itself
+    dense = gram.astype(dtype).toarray().T
+    np.fill_diagonal(dense, dense.diagonal() + dtype(l2))
+    factorise, invert = (lapack.spotrf, lapack.spotri) if dtype is np.float32 else (lapack.dpotrf, lapack.dpotri)
+    factor, failed = factorise(dense, lower=True, overwrite_a=True, clean=False)
+    if failed:
+        return np.full_like(dense, np.nan)
+    inverse: NDArray[Any] = invert(factor, lower=True, overwrite_c=True)[0]  # lower triangle only
+    for row in range(1, len(inverse)):
+        inverse[:row, row] = inverse[row, :row]
+    return inverse
+
+
+def _residual(gram: Any, l2: float, inverse: NDArray[Any]) -> float:
+    """Largest absolute entry of (gram + l2·I)·P − I over the columns of the most popular items, in float64."""
+    hardest = np.argsort(-gram.diagonal(), kind="stable")[:_CHECKED]
+    columns = inverse[:, hardest].astype(np.float64)  # (n, checked)
+    product = gram.astype(np.float64) @ columns + l2 * columns
+    product[hardest, np.arange(len(hardest))] -= 1.0
+    return float(np.abs(product).max(initial=0.0))
+
+
+def _check_memory(num_items: int, nnz: int, dtype: type[np.floating[Any]]) -> int:
+    """Bytes that a solve takes at its peak. Raises RecipeError with the figure when they are not free."""
+    dense = 4 if dtype is np.float32 else 12  # bytes per pair of items: P, and its float32 copy where P is float64
+    needed, free = num_items**2 * dense + nnz * 24, free_memory()  # a second XᵀX in the solver's precision
+    if needed > free:
+        raise RecipeError([
+            f"model.name: ease needs {needed / 1e9:,.1f} GB for {num_items:,} items ({dense} bytes for every pair), "
+            f"{free / 1e9:,.1f} GB are free; use item-knn, which is sparse, or raise data.k_core to drop rare items"
+        ])  # fmt: skip
+    return needed
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process may still take: what the machine has available, within its control group."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():  # not Linux: all physical memory is the best that is known without a dependency
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (value := limit.read_text().strip()).isdigit():
+        free = min(free, int(value) - int(used.read_text()))
+    return free

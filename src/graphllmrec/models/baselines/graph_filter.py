@@ -1,0 +1,151 @@
+"""GF-CF: collaborative filtering as low-pass filtering of a user's clicks on the item graph. Nothing is trained.
+
+Shen et al. 2021, "How Powerful is Graph Convolution for Recommendation?" (CIKM, arXiv:2108.07567, eqs. 8 and 9):
+
+    R~ = D_u^-1/2 R D_i^-1/2              R (num_users, num_items): binary training clicks, D: degrees
+    P  = R~ᵀ R~                           the linear filter; its eigenvectors are V, the right singular vectors of R~
+    s  = r P + ideal · r D_i^-1/2 V_k V_kᵀ D_i^1/2          r (num_items,): the user's clicks
+
+V_k holds the `rank` leading singular vectors (the ideal low-pass filter). With ideal = 0 this is the linear filter.
+Differences: r may fade with its steps back (decay 1 is the paper), and V comes from graph/svd.py.
+
+P and V Vᵀ are never formed: what is kept are the clicks and V, num_clicks + num_items × rank values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from graphllmrec.data.split import Split
+from graphllmrec.graph.bipartite import sparse_tensor
+from graphllmrec.graph.svd import COLUMNS, truncated_svd
+from graphllmrec.models.scoring import Decay, Sparse, settle_decay
+from graphllmrec.nn.histories import history_matrix
+from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
+from graphllmrec.settings import Config
+
+
+@dataclass(frozen=True)
+class ItemGraph:
+    """The item graph P = R~ᵀ R~ as two sparse factors, R~ = D_u^-user_power R D_i^-item_power."""
+
+    to_users: Tensor  # (num_users, num_items) sparse CSR: R~
+    to_items: Tensor  # (num_items, num_users) sparse CSR: its transpose
+    scale: Tensor  # (num_items,) D_i^item_power; 1 for items without clicks
+    columns: Sparse  # the same as to_items for SciPy, sharing its memory
+
+    @staticmethod
+    def of(clicks: Sparse, user_power: float = 0.5, item_power: float = 0.5) -> ItemGraph:
+        """The graph of binary `clicks` (num_users, num_items); a repeated pair must be one entry."""
+        by_user = np.maximum(np.diff(clicks.indptr), 1.0) ** -user_power  # (num_users,)
+        item_degree = np.bincount(clicks.indices, minlength=clicks.shape[1])
+        scale = np.maximum(item_degree, 1.0) ** item_power  # (num_items,)
+        values = (np.repeat(by_user, np.diff(clicks.indptr)) / scale[clicks.indices]).astype(np.float32)
+        rows: Sparse = sp.csr_array((values, clicks.indices, clicks.indptr), shape=clicks.shape)
+        columns: Sparse = sp.csr_array(rows.T)
+        return ItemGraph(sparse_tensor(rows), sparse_tensor(columns), torch.from_numpy(scale).float(), columns)
+
+    @property
+    def num_items(self) -> int:
+        """Items that were there at the fit."""
+        return self.columns.shape[0]
+
+    def blurred(self, signals: Tensor) -> Tensor:
+        """P x for every column x of `signals` (num_items, B)."""
+        parts = [self.to_items @ (self.to_users @ part.contiguous()) for part in torch.split(signals, COLUMNS, dim=1)]
+        return torch.cat(parts, dim=1)
+
+    def blurred_histories(self, histories: Sparse) -> Tensor:
+        """(x P)ᵀ (num_items, B) for the rows x of a sparse (B, num_items) matrix: few users share these items."""
+        sharing = torch.from_numpy((histories @ self.columns).toarray()).T.to(self.to_items.device)  # (num_users, B)
+        parts = [self.to_items @ part.contiguous() for part in torch.split(sharing, COLUMNS, dim=1)]
+        return torch.cat(parts, dim=1) if parts else sharing.new_zeros(self.num_items, 0)
+
+
+def click_matrix(split: Split) -> Sparse:
+    """Binary training clicks R (num_users, num_items); a repeated pair is one click."""
+    clicks: Sparse = history_matrix(split.train.histories(split.num_users), split.num_items)
+    clicks.data[:] = 1.0
+    return clicks
+
+
+def clicks_state(clicks: Sparse) -> dict[str, Tensor]:
+    """Where the clicks are (all of them count 1)."""
+    return {
+        "click_indptr": torch.from_numpy(clicks.indptr.astype(np.int64)),
+        "click_items": torch.from_numpy(clicks.indices.astype(np.int32)),
+    }
+
+
+def clicks_restore(state: Mapping[str, Tensor], num_items: int) -> Sparse:
+    """Undo `clicks_state`."""
+    indptr, items = state["click_indptr"].numpy(), state["click_items"].numpy()
+    return sp.csr_array((np.ones(len(items), np.float32), items, indptr), shape=(len(indptr) - 1, num_items))
+
+
+class GraphFilterConfig(Config):
+    """Settings of the graph filter."""
+
+    rank: int = Field(256, ge=1, le=100_000, description="singular vectors of the ideal low-pass filter")
+    ideal: float = Field(0.3, ge=0, le=1e6, description="weight of the ideal low-pass filter beside the linear one")
+    decay: Decay = Field("tune", description='history weight per step back, 0 to 1, or "tune" on validation')
+
+
+class GraphFilter:
+    """Linear plus ideal low-pass filter on the item graph."""
+
+    name: ClassVar[str] = "graph-filter"
+    config_class: ClassVar[type[Config]] = GraphFilterConfig
+    abilities = Abilities()
+
+    def __init__(self, config: GraphFilterConfig) -> None:
+        self.config = config
+        self.clicks: Sparse = sp.csr_array(np.zeros((0, 0), dtype=np.float32))
+        self.graph = ItemGraph.of(self.clicks)
+        self.vectors = torch.empty(0, 0)  # V (num_items at fit, rank); no columns when ideal = 0
+        self.num_items = 0
+        self.decay = 1.0
+
+    def fit(self, task: Task) -> None:
+        """Singular vectors of the training clicks, decay from the validation part."""
+        self.clicks, self.num_items = click_matrix(task.split), task.split.num_items
+        self.graph = ItemGraph.of(self.clicks)
+        self.vectors = torch.zeros(self.num_items, 0)
+        if self.config.ideal:
+            spectrum = truncated_svd(self.graph.to_users, self.graph.to_items, self.config.rank, task.seed)
+            task.logger.log("svd", rank=len(spectrum.s), residual=spectrum.residual, rounds=spectrum.rounds)
+            self.vectors = spectrum.v
+        settle_decay(self, task)
+
+    def scores(self, queries: Queries) -> Tensor:
+        """Scores (B, num_items); items added since the fit, like those nobody clicked, score 0."""
+        histories = history_matrix(queries.histories, self.num_items, self.decay)[:, : self.graph.num_items]
+        scores = self.graph.blurred_histories(histories)  # (num_items at fit, B)
+        if self.vectors.shape[1]:
+            folded = torch.from_numpy((histories / self.graph.scale.numpy()) @ self.vectors.numpy())  # (B, rank)
+            scores += self.config.ideal * self.graph.scale[:, None] * (self.vectors @ folded.T)
+        return torch.nn.functional.pad(scores.T, (0, self.num_items - len(scores)))  # (B, num_items)
+
+    def state(self) -> dict[str, Tensor]:
+        """Clicks, singular vectors, decay, size of the catalogue."""
+        sizes = {"decay": torch.tensor(self.decay, dtype=torch.float64), "num_items": torch.tensor(self.num_items)}
+        return clicks_state(self.clicks) | {"vectors": self.vectors} | sizes
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Undo `state`."""
+        self.vectors, self.num_items = state["vectors"], int(state["num_items"])
+        self.clicks = clicks_restore(state, len(self.vectors))
+        self.graph = ItemGraph.of(self.clicks)
+        self.decay = float(state["decay"])
+
+    def add_items(self, text: TextVectors) -> None:
+        """Append items that nobody has clicked: score 0."""
+        self.num_items += len(text)

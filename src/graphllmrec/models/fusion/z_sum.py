@@ -1,0 +1,210 @@
+"""z-sum: the tuned sum of models that know different things. Nothing is trained, and it is hard to beat.
+
+    z_e(u, j) = (s_e(u, j) − mean_j s_e(u, j)) / std_j s_e(u, j)         s_e: scores of expert e over all items
+    score(u, j) = Σ_e w_e · z_e(u, j),   w_e ≥ 0,  Σ_e w_e = 1
+
+CombSUM (Fox & Shaw 1994, "Combination of multiple searches", TREC-2) over z-normalised scores (Montague & Aslam 2001,
+"Relevance score normalization for metasearch", CIKM), with weights. Weights and the experts' recency decays are found
+together by hill climbing on the NDCG@20 of up to `tune_users` validation users (see blend.py).
+
+An expert that the data cannot feed (text-kNN without text, transitions without order) is left out; the logger says
+so. Each expert is a branch: it can be scored alone, and `explain` gives its additive share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+from torch import Tensor
+
+from graphllmrec.errors import RecipeError
+from graphllmrec.models.fusion.score_fusion import Variant, collect, search, zscores
+from graphllmrec.models.registry import MODELS, build, model_class
+from graphllmrec.models.scoring import DECAYS, UNTUNED_DECAY
+from graphllmrec.protocol import Abilities, FadingModel, Model, Queries, RowExplanation, Task, TextVectors
+from graphllmrec.settings import Config
+from graphllmrec.train.validation import VALIDATION_USERS, tuning_users
+
+
+class ZSumConfig(Config):
+    """Settings of z-sum."""
+
+    experts: tuple[str, ...] = Field(
+        ("ease", "text-knn", "transitions"), min_length=1, max_length=8, description="names of the models to sum"
+    )
+    settings: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="settings of single experts, e.g. {ease = {l2 = 50}}; a fixed decay is kept"
+    )
+    tune_users: int = Field(
+        VALIDATION_USERS, ge=1, le=10_000_000, description="validation users the weights are tuned on"
+    )
+
+    @model_validator(mode="after")
+    def _experts_are_sound(self) -> Self:
+        problems = [f"expert {name!r} is given twice" for name in set(self.experts) if self.experts.count(name) > 1]
+        usable = [name for name in MODELS if name != ZSum.name]
+        for name in self.experts:
+            if name not in usable:
+                problems.append(f"unknown expert {name!r}; known: {', '.join(usable)}")
+        for name, settings in self.settings.items():
+            if name not in self.experts:
+                problems.append(f"settings.{name}: not one of the experts ({', '.join(self.experts)})")
+            elif name in usable:
+                problems.extend(_problems(name, settings))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _problems(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """One line per setting of an expert that cannot be; a value of none of several types is one problem."""
+    found: dict[str, list[str]] = {}
+    try:
+        model_class(name).config_class(**settings)
+    except ValidationError as error:
+        for each in error.errors():
+            found.setdefault(str(each["loc"][0]) if each["loc"] else "", []).append(each["msg"])
+    return [f"settings.{name}.{key}: {' or: '.join(messages)}" for key, messages in found.items()]
+
+
+class ZSum:
+    """Validation-tuned sum of z-scored models."""
+
+    name: ClassVar[str] = "z-sum"
+    config_class: ClassVar[type[Config]] = ZSumConfig
+    abilities = Abilities(uses_text=True, uses_user_text=True, ranks_cold_items=True)  # as its experts do
+
+    def __init__(self, config: ZSumConfig) -> None:
+        self.config = config
+        parts = [model_class(name).abilities for name in config.experts]
+        self.abilities = replace(  # texts that no expert reads are not worth encoding
+            ZSum.abilities,
+            uses_text=any(part.needs_text for part in parts),
+            uses_user_text=any(part.uses_user_text for part in parts),
+        )
+        self.experts: dict[str, Model] = {}
+        self.weights = torch.empty(0)  # (num_experts,), in the order of `experts`
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the experts in use."""
+        return tuple(self.experts)
+
+    def fit(self, task: Task) -> None:
+        """Fit the experts that apply, then tune weights and decays. Raises RecipeError when no expert applies."""
+        self.experts = self._applicable(task)
+        for name, expert in self.experts.items():
+            task.logger.begin(f"z-sum: fit {name}")
+            expert.fit(task)
+        task.logger.begin("z-sum: tune weights")
+        self._tune(task)
+
+    def _applicable(self, task: Task) -> dict[str, Model]:
+        """Unfitted experts, less those that the data cannot feed."""
+        experts: dict[str, Model] = {}
+        for name in self.config.experts:
+            wants = model_class(name).abilities
+            if wants.needs_text and task.text is None:
+                task.logger.log("expert-left-out", expert=name, reason="the items have no text")
+            elif wants.needs_order and not task.split.ordered:
+                task.logger.log("expert-left-out", expert=name, reason="the interactions have no order")
+            else:
+                # tuned here, together with the weights, rather than by each expert alone
+                experts[name] = build(name, self._settings(name) | ({"decay": 1.0} if self._tunes_decay(name) else {}))
+        if not experts:
+            wanted = ", ".join(self.config.experts)
+            raise RecipeError(
+                [f"model.experts: none of {wanted} can use this data, which lacks text or order; add ease"]
+            )
+        return experts
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        return dict(self.config.settings.get(name, {}))
+
+    def _tunes_decay(self, name: str) -> bool:
+        fields = model_class(name).config_class.model_fields
+        return "decay" in fields and self._settings(name).get("decay", fields["decay"].default) == "tune"
+
+    def _tune(self, task: Task) -> None:
+        """Find weights and decays; without a validation part: equal weights and the usual decay."""
+        users = tuning_users(task.split, task.seed, self.config.tune_users)
+        variants, groups = self._variants(DECAYS if len(users) else (UNTUNED_DECAY,), task.split.ordered)
+        chosen, self.weights = [group[0] for group in groups], torch.full((len(groups),), 1 / len(groups))
+        outcome: dict[str, Any] = {}
+        if len(users):
+            found = search(collect(variants, groups, task.split, users), groups)
+            chosen, self.weights = found.chosen, found.weights
+            outcome = {"ndcg@20": found.ndcg, "trials": found.trials}
+        for place in chosen:
+            variants[place].apply()
+        task.logger.log("z-sum-tuned", users=len(users), experts=self.readable(), **outcome)
+
+    def _variants(self, decays: Sequence[float], ordered: bool) -> tuple[list[Variant], list[range]]:
+        """Every expert at every decay it may take, and which of them belong to which expert."""
+        variants: list[Variant] = []
+        groups: list[range] = []
+        for name, expert in self.experts.items():
+            own = (
+                decays
+                if ordered and self._tunes_decay(name)
+                else (expert.decay if isinstance(expert, FadingModel) else None,)
+            )
+            groups.append(range(len(variants), len(variants) + len(own)))
+            variants.extend(Variant(expert, decay) for decay in own)
+        return variants, groups
+
+    def readable(self) -> dict[str, dict[str, float]]:
+        """Weight and, where it has one, recency decay of every expert."""
+        return {
+            name: {"weight": round(float(weight), 4)}
+            | ({"decay": expert.decay} if isinstance(expert, FadingModel) else {})
+            for (name, expert), weight in zip(self.experts.items(), self.weights, strict=True)
+        }
+
+    def branch_scores(self, queries: Queries, branch: str) -> Tensor:
+        """z-scored scores (B, num_items) of one expert, not weighted."""
+        return zscores(self.experts[branch].scores(queries))
+
+    def scores(self, queries: Queries) -> Tensor:
+        """Weighted sum (B, num_items) of the experts' z-scores."""
+        total = torch.zeros(())
+        for name, weight in zip(self.branches, self.weights, strict=True):
+            total = total + weight * self.branch_scores(queries, name)  # (B, num_items)
+        return total
+
+    def explain(self, queries: Queries, item: int) -> RowExplanation:
+        """Weighted z-score of item row `item` per expert for the first query; the gate is the weight of the text."""
+        parts = zip(self.branches, self.weights, strict=True)
+        shares = {name: float(self.branch_scores(queries, name)[0, item] * weight) for name, weight in parts}
+        text = [
+            float(w)
+            for (_, expert), w in zip(self.experts.items(), self.weights, strict=True)
+            if expert.abilities.needs_text
+        ]
+        return RowExplanation(sum(shares.values()), shares, gate=sum(text) if text else None)
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, and the state of every expert under its name."""
+        parts = {
+            f"{name}/{key}": value for name, expert in self.experts.items() for key, value in expert.state().items()
+        }
+        return {"weights": self.weights, **parts}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Undo `state`; experts that were left out when fitting stay out."""
+        self.experts = {}
+        for name in self.config.experts:
+            own = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
+            if own:
+                self.experts[name] = build(name, self._settings(name))
+                self.experts[name].restore(own)
+        self.weights = state["weights"]
+
+    def add_items(self, text: TextVectors) -> None:
+        """Append items to every expert."""
+        for expert in self.experts.values():
+            expert.add_items(text)

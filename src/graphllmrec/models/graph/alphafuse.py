@@ -1,0 +1,326 @@
+"""AlphaFuse (Hu et al. 2025, "AlphaFuse: Learn ID Embeddings for Sequential Recommendation in Null Space of Language
+Embeddings", SIGIR, arXiv:2504.19218), with a self-attentive encoder (SASRec, Kang & McAuley 2018, arXiv:1808.09781).
+
+    x_i = Uᵀ (text_i - mean)                U: principal axes of the text vectors, from an SVD, largest variance first
+    t_i = x_i[:dims] / sqrt(variance)       the semantic axes: standardised, frozen, here also of length 1
+    e_i = [t_i ; id_i]                      the axes of little variance are cut off; ID embeddings are learned there
+
+Words and clicks never share an axis, so training cannot wear the words down, and no network has to map one to the
+other. An item that nobody has clicked has id = 0: its vector is there as soon as its text is.
+
+    m_n = Σ_{k<=n} decay^(n-k) e_k / Σ decay^(n-k)                               recency-weighted mean of a history
+    h   = e;  per layer  h += Attention(LN h),  h += W2 gelu(W1 LN h)            causal; "attention" only
+    attention logit of step n to step k:  q_n · k_k / sqrt(head size) + distance[n - k]
+    q_n = unit((m_n + LN(h_n) / sqrt(width)) W)                                  encoder "mean": unit(m_n W)
+    score = q_n · e_i / temperature + p log(1 + clicks of i)
+
+Shapes: e (num_items, width) with width = dims + id_dims; a history of n clicks gives n queries (n, width), each trained
+on the click that follows; the last one is served.
+
+Differences from the paper. Loss: softmax over all items, or over items drawn uniformly and corrected for it, instead of
+InfoNCE or binary cross-entropy with drawn negatives. Encoder: biases by distance, which start as the recency weights,
+instead of embeddings of positions; the recency-weighted mean stands beside the attention, whose outputs start at zero:
+untrained, the model is a text-kNN that leans to the last click. A popularity term. In every step a share of the items
+plays cold: no ID part, neither in a history nor as a target; the paper gives every item one. Without an order, every
+step draws one, and nothing decays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from graphllmrec.data.tables import Histories, Ints
+from graphllmrec.errors import TextError
+from graphllmrec.nn.losses import log_partition, sampled_softmax_loss
+from graphllmrec.nn.state import prefixed, under
+from graphllmrec.nn.vectors import unit
+from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
+from graphllmrec.rng import rng, torch_rng
+from graphllmrec.settings import Config
+from graphllmrec.text.whiten import Whitening
+from graphllmrec.train.batches import uniform_items
+from graphllmrec.train.loop import MonitoredConfig, TrainingStage, train
+from graphllmrec.train.validation import branch_monitor, validator
+
+
+class AlphaFuseConfig(MonitoredConfig):
+    """Settings of AlphaFuse."""
+
+    epochs: int = Field(20, ge=0, le=100_000, description="passes over the training data at most")
+    min_steps: int = Field(300, ge=0, le=1_000_000_000, description="more epochs where `epochs` have fewer steps")
+    batch_size: int = Field(128, ge=1, le=1_000_000, description="users per step, each with all clicks")
+    learning_rate: float = Field(3e-3, gt=0, le=10, description="AdamW step size")
+    dims: int = Field(128, ge=1, le=8_192, description="semantic axes: principal axes of the text vectors kept, frozen")
+    id_dims: int = Field(64, ge=1, le=8_192, description="axes that hold the ID embeddings of clicked items")
+    encoder: Literal["attention", "mean"] = Field("attention", description="how a history becomes a query")
+    num_layers: int = Field(1, ge=1, le=16, description="layers of the attention encoder")
+    num_heads: int = Field(2, ge=1, le=64, description="heads of a layer")
+    dropout: float = Field(0.5, ge=0, lt=1, description="share of the encoder's values dropped in training")
+    negatives: int = Field(1024, ge=0, le=10_000_000, description="sampled negatives of the softmax; 0 takes all items")
+    temperature: float = Field(0.1, gt=0, le=100, description="what scores are divided by")
+    cold_dropout: float = Field(0.2, ge=0, lt=1, description="items that lose their ID part in a step (cold start)")
+    decay: float = Field(0.7, ge=0, le=1, description="history weight per step back; ignored without an order")
+    max_history: int = Field(50, ge=1, le=10_000, description="newest clicks of a history that are looked at")
+
+
+class AlphaFuse:
+    """Frozen text axes, learned ID axes, and an encoder of histories; a vector model."""
+
+    name: ClassVar[str] = "alphafuse"
+    config_class: ClassVar[type[Config]] = AlphaFuseConfig
+    abilities = Abilities(needs_text=True, ranks_cold_items=True)
+
+    def __init__(self, config: AlphaFuseConfig) -> None:
+        self.config = config
+        self.whitening: Whitening | None = None
+        self.net = _Net(config, 1, 1.0, seed=0)
+        self.items = torch.empty(0, 0)  # (num_items, width + 1): e_i and the popularity term
+        self.decay = 1.0
+
+    def fit(self, task: Task) -> None:
+        """Train on next clicks, early stopping on validation. Raises TextError without text, Interrupted."""
+        if task.text is None:
+            raise TextError("alphafuse needs item text, and this data has none: add a title column to the items table")
+        split = task.split
+        if len(task.text) != split.num_items:
+            raise TextError(f"{len(task.text):,} text vectors for {split.num_items:,} items")
+        self.decay = self.config.decay if split.ordered else 1.0
+        self.whitening = Whitening.fit(task.text, self.config.dims)
+        text = unit(self.whitening.apply(task.text))  # (num_items, dims)
+        self.net = net = _Net(self.config, text.shape[1], self.decay, task.seed)
+        table = _Table(text, torch.from_numpy(split.item_degree()), self.config, task.seed)
+        training = nn.ModuleDict({"net": net, "table": table})
+        loss = _Loss(self.config, net, table, split.train.histories(split.num_users), split.ordered, task.seed)
+
+        check, watch = (
+            validator(self, task, lambda: self._export_vectors(table)),
+            branch_monitor(self, task, self.config),
+        )
+        train(
+            TrainingStage(self.name, training, len(loss), loss, check, self.config, inputs=(text,), branches=watch),
+            task,
+        )
+        self._export_vectors(table)
+
+    @torch.no_grad()
+    def _export_vectors(self, table: _Table) -> None:
+        self.items = table().detach()
+
+    def item_vectors(self) -> Tensor:
+        """e_i and the popularity term (num_items, width + 1)."""
+        return self.items
+
+    @torch.no_grad()
+    def query_vectors(self, queries: Queries) -> Tensor:
+        """One vector per query with a last dimension of 1 (B, width + 1); zeros before it for an empty history."""
+        histories = _newest(queries.histories, self.config.max_history)
+        steps = self.net(histories, self.items[:, :-1])  # (nnz, width)
+        asked = torch.from_numpy(np.flatnonzero(histories.lengths))
+        last = torch.from_numpy(histories.indptr[1:]).index_select(0, asked) - 1
+        query = torch.zeros(len(histories), self.items.shape[1])
+        query[asked, :-1] = steps.index_select(0, last)
+        query[:, -1] = 1.0
+        return query
+
+    def scores(self, queries: Queries) -> Tensor:
+        """Dot products (B, num_items)."""
+        return self.query_vectors(queries) @ self.items.T
+
+    def state(self) -> dict[str, Tensor]:
+        """Item vectors, encoder, whitening."""
+        assert self.whitening is not None, "state() before fit()"
+        own = {"items": self.items, "decay": torch.tensor(self.decay, dtype=torch.float64)}
+        return own | prefixed("net", self.net.state_dict()) | prefixed("whitening", self.whitening.state())
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Undo `state`."""
+        self.whitening = Whitening.restore(under("whitening", state))
+        self.items, self.decay = state["items"], float(state["decay"])
+        self.net = _Net(self.config, self.whitening.matrix.shape[1], self.decay, seed=0)
+        self.net.load_state_dict(under("net", state))
+        self.net.eval()
+
+    def add_items(self, text: TextVectors) -> None:
+        """Append items by their text: no ID part, no popularity."""
+        assert self.whitening is not None, "add_items() before fit()"
+        words = unit(self.whitening.apply(text))
+        self.items = torch.cat([self.items, F.pad(words, (0, self.items.shape[1] - words.shape[1]))])
+
+
+class _Table(nn.Module):
+    """Item vectors: frozen text beside ID embeddings, and the popularity term."""
+
+    text: Tensor
+    log_clicks: Tensor
+
+    def __init__(self, text: Tensor, clicks: Tensor, config: AlphaFuseConfig, seed: int) -> None:
+        super().__init__()
+        start = torch.randn(len(text), config.id_dims, generator=torch_rng(seed, "alphafuse/ids"))
+        self.ids = nn.Parameter(start * 0.1 / config.id_dims**0.5)
+        self.popularity = nn.Parameter(torch.zeros(1))  # p
+        self.register_buffer("text", text, persistent=False)  # (num_items, dims)
+        self.register_buffer("log_clicks", clicks.float().log1p(), persistent=False)  # (num_items,)
+
+    def forward(self, keep: Tensor | None = None) -> Tensor:
+        """[e_i ; p log(1 + clicks)] (num_items, width + 1); items not kept (num_items,) look as if never clicked."""
+        warm = self.log_clicks > 0 if keep is None else (self.log_clicks > 0) & keep
+        prior = self.popularity * self.log_clicks * warm
+        return torch.cat([self.text, self.ids * warm[:, None], prior[:, None]], dim=1)
+
+
+class _Net(nn.Module):
+    """The encoder: histories and item vectors in, a query after every click out."""
+
+    def __init__(self, config: AlphaFuseConfig, dims: int, decay: float, seed: int) -> None:
+        super().__init__()
+        self.config, self.decay, width = config, decay, dims + config.id_dims
+        random = torch_rng(seed, "alphafuse/start")
+        self.turn = nn.Parameter(torch.eye(width))  # W
+        depth = config.num_layers if config.encoder == "attention" else 0
+        self.layers = nn.ModuleList(_Layer(width, config, decay, random) for _ in range(depth))
+        self.norm = nn.LayerNorm(width) if depth else None
+
+    def forward(self, histories: Histories, items: Tensor, random: torch.Generator | None = None) -> Tensor:
+        """q / temperature (nnz, width) after every click of the histories; `random` draws dropout in training."""
+        grid, share = _Grid(histories), self.config.dropout
+        vectors = items.index_select(0, torch.from_numpy(histories.items))  # (nnz, width)
+        query = grid.recency_mean(vectors, self.decay)
+        if self.norm is None:
+            query = _dropout(query, share, random)
+        else:
+            width = vectors.shape[1]
+            hidden = _dropout(vectors * width**0.5, share, random)  # unit vectors on the scale of a layer norm
+            for layer in self.layers:
+                hidden = layer(hidden, grid, random)
+            query = query + self.norm(hidden) / width**0.5
+        return unit(query @ self.turn) / self.config.temperature
+
+
+class _Layer(nn.Module):
+    """Causal self-attention by content and distance, then a feed-forward network; both residual, norms first."""
+
+    def __init__(self, width: int, config: AlphaFuseConfig, decay: float, random: torch.Generator) -> None:
+        super().__init__()
+
+        def weights(rows: int, columns: int, scale: float = 1.0) -> nn.Parameter:
+            return nn.Parameter(torch.randn(rows, columns, generator=random) * (scale / rows**0.5))
+
+        self.heads, self.share = config.num_heads, config.dropout
+        self.size = max(width // self.heads, 1)
+        inner = self.heads * self.size
+        self.before_attention, self.before_forward = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.into, self.out = weights(width, 3 * inner), weights(inner, width, 0.0)
+        self.first, self.second = weights(width, width), weights(width, width, 0.0)
+        back = torch.arange(config.max_history) * math.log(max(decay, 1e-3))
+        self.distance = nn.Parameter(back.repeat(self.heads, 1))  # (heads, max_history)
+
+    def forward(self, hidden: Tensor, grid: _Grid, random: torch.Generator | None) -> Tensor:
+        """hidden (nnz, width) -> the same shape."""
+        parts = (self.before_attention(hidden) @ self.into).chunk(3, dim=1)
+        query, key, value = (self._by_head(grid.padded(part)) for part in parts)  # (B, heads, longest, size)
+        bias = self.distance[:, grid.back.clamp_min(0)].masked_fill(grid.back < 0, -torch.inf)
+        logits = query @ key.transpose(2, 3) / self.size**0.5 + bias  # (B, heads, longest, longest)
+        mixed = _dropout(logits.softmax(3), self.share, random) @ value  # (B, heads, longest, size)
+        found = grid.flat(mixed.transpose(1, 2).flatten(2)) @ self.out
+        hidden = hidden + _dropout(found, self.share, random)
+        forward = F.gelu(self.before_forward(hidden) @ self.first) @ self.second
+        return hidden + _dropout(forward, self.share, random)
+
+    def _by_head(self, padded: Tensor) -> Tensor:
+        return padded.view(*padded.shape[:2], self.heads, self.size).transpose(1, 2)
+
+
+class _Grid:
+    """Histories as rows of a padded table, oldest first. Only what looks across steps is done there: rows are short."""
+
+    def __init__(self, histories: Histories) -> None:
+        self.shape = (len(histories), int(histories.lengths.max(initial=1)))
+        steps = np.arange(len(histories.items), dtype=np.int64) - histories.indptr[:-1][histories.row_of_entry]
+        self.place = torch.from_numpy(histories.row_of_entry * self.shape[1] + steps)  # (nnz,)
+        step = torch.arange(self.shape[1])
+        self.back = step[:, None] - step[None, :]  # (longest, longest) steps back from row to column; < 0: the future
+
+    def padded(self, flat: Tensor) -> Tensor:
+        """(nnz, d) -> (B, longest, d), zero behind the end of a history."""
+        rows, longest = self.shape
+        table = flat.new_zeros(rows * longest, flat.shape[1]).index_copy(0, self.place, flat)
+        return table.view(rows, longest, flat.shape[1])
+
+    def flat(self, padded: Tensor) -> Tensor:
+        """Undo `padded`."""
+        return padded.flatten(0, 1).index_select(0, self.place)
+
+    def recency_mean(self, flat: Tensor, decay: float) -> Tensor:
+        """m (nnz, d): after every step, the weighted mean of the vectors (nnz, d) up to there."""
+        weights = torch.where(self.back >= 0, torch.tensor(decay).pow(self.back.clamp_min(0)), 0.0)
+        return self.flat((weights / weights.sum(1, keepdim=True)) @ self.padded(flat))
+
+
+class _Loss:
+    """One example per user with two clicks or more: every click but the first is a target of what came before it."""
+
+    def __init__(
+        self, config: AlphaFuseConfig, net: _Net, table: _Table, known: Histories, ordered: bool, seed: int
+    ) -> None:
+        self.config, self.net, self.table, self.known = config, net, table, known
+        self.ordered, self.seed = ordered, seed
+        self.active = np.flatnonzero(known.lengths > 1)
+
+    def __len__(self) -> int:
+        return len(self.active)
+
+    def __call__(self, epoch: int, step: int, rows: Ints) -> Tensor:
+        """Mean cross-entropy of the users' clicks, each after its history."""
+        at = (self.seed, "alphafuse", epoch, step)
+        histories, target = self.examples(rows, at)
+        draw = torch.rand(len(self.table.text), generator=self._stream("cold", at))
+        items = self.table(draw >= self.config.cold_dropout)  # (num_items, width + 1)
+        query = self.net(histories, items[:, :-1], self._stream("dropout", at))
+        query = torch.cat([query, torch.ones(len(query), 1)], dim=1)  # (clicks, width + 1)
+        positive = (query * items.index_select(0, target)).sum(1)
+        wanted, num_items = self.config.negatives, len(items)
+        if not wanted or wanted >= num_items:
+            every: Tensor = log_partition(query, items) - positive  # (clicks,)
+            return every.mean()
+        drawn = torch.from_numpy(uniform_items(wanted, num_items, *at))
+        others = query @ items.index_select(0, drawn).T  # (clicks, negatives)
+        others = others.masked_fill(drawn[None, :] == target[:, None], -torch.inf)
+        return sampled_softmax_loss(positive, others, num_items)
+
+    def examples(self, rows: Ints, at: tuple[int, str, int, int]) -> tuple[Histories, Tensor]:
+        """The users' newest clicks without the last (B rows), and the click after each (nnz,)."""
+        clicks = self.known.take(self.active[rows])
+        if not self.ordered:
+            drawn = rng(at[0], f"{at[1]}/order", at[2], at[3]).random(len(clicks.items))
+            clicks = Histories(clicks.indptr, clicks.items[np.lexsort((drawn, clicks.row_of_entry))])
+        clicks = _newest(clicks, self.config.max_history + 1)
+        newest = clicks.steps_back == 0
+        oldest = np.zeros(len(clicks.items), dtype=np.bool_)
+        oldest[clicks.indptr[:-1]] = True
+        before = Histories(clicks.indptr - np.arange(len(clicks) + 1), clicks.items[~newest])
+        return before, torch.from_numpy(clicks.items[~oldest])
+
+    def _stream(self, purpose: str, at: tuple[int, str, int, int]) -> torch.Generator:
+        return torch_rng(at[0], f"{at[1]}/{purpose}", at[2], at[3])
+
+
+def _newest(histories: Histories, limit: int) -> Histories:
+    """The newest `limit` entries of every history."""
+    kept = np.minimum(histories.lengths, limit)
+    indptr = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+    return Histories(indptr, histories.items[histories.steps_back < limit])
+
+
+def _dropout(values: Tensor, share: float, random: torch.Generator | None) -> Tensor:
+    """Values with a random share of them zero and the others larger; as they are where nothing is drawn."""
+    if not share or random is None:
+        return values
+    return values * ((torch.rand(values.shape, generator=random) >= share) / (1 - share))

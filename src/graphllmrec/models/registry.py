@@ -1,0 +1,45 @@
+"""All models by name. A model is imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from graphllmrec.errors import RecipeError
+from graphllmrec.protocol import Model
+
+MODELS: dict[str, str] = {
+    "popularity": "baselines.popularity:Popularity",
+    "item-knn": "baselines.item_knn:ItemKNN",
+    "ease": "baselines.ease:EASE",
+    "ials": "baselines.ials:IALS",
+    "graph-filter": "baselines.graph_filter:GraphFilter",
+    "bspm": "baselines.bspm:BSPM",
+    "text-knn": "baselines.text_knn:TextKNN",
+    "transitions": "baselines.transitions:Transitions",
+    "z-sum": "fusion.z_sum:ZSum",
+    "lightgcn": "graph.lightgcn:LightGCN",
+    "graphsage": "graph.graphsage:GraphSAGE",
+    "sign": "graph.sign:SIGN",
+    "textgcn": "graph.textgcn:TextGCN",
+    "alpharec": "graph.alpharec:AlphaRec",
+    "alphafuse": "graph.alphafuse:AlphaFuse",
+    "hybrid": "fusion.hybrid:Hybrid",
+    "recmind": "fusion.recmind:RecMind",
+}
+
+
+def model_class(name: str) -> Any:
+    """The class of a model, e.g. "item-knn" -> ItemKNN; its settings class is `.config_class`."""
+    if name not in MODELS:
+        raise RecipeError([f"model.name: unknown model {name!r}; known: {', '.join(MODELS)}"])
+    module, cls = MODELS[name].split(":")
+    return getattr(import_module(f"graphllmrec.models.{module}"), cls)
+
+
+def build(name: str, settings: Mapping[str, Any] | None = None) -> Model:
+    """An unfitted model from its name and settings. Raises pydantic's ValidationError for invalid settings."""
+    cls = model_class(name)
+    model: Model = cls(cls.config_class(**(settings or {})))
+    return model

@@ -1,0 +1,80 @@
+"""What the models that score from a history share: the recency decay and its tuning, and sparse item–item weights.
+
+A history h_1 … h_n (oldest first) becomes the weights decay^(n-1), …, decay, 1: decay 1 forgets nothing, decay 0 looks
+at the last item only. The best value differs between data sets and is found by a few rankings of validation users; so
+it is tuned unless a number is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from graphllmrec.evaluation.evaluation import validation_metric
+from graphllmrec.nn.histories import history_matrix
+from graphllmrec.protocol import Queries, Task
+from graphllmrec.train.validation import tuning_users
+
+Decay = Annotated[float, Field(ge=0, le=1)] | Literal["tune"]
+Sparse: TypeAlias = "sp.csr_array[Any, tuple[int, int]]"
+DECAYS = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)  # tried when tuning; 1.0 first, so a tie keeps the simplest
+UNTUNED_DECAY = 0.7  # for ordered data without a validation part to tune on
+
+
+def settle_decay(model: Any, task: Task) -> None:
+    """Set `model.decay` from its config: the number given there, or the best of DECAYS by validation NDCG@20.
+
+    Call it last in `fit`. Histories without an order cannot fade: their decay is 1, whatever the config says.
+    """
+    wanted = model.config.decay
+    if not task.split.ordered:
+        model.decay = 1.0
+        if wanted not in ("tune", 1.0):
+            task.logger.log("decay-ignored", model=model.name, reason="the interactions have no order")
+    elif wanted != "tune":
+        model.decay = float(wanted)
+    elif not len(task.split.valid):
+        model.decay = UNTUNED_DECAY
+    else:
+        model.decay = _best_decay(model, task)
+
+
+def _best_decay(model: Any, task: Task) -> float:
+    users, found = tuning_users(task.split, task.seed), {}
+    for decay in DECAYS:
+        model.decay = decay
+        found[decay] = validation_metric(model, task.split, "ndcg@20", users=users)
+    best = max(found, key=lambda decay: found[decay])
+    task.logger.log("decay-tuned", model=model.name, decay=best, tried={str(key): found[key] for key in found})
+    return best
+
+
+def sparse_scores(queries: Queries, weights: Sparse, num_items: int, decay: float) -> Tensor:
+    """Scores (B, num_items) = recency-weighted history @ weights (n, n); items from n on are new and score 0."""
+    known = weights.shape[0]
+    histories = history_matrix(queries.histories, num_items, decay)[:, :known]  # (B, n)
+    scores = np.zeros((len(queries), num_items), dtype=np.float32)
+    scores[:, :known] = (histories @ weights).toarray()
+    return torch.from_numpy(scores)  # (B, num_items)
+
+
+def sparse_state(weights: Sparse) -> dict[str, Tensor]:
+    """The three arrays of a sparse matrix as tensors."""
+    return {
+        "indptr": torch.from_numpy(weights.indptr.astype(np.int64)),
+        "indices": torch.from_numpy(weights.indices.astype(np.int32)),
+        "values": torch.from_numpy(weights.data.astype(np.float32)),
+    }
+
+
+def sparse_restore(state: Mapping[str, Tensor]) -> Sparse:
+    """Undo `sparse_state`: a square float32 matrix."""
+    size = len(state["indptr"]) - 1
+    arrays = (state["values"].numpy(), state["indices"].numpy(), state["indptr"].numpy())
+    return sp.csr_array(arrays, shape=(size, size))

@@ -1,0 +1,51 @@
+"""Histories as weights: what turns item vectors into query vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from graphllmrec.data.tables import Histories
+from graphllmrec.graph.bipartite import sparse_tensor
+
+
+def recency_weights(histories: Histories, decay: float) -> NDArray[np.float32]:
+    """Weight decay**steps_back of every history entry (nnz,); decay 1.0 forgets nothing."""
+    return np.power(np.float32(decay), histories.steps_back.astype(np.float32)).astype(np.float32)
+
+
+def history_matrix(histories: Histories, num_items: int, decay: float = 1.0) -> sp.csr_array:
+    """Histories as a sparse (B, num_items) float32 matrix of recency weights; repeats add up."""
+    weights = recency_weights(histories, decay)
+    shape = (len(histories), num_items)
+    matrix = sp.csr_array((weights, histories.items, histories.indptr), shape=shape, copy=True)
+    matrix.sum_duplicates()  # sorts its arrays in place: without the copy, the histories would lose their order
+    return matrix
+
+
+def aggregate(histories: Histories, vectors: Tensor, weights: NDArray[np.float32]) -> Tensor:
+    """Weighted sum (B, dim) of the vectors (num_items, dim) of each history, weights (nnz,); zeros for an empty one."""
+    gathered = vectors.index_select(0, torch.from_numpy(histories.items)) * torch.from_numpy(weights)[:, None]
+    out = torch.zeros(len(histories), vectors.shape[1], dtype=vectors.dtype)
+    return out.index_add_(0, torch.from_numpy(histories.row_of_entry), gathered)  # (B, dim)
+
+
+@dataclass(frozen=True)
+class Averages:
+    """What turns item vectors into query vectors: weighted-mean rows of histories, and their transpose."""
+
+    matrix: Tensor  # (B, num_items) sparse CSR; each row adds up to 1, or is empty
+    transposed: Tensor  # (num_items, B) sparse CSR
+
+    @staticmethod
+    def of(histories: Histories, num_items: int, decay: float) -> Averages:
+        """Recency-weighted means of B histories."""
+        matrix = history_matrix(histories, num_items, decay)
+        total = np.asarray(matrix.sum(axis=1)).reshape(-1)
+        matrix.data /= np.repeat(np.maximum(total, 1e-12), np.diff(matrix.indptr)).astype(np.float32)
+        return Averages(sparse_tensor(matrix), sparse_tensor(sp.csr_array(matrix.T)))

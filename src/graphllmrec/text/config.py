@@ -1,0 +1,39 @@
+"""Settings of the text: which language model reads it, and how. The recipe's section [text]."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from graphllmrec.settings import Config
+
+Placebo = Literal["none", "shuffled", "random", "item2vec"]  # text/placebo.py
+
+
+class TextConfig(Config):
+    """Which language model reads the items, and how."""
+
+    encoder: str = Field(
+        "minilm", min_length=1, description='"minilm" (packaged), a Hugging Face name, or a local folder'
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face name")
+    max_tokens: int = Field(96, ge=2, description="special tokens included; longer texts are cut")
+    columns: list[str] | None = Field(
+        None, description="which and in what order; default: title, brand, categories, description, then all other text"
+    )
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        "auto", description="auto: what the model says, else mean for encoders and last for decoders"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 in the linear layers where the hardware has it, float32 for all the rest"
+    )
+    batch_tokens: int | None = Field(
+        None, ge=1, description="tokens per batch, padding included; default: 1,024 per CPU thread, 32,768 on a GPU"
+    )
+    prompt: str = Field("", description="put before every text, as instruction-tuned embedding models want it")
+    device: str = Field("auto", description='"auto", "cpu", "cuda", "cuda:1" or "mps"')
+    reviews: bool = Field(False, description="add the mean vector of an item's training reviews to that of its text")
+    placebo: Placebo = Field(
+        "none", description="vectors without the texts' meaning in their place; none: the texts (docs/text.md)"
+    )
