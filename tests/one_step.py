@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,17 @@ from dense import Dense, slope
 from graphllmrec.data.tables import Ints
 from graphllmrec.models.registry import build
 from graphllmrec.protocol import Task
-from graphllmrec.rng import rng
+from graphllmrec.rng import At, rng
+from graphllmrec.train import validation
 from graphllmrec.train.loop import TrainingStage
 
 Weights = dict[str, Dense]
 
 
 def staged(
-    monkeypatch: pytest.MonkeyPatch, module: ModuleType, task: Task, name: str, seed: int, **settings: Any
+    monkeypatch: pytest.MonkeyPatch, task: Task, name: str, seed: int, **settings: Any
 ) -> tuple[Any, TrainingStage, Weights]:
-    """The model `name` of `module` served from random weights, its training stage, and those weights in float64."""
+    """The model `name` served from random weights, its training stage, and those weights in float64."""
     kept: list[TrainingStage] = []
 
     def instead_of_training(stage: TrainingStage, _: Task) -> float:
@@ -34,7 +34,7 @@ def staged(
         kept.append(stage)
         return 0.0
 
-    monkeypatch.setattr(module, "train", instead_of_training)
+    monkeypatch.setattr(validation, "train", instead_of_training)
     model = build(name, settings)
     model.fit(replace(task, seed=seed))
     weights = {key: value.detach().double().numpy().copy() for key, value in kept[0].module.named_parameters()}
@@ -42,10 +42,10 @@ def staged(
 
 
 def assert_step(
-    stage: TrainingStage, weights: Weights, expected: Callable[[], float], epoch: int, step: int, rows: Ints
+    stage: TrainingStage, weights: Weights, expected: Callable[[], float], epoch: int, step: int, rows: Ints, seed: int
 ) -> None:
     """Loss and all gradients of the batch `rows`, against `expected` (which reads `weights`) and its slopes."""
-    loss = stage.loss(epoch, step, rows)
+    loss = stage.loss(rows, At(seed, stage.name, epoch, step))
     loss.backward()
     assert float(loss.detach()) == pytest.approx(expected(), abs=1e-6)
     for name, parameter in stage.module.named_parameters():

@@ -14,12 +14,12 @@ from dense import Dense, cross_entropy, faded_mean, slope
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import TextError
 from graphllmrec.evaluation.evaluation import evaluate_model
-from graphllmrec.models.graph import alphafuse
 from graphllmrec.models.registry import build
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Queries, Task, TextVectors
-from graphllmrec.rng import rng, torch_rng
+from graphllmrec.rng import At, rng, torch_rng
 from graphllmrec.text.whiten import Whitening
+from graphllmrec.train import validation
 from graphllmrec.train.batches import uniform_items
 from graphllmrec.train.loop import TrainingStage
 from tiny import CLICKS, DECAY, ITEMS, QUERIES, QUERY, SPLIT, TASK, TEXT, TRAIN, Notes
@@ -45,7 +45,7 @@ def staged(monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any) 
         kept.append(stage)
         return 0.0
 
-    monkeypatch.setattr(alphafuse, "train", instead_of_training)
+    monkeypatch.setattr(validation, "train", instead_of_training)
     model = build("alphafuse", SMALL | settings)
     model.fit(replace(task, seed=SEED))
     weights = {name: value.detach().double().numpy().copy() for name, value in kept[0].module.named_parameters()}
@@ -143,7 +143,7 @@ def test_a_step(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> No
                 losses.append(math.log(partition) - positive)
         return float(np.mean(losses))
 
-    loss = stage.loss(2, 1, ROWS)
+    loss = stage.loss(ROWS, At(SEED, stage.name, 2, 1))
     loss.backward()
     assert float(loss.detach()) == pytest.approx(expected(), abs=1e-6)
     for name, parameter in stage.module.named_parameters():
@@ -193,7 +193,7 @@ def test_without_an_order_every_step_draws_one(monkeypatch: pytest.MonkeyPatch) 
     loss = stage.loss
     seen = set()
     for step in range(40):
-        before, after = loss.examples(ROWS[:1], (SEED, "alphafuse", 0, step))
+        before, after = loss.examples(ROWS[:1], At(SEED, "alphafuse", 0, step))
         clicks = [*before.items.tolist(), int(after[-1])]
         assert sorted(clicks) == sorted(TRAIN[ROWS[0]].tolist())
         assert after.tolist() == clicks[1:]

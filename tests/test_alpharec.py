@@ -13,12 +13,12 @@ import torch
 from dense import Dense, clicks_of, cross_entropy, faded_mean, layer_means, layers, normalised, slope
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import TextError
-from graphllmrec.models.graph import alpharec
 from graphllmrec.models.registry import build
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Queries, Task, TextVectors
-from graphllmrec.rng import rng, torch_rng
+from graphllmrec.rng import At, rng, torch_rng
 from graphllmrec.text.whiten import Whitening
+from graphllmrec.train import validation
 from graphllmrec.train.batches import NextClicks, uniform_items
 from graphllmrec.train.loop import TrainingStage
 from tiny import DECAY, ITEMS, QUERIES, QUERY, SPLIT, TASK, TEXT, TRAIN, USERS
@@ -43,7 +43,7 @@ def staged(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[Any, Train
         kept.append(stage)
         return 0.0
 
-    monkeypatch.setattr(alpharec, "train", instead_of_training)
+    monkeypatch.setattr(validation, "train", instead_of_training)
     model = build("alpharec", SMALL | settings)
     model.fit(replace(TASK, seed=SEED))
     weights = {name: value.detach().double().numpy().copy() for name, value in kept[0].module.named_parameters()}
@@ -97,7 +97,7 @@ def test_a_step(monkeypatch: pytest.MonkeyPatch, query: str, cold_dropout: float
             total += cross_entropy([float(unit_of(asking) @ unit_of(items[i])) / 0.5 for i in rivals], 0)
         return total / len(ROWS)
 
-    loss = stage.loss(2, 1, ROWS)
+    loss = stage.loss(ROWS, At(SEED, stage.name, 2, 1))
     loss.backward()
     assert float(loss.detach()) == pytest.approx(expected(), abs=1e-6)
     for name, parameter in stage.module.named_parameters():

@@ -27,7 +27,7 @@ from graphllmrec.models.fusion.gate_fitting import (
 from graphllmrec.models.fusion.hybrid import GateConfig
 from graphllmrec.nn.gate import CONTEXTS, ContextGate, GateInputs, head_degree_of
 from graphllmrec.protocol import Queries, Task
-from graphllmrec.rng import rng
+from graphllmrec.rng import At, rng
 from graphllmrec.train.loop import TrainingStage
 from tiny import CLICKS, QUERIES, QUERY, SPLIT, TASK, TRAIN, USERS, fitted
 from world import block_world
@@ -262,7 +262,7 @@ def test_a_step_is_cross_entropy_among_unknown_items_and_the_pull_to_the_start(
             total += float(weight[ROW[pair]]) * cross_entropy(scores, items.index(TARGET[pair])) / len(rows)
         return total
 
-    loss = stage.loss(1, 0, rows)
+    loss = stage.loss(rows, At(0, stage.name, 1, 0))
     loss.backward()
     assert stage.num_examples == count
     assert float(loss.detach()) == pytest.approx(expected(), abs=1e-6)

@@ -16,7 +16,6 @@ from dense import Dense, cross_entropy
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import TextError
 from graphllmrec.evaluation.evaluation import evaluate_model
-from graphllmrec.models.graph import graphsage
 from graphllmrec.models.registry import build
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Queries, Task, TextVectors
@@ -40,7 +39,7 @@ EXAMPLES = NextClicks(SPLIT.train.histories(USERS), ordered=True, max_history=50
 
 def staged(monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any) -> tuple[Any, TrainingStage, Weights]:
     """A model served from random weights, its training stage, and those weights in float64."""
-    return one_step.staged(monkeypatch, graphsage, task, "graphsage", SEED, **(SMALL | settings))
+    return one_step.staged(monkeypatch, task, "graphsage", SEED, **(SMALL | settings))
 
 
 def unit_of(vector: Dense) -> Dense:
@@ -81,7 +80,7 @@ def asked(vectors: Sequence[Dense], weights: Weights, decay: float) -> Dense:
 
 def assert_step(stage: TrainingStage, weights: Weights, expected: Callable[[], float]) -> None:
     """Loss and all gradients of the batch ROWS, against `expected` (which reads `weights`) and its slopes."""
-    one_step.assert_step(stage, weights, expected, AT[2], AT[3], ROWS)
+    one_step.assert_step(stage, weights, expected, AT[2], AT[3], ROWS, SEED)
 
 
 @pytest.mark.parametrize(

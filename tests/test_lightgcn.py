@@ -18,7 +18,11 @@ from graphllmrec.errors import Interrupted
 from graphllmrec.evaluation.evaluation import evaluate_model
 from graphllmrec.models.graph import lightgcn, lightgcn_training
 from graphllmrec.models.registry import build
+from graphllmrec.nn.dropout import dropout as drop
+from graphllmrec.nn.dropout import kept_items
 from graphllmrec.protocol import Queries, Task, TextVectors
+from graphllmrec.rng import At
+from graphllmrec.train import validation
 from graphllmrec.train.batches import UnclickedItems, uniform_items
 from graphllmrec.train.loop import TrainingStage
 from one_step import Weights
@@ -28,18 +32,18 @@ from world import block_world
 DIM, SEED = 3, 5
 NORM = normalised(CLICKS)
 ROWS = np.array([3, 0, 11, 7, 4, 7])  # examples of one batch; one comes twice
-AT = (SEED, "graph", 2, 1)  # seed, stage, epoch, step
+AT = At(SEED, "graph", 2, 1)  # seed, stage, epoch, step
 PAPER = {"query": "user", "loss": "bpr", "dim": DIM, "num_layers": 3, "l2": 0.3}
 
 
 def staged(monkeypatch: pytest.MonkeyPatch, task: Task = TASK, **settings: Any) -> tuple[Any, TrainingStage, Weights]:
     """A model served from random weights, its training stage, and those weights in float64."""
-    return one_step.staged(monkeypatch, lightgcn, task, "lightgcn", SEED, **settings)
+    return one_step.staged(monkeypatch, task, "lightgcn", SEED, **settings)
 
 
 def assert_step(stage: TrainingStage, weights: Weights, expected: Callable[[], float]) -> None:
     """Loss and all gradients of the batch ROWS, against `expected` (which reads `weights`) and its slopes."""
-    one_step.assert_step(stage, weights, expected, AT[2], AT[3], ROWS)
+    one_step.assert_step(stage, weights, expected, AT[2], AT[3], ROWS, SEED)
 
 
 # training as published
@@ -139,9 +143,9 @@ def test_floor_of_slk_is_the_kth_largest_score_and_renewed_every_twenty_epochs(m
     _, stage, weights = staged(monkeypatch, **FAST | {"loss": "slk"})
     floor = stage.module.get_buffer("floor")
     for epoch, step in ((0, 1), (19, 0)):
-        stage.loss(epoch, step, ROWS)
+        stage.loss(ROWS, At(SEED, stage.name, epoch, step))
         assert not floor.any()
-    stage.loss(20, 0, ROWS)
+    stage.loss(ROWS, At(SEED, stage.name, 20, 0))
     z_users, z_items = layer_means(NORM, weights["users"], weights["items"], 2)
     for user in range(USERS):
         scores = [fast_score(z_users[user], z_items[j], CLICKS[:, j].sum(), False) for j in range(ITEMS)]
@@ -173,7 +177,7 @@ def test_a_step_of_direct_au_sees_directions_only(monkeypatch: pytest.MonkeyPatc
     user, item = (torch.from_numpy(part[ROWS]) for part in (SPLIT.train.user, SPLIT.train.item))
     users, items = (torch.nn.functional.normalize(z, dim=1) for z in (model.users, model.items[:, :-1]))
     expected = float(lightgcn_training.direct_au_loss(users[user], items[item], 0.4))
-    assert float(stage.loss(AT[2], AT[3], ROWS).detach()) == pytest.approx(expected, abs=1e-6)
+    assert float(stage.loss(ROWS, At(SEED, stage.name, AT[2], AT[3])).detach()) == pytest.approx(expected, abs=1e-6)
 
 
 def test_contrast_compares_noisy_layers_of_the_batch_and_is_a_function_of_the_step(
@@ -181,10 +185,10 @@ def test_contrast_compares_noisy_layers_of_the_batch_and_is_a_function_of_the_st
 ) -> None:
     settings = PAPER | {"contrast": 0.5, "noise": 0.1, "num_layers": 2}
     _, stage, weights = staged(monkeypatch, **settings)
-    first = stage.loss(2, 1, ROWS).detach()
-    assert torch.equal(stage.loss(2, 1, ROWS).detach(), first)
-    assert not torch.equal(stage.loss(2, 2, ROWS).detach(), first)
-    quiet = staged(monkeypatch, **settings | {"noise": 0.0})[1].loss(2, 1, ROWS).detach()
+    first = stage.loss(ROWS, At(SEED, stage.name, 2, 1)).detach()
+    assert torch.equal(stage.loss(ROWS, At(SEED, stage.name, 2, 1)).detach(), first)
+    assert not torch.equal(stage.loss(ROWS, At(SEED, stage.name, 2, 2)).detach(), first)
+    quiet = staged(monkeypatch, **settings | {"noise": 0.0})[1].loss(ROWS, At(SEED, "graph", 2, 1)).detach()
     all_users, all_items = layers(NORM, weights["users"], weights["items"], 2)
     user, item = SPLIT.train.user[ROWS], SPLIT.train.item[ROWS]
     other = UnclickedItems(SPLIT.train.histories(USERS), ITEMS).draw(user, *AT)
@@ -204,8 +208,8 @@ def test_contrast_compares_noisy_layers_of_the_batch_and_is_a_function_of_the_st
 def test_dropped_edges_change_the_step_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole, _ = staged(monkeypatch, **PAPER)
     model, stage, _ = staged(monkeypatch, **PAPER | {"edge_dropout": 0.5})
-    assert not torch.equal(stage.loss(2, 1, ROWS), whole.loss(2, 1, ROWS))
-    assert torch.equal(stage.loss(2, 1, ROWS), stage.loss(2, 1, ROWS))
+    assert not torch.equal(stage.loss(ROWS, At(SEED, stage.name, 2, 1)), whole.loss(ROWS, At(SEED, whole.name, 2, 1)))
+    assert torch.equal(stage.loss(ROWS, At(SEED, stage.name, 2, 1)), stage.loss(ROWS, At(SEED, stage.name, 2, 1)))
     assert torch.equal(model.scores(KNOWN), staged(monkeypatch, **PAPER)[0].scores(KNOWN))  # served from all edges
 
 
@@ -214,14 +218,16 @@ def test_walks_over_all_neighbours_are_the_whole_graph(monkeypatch: pytest.Monke
     settings = PAPER | {"num_layers": 2, "popularity": 0.5} | loss
     _, whole, _ = staged(monkeypatch, **settings)
     _, walks, _ = staged(monkeypatch, **settings | {"fanouts": (USERS, ITEMS)})
-    assert float(walks.loss(2, 1, ROWS).detach()) == pytest.approx(float(whole.loss(2, 1, ROWS).detach()), abs=1e-6)
+    assert float(walks.loss(ROWS, At(SEED, walks.name, 2, 1)).detach()) == pytest.approx(
+        float(whole.loss(ROWS, At(SEED, whole.name, 2, 1)).detach()), abs=1e-6
+    )
 
 
 def test_sampled_walks_are_a_function_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     _, stage, _ = staged(monkeypatch, **PAPER | {"fanouts": (2, 2, 1)})
-    first = stage.loss(2, 1, ROWS)
-    assert torch.equal(stage.loss(2, 1, ROWS), first)
-    assert not torch.equal(stage.loss(2, 2, ROWS), first)
+    first = stage.loss(ROWS, At(SEED, stage.name, 2, 1))
+    assert torch.equal(stage.loss(ROWS, At(SEED, stage.name, 2, 1)), first)
+    assert not torch.equal(stage.loss(ROWS, At(SEED, stage.name, 2, 2)), first)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +245,7 @@ def test_fanouts_that_cannot_be_are_refused(settings: dict[str, Any], problem: s
 
 def test_spectral_start_is_the_leading_singular_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     nets: list[Any] = []
-    monkeypatch.setattr(lightgcn, "train", lambda stage, _: nets.append(stage.module))
+    monkeypatch.setattr(validation, "train", lambda stage, _: nets.append(stage.module))
     build("lightgcn", PAPER | {"start": "spectral"}).fit(TASK)
     u, s, vt = np.linalg.svd(NORM)
     for found, wanted in (
@@ -285,8 +291,8 @@ def test_a_history_step(
     task = replace(TASK, split=replace(SPLIT, ordered=ordered))
     _, stage, weights = staged(monkeypatch, task, **settings, max_history=2)
     assert weights.keys() == {"items", "turn", "bias"}
-    keep_item = lightgcn_training._kept(ITEMS, cold_dropout, AT)[:, 0].numpy()
-    keep_query = lightgcn_training._dropout(torch.ones(len(ROWS), DIM), dropout, AT).double().numpy()
+    keep_item = kept_items(ITEMS, cold_dropout, AT).numpy()
+    keep_query = drop(torch.ones(len(ROWS), DIM), dropout, AT.torch_rng("dropout")).double().numpy()
     examples = examples_of(ordered)
     assert stage.num_examples == len(examples)
 
@@ -314,18 +320,18 @@ def examples_of(ordered: bool) -> list[tuple[list[int], int]]:
 
 
 def test_items_that_play_cold_contribute_nothing_to_query_or_target() -> None:
-    kept = lightgcn_training._kept(10_000, 0.3, AT)
+    kept = kept_items(10_000, 0.3, AT)
     assert kept.unique().tolist() == [0.0, 1.0]
-    assert float(kept.mean()) == pytest.approx(0.7, abs=0.025)  # five standard errors
-    assert torch.equal(kept, lightgcn_training._kept(10_000, 0.3, AT))
-    assert not torch.equal(kept, lightgcn_training._kept(10_000, 0.3, (SEED, "graph", 2, 2)))
-    assert lightgcn_training._kept(50, 0.0, AT).min() == 1
+    assert float(kept.float().mean()) == pytest.approx(0.7, abs=0.025)  # five standard errors
+    assert torch.equal(kept, kept_items(10_000, 0.3, AT))
+    assert not torch.equal(kept, kept_items(10_000, 0.3, At(SEED, "graph", 2, 2)))
+    assert kept_items(50, 0.0, AT).min() == 1
 
 
 def test_with_all_vectors_gone_only_the_bias_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     _, stage, _ = staged(monkeypatch, dim=DIM, dropout=0.0, cold_dropout=0.5)
-    monkeypatch.setattr(lightgcn_training, "_kept", lambda size, *_: torch.zeros(size, 1))
-    stage.loss(AT[2], AT[3], ROWS).backward()
+    monkeypatch.setattr(lightgcn_training, "kept_items", lambda size, *_: torch.zeros(size))
+    stage.loss(ROWS, At(SEED, stage.name, AT[2], AT[3])).backward()
     grads = {name: float(parameter.grad.abs().max()) for name, parameter in stage.module.named_parameters()}
     assert grads["items"] == grads["turn"] == 0
     assert grads["bias"] > 0
@@ -333,11 +339,11 @@ def test_with_all_vectors_gone_only_the_bias_learns(monkeypatch: pytest.MonkeyPa
 
 def test_dropout_keeps_the_mean_and_is_a_function_of_the_step() -> None:
     ones = torch.ones(400, 100)
-    dropped = lightgcn_training._dropout(ones, 0.3, AT)
+    dropped = drop(ones, 0.3, AT.torch_rng("dropout"))
     assert dropped.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
     assert float(dropped.mean()) == pytest.approx(1, abs=0.02)
-    assert torch.equal(dropped, lightgcn_training._dropout(ones, 0.3, AT))
-    assert lightgcn_training._dropout(ones, 0.0, AT) is ones
+    assert torch.equal(dropped, drop(ones, 0.3, AT.torch_rng("dropout")))
+    assert drop(ones, 0.0, AT.torch_rng("dropout")) is ones
 
 
 # serving
@@ -522,6 +528,6 @@ def test_an_interrupted_fit_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> 
     def stop(*_: Any) -> float:
         raise Interrupted("stopped in stage 'graph'")
 
-    monkeypatch.setattr(lightgcn, "train", stop)
+    monkeypatch.setattr(validation, "train", stop)
     with pytest.raises(Interrupted, match="graph"):
         build("lightgcn").fit(TASK)

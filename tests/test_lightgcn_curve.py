@@ -15,11 +15,11 @@ import pytest
 from dense import Dense
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Interactions, Ints
-from graphllmrec.models.graph import lightgcn
 from graphllmrec.models.registry import build
 from graphllmrec.protocol import Queries, SilentLogger, Task
 from graphllmrec.recipe import load_recipe
 from graphllmrec.rng import rng
+from graphllmrec.train import validation
 from graphllmrec.train.batches import UnclickedItems, epoch_order
 from graphllmrec.train.loop import TrainingStage
 
@@ -61,14 +61,14 @@ class Losses(SilentLogger):
 def ours(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> tuple[list[float], dict[str, Dense], Any]:
     """Loss curve, first embeddings and fitted model of the real training path."""
     start: dict[str, Dense] = {}
-    train = lightgcn.train
+    train = validation.train
 
     def noting_the_start(stage: TrainingStage, task: Task) -> float:
         assert stage.name == STAGE
         start.update({name: value.detach().double().numpy() for name, value in stage.module.named_parameters()})
         return train(stage, task)
 
-    monkeypatch.setattr(lightgcn, "train", noting_the_start)
+    monkeypatch.setattr(validation, "train", noting_the_start)
     logger, model = Losses(), build("lightgcn", settings)
     model.fit(Task(SPLIT, seed=SEED, logger=logger))
     return logger.curve, start, model

@@ -24,7 +24,7 @@ from graphllmrec.models.registry import build
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Queries, SilentLogger, Task, TextVectors
 from graphllmrec.recipe import load_recipe
-from graphllmrec.rng import rng, torch_rng
+from graphllmrec.rng import At, rng, torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import NextClicks, UnclickedItems
 from graphllmrec.train.checkpoint import Checkpoints
@@ -195,7 +195,7 @@ def alignment(weights: Weights, users: list[int], items: list[int]) -> float:
 
 def assert_step(stage: TrainingStage, weights: Weights, rows: np.ndarray, expected: Callable[[], float]) -> None:
     """Loss and all gradients of a batch, against `expected` (which reads `weights`) and its slopes."""
-    loss = stage.loss(AT[2], AT[3], rows)
+    loss = stage.loss(rows, At(SEED, stage.name, AT[2], AT[3]))
     loss.backward()
     assert float(loss.detach()) == pytest.approx(expected(), abs=2e-6)
     for name, parameter in stage.module.named_parameters():

@@ -15,14 +15,14 @@ from dense import Dense, clicks_of, faded_mean
 from graphllmrec.data.tables import Histories, Interactions
 from graphllmrec.errors import TextError
 from graphllmrec.evaluation.evaluation import evaluate_model
-from graphllmrec.models.graph import sign
 from graphllmrec.models.graph.sign import Neighbourhood
 from graphllmrec.models.registry import build
 from graphllmrec.nn.gate import head_degree_of
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Queries, Task, TextVectors
-from graphllmrec.rng import rng, torch_rng
+from graphllmrec.rng import At, rng, torch_rng
 from graphllmrec.text.whiten import Whitening
+from graphllmrec.train import validation
 from graphllmrec.train.batches import epoch_order, uniform_items
 from graphllmrec.train.loop import TrainingStage, train
 from one_step import Weights, assert_step, staged
@@ -178,26 +178,26 @@ def expected_loss(settings: dict[str, Any], task: Task, w: Weights, rows: np.nda
 @pytest.mark.parametrize(("settings", "other"), STEPS, ids=NAMES)
 def test_a_step(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], other: dict[str, Any]) -> None:
     task = replace(TASK, **other)
-    _, stage, weights = staged(monkeypatch, sign, task, "sign", SEED, **SMALL | settings)
+    _, stage, weights = staged(monkeypatch, task, "sign", SEED, **SMALL | settings)
     assert [ACTIVE[row] for row in ROWS] == [4, 1, 13, 9]
     if not task.split.ordered or not settings.get("transitions", True):
         stage.module.get_parameter("following").requires_grad_(False)  # ω has nothing to weigh, and no gradient
-    assert_step(stage, weights, lambda: expected_loss(settings, task, weights, ROWS, (2, 1)), 2, 1, ROWS)
+    assert_step(stage, weights, lambda: expected_loss(settings, task, weights, ROWS, (2, 1)), 2, 1, ROWS, SEED)
 
 
 def test_steps_are_functions_of_epoch_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = SMALL | {"negatives": 4, "cold_dropout": 0.4, "dropout": 0.3}
-    _, stage, _ = staged(monkeypatch, sign, TASK, "sign", SEED, **settings)
-    found = [stage.loss(*at, ROWS).item() for at in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    _, stage, _ = staged(monkeypatch, TASK, "sign", SEED, **settings)
+    found = [stage.loss(ROWS, At(SEED, stage.name, *at)).item() for at in ((0, 0), (0, 1), (1, 0), (0, 0))]
     assert found[0] == found[3]
     assert len(set(found)) == 3
 
 
 def test_playing_cold_without_words_leaves_all_gradients_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = SMALL | {"cold_dropout": 0.999}
-    _, stage, _ = staged(monkeypatch, sign, TASK, "sign", SEED, **settings)
+    _, stage, _ = staged(monkeypatch, TASK, "sign", SEED, **settings)
     assert WORDLESS in TRAIN[5][:-1]  # so that a history of nothing is asked with
-    stage.loss(0, 0, np.array([ACTIVE.index(5)])).backward()
+    stage.loss(np.array([ACTIVE.index(5)]), At(SEED, stage.name, 0, 0)).backward()
     for name, parameter in stage.module.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -208,7 +208,7 @@ def test_one_epoch_of_one_batch_is_one_step_of_adamw(monkeypatch: pytest.MonkeyP
     rate = 0.02 * 1 / 4  # of a warm-up of four steps
 
     def watched(stage: TrainingStage, task: Task) -> float:
-        stage.loss(0, 0, epoch_order(stage.num_examples, SEED, "sign", 0)).backward()
+        stage.loss(epoch_order(stage.num_examples, SEED, "sign", 0), At(SEED, stage.name, 0, 0)).backward()
         for name, parameter in stage.module.named_parameters():
             assert parameter.grad is not None
             slope = parameter.grad.double().numpy()
@@ -217,7 +217,7 @@ def test_one_epoch_of_one_batch_is_one_step_of_adamw(monkeypatch: pytest.MonkeyP
         stage.module.zero_grad(set_to_none=True)
         return train(stage, task)
 
-    monkeypatch.setattr(sign, "train", watched)
+    monkeypatch.setattr(validation, "train", watched)
     nothing = Interactions(*(np.empty(0, dtype=np.int64) for _ in range(3)))  # not validated: the last weights stay
     learning = {"epochs": 1, "batch_size": USERS, "learning_rate": 0.02, "warmup": 4, "weight_decay": 0.1}
     model = build("sign", SMALL | {"negatives": 4, "cold_dropout": 0.2, "dropout": 0.3} | learning)
@@ -263,10 +263,10 @@ def test_a_pair_that_is_there_twice_is_one_click() -> None:
 def test_what_its_clicker_alone_clicked_plays_an_item_that_nobody_has(
     monkeypatch: pytest.MonkeyPatch, leave_one_out: bool
 ) -> None:
-    model, stage, _ = staged(monkeypatch, sign, TASK, "sign", SEED, **SMALL | {"leave_one_out": leave_one_out})
+    model, stage, _ = staged(monkeypatch, TASK, "sign", SEED, **SMALL | {"leave_one_out": leave_one_out})
     assert ONLY_ONE in TRAIN[13]
     assert CLICKS[:, ONLY_ONE].sum() == 1
-    stage.loss(0, 0, np.array([ACTIVE.index(13)])).backward()
+    stage.loss(np.array([ACTIVE.index(13)]), At(SEED, stage.name, 0, 0)).backward()
     owner = torch.tensor([13]) if leave_one_out else None
     with torch.no_grad():
         vector, degree = stage.loss._encode(torch.tensor([ONLY_ONE]), owner, torch.ones(ITEMS, dtype=torch.bool))
@@ -282,7 +282,7 @@ def test_what_its_clicker_alone_clicked_plays_an_item_that_nobody_has(
 @pytest.mark.parametrize(("settings", "other"), [STEPS[0], *STEPS[5:]], ids=["all", *NAMES[5:]])
 def test_served_scores(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], other: dict[str, Any]) -> None:
     task = replace(TASK, **other)
-    model, _, weights = staged(monkeypatch, sign, task, "sign", SEED, **SMALL | settings)
+    model, _, weights = staged(monkeypatch, task, "sign", SEED, **SMALL | settings)
     ordered, words, steps = task.split.ordered, features(task), follows(None)
     items = [encoded(item, None, True, words, weights) for item in range(ITEMS)]
     vectors = np.array([vector for vector, _ in items])
@@ -297,7 +297,7 @@ def test_served_scores(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 
 
 def test_new_items_score_as_they_would_if_nobody_had_clicked_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _, weights = staged(monkeypatch, sign, TASK, "sign", SEED, **SMALL)
+    model, _, weights = staged(monkeypatch, TASK, "sign", SEED, **SMALL)
     asked, before = model.query_vectors(QUERIES), model.scores(QUERIES)
     model.add_items(TASK.text)
     scores = model.scores(QUERIES)
@@ -313,7 +313,7 @@ def test_new_items_score_as_they_would_if_nobody_had_clicked_them(monkeypatch: p
 
 
 def test_more_items_can_be_added_than_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _, _ = staged(monkeypatch, sign, TASK, "sign", SEED, **SMALL)
+    model, _, _ = staged(monkeypatch, TASK, "sign", SEED, **SMALL)
     model.add_items(TextVectors(VECTORS.repeat(3, 1), TASK.text.present.repeat(3)))
     new = model.scores(QUERIES)[:, ITEMS:]
     assert new.shape[1] == 3 * ITEMS
@@ -324,7 +324,7 @@ def test_more_items_can_be_added_than_there_were(monkeypatch: pytest.MonkeyPatch
 def test_a_restored_model_scores_and_grows_the_same(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    model, _, _ = staged(monkeypatch, sign, replace(TASK, **other), "sign", SEED, **SMALL | settings)
+    model, _, _ = staged(monkeypatch, replace(TASK, **other), "sign", SEED, **SMALL | settings)
     state = save(model.state())
     restored = build("sign", SMALL | settings)
     restored.restore(load(state))

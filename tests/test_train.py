@@ -92,7 +92,7 @@ def test_every_epoch_is_logged_with_the_mean_loss_over_its_examples(unbroken: Ru
     losses: list[tuple[float, int]] = []
     run = Run(config=CONFIG.model_copy(update={"epochs": 1}))
     original = run.loss
-    run.loss = lambda *at: losses.append((original(*at), len(at[2]))) or losses[-1][0]  # type: ignore[method-assign]
+    run.loss = lambda rows, at: losses.append((original(rows, at), len(rows))) or losses[-1][0]  # type: ignore[method-assign]
     run.train()
     expected = sum(float(loss.detach()) * size for loss, size in losses) / EXAMPLES
     assert run.notes.logged[1]["loss"] == pytest.approx(expected, abs=1e-7)

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from graphllmrec.protocol import SilentLogger, Task
-from graphllmrec.rng import torch_rng
+from graphllmrec.rng import At, torch_rng
 from graphllmrec.train.checkpoint import Checkpoints
 from graphllmrec.train.loop import TrainedConfig, TrainingStage, train
 from tiny import SPLIT
@@ -63,10 +63,10 @@ class Run:
     steps: int = 0
     validations: int = 0
 
-    def loss(self, epoch: int, step: int, rows: np.ndarray) -> torch.Tensor:
+    def loss(self, rows: np.ndarray, at: At) -> torch.Tensor:
         self.steps += 1
         self.at_step(self.steps)
-        noise = torch.randn(len(rows), generator=torch_rng(self.seed, "toy/noise", epoch, step))
+        noise = torch.randn(len(rows), generator=at.torch_rng("noise"))
         self.module.seen += len(rows)
         found = INPUT[rows] @ self.module.weight + self.module.bias
         return ((found + 0.1 * noise - OUTPUT[rows]) ** 2).mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,3 +23,20 @@ def rng(seed: int, purpose: str, *steps: int) -> np.random.Generator:
 def torch_rng(seed: int, purpose: str, *steps: int) -> torch.Generator:
     """CPU torch generator for (seed, purpose, steps)."""
     return torch.Generator().manual_seed(stream_seed(seed, purpose, *steps))
+
+
+class At(NamedTuple):
+    """Where a training stands: everything random about a step is a function of it."""
+
+    seed: int
+    stage: str  # name of the training stage
+    epoch: int  # from 0
+    step: int  # of the epoch, from 0
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """NumPy generator of this step for `purpose`."""
+        return rng(self.seed, f"{self.stage}/{purpose}", self.epoch, self.step)
+
+    def torch_rng(self, purpose: str) -> torch.Generator:
+        """CPU torch generator of this step for `purpose`."""
+        return torch_rng(self.seed, f"{self.stage}/{purpose}", self.epoch, self.step)

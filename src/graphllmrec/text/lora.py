@@ -10,7 +10,7 @@ Only the adapters are parameters of this module: its state_dict, and so a checkp
 a few hundred kilobytes, not the language model.
 
 >>> adapted = AdaptedEncoder(TextConfig(), LoRAConfig(rank=8), seed=0)
->>> vectors = adapted(texts, (seed, "align", epoch, step))  # (len(texts), dim) of length 1, with gradients
+>>> vectors = adapted(texts, At(seed, "align", epoch, step))  # (len(texts), dim) of length 1, with gradients
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from graphllmrec.errors import TextError
 from graphllmrec.protocol import TextVectors
-from graphllmrec.rng import stream_seed, torch_rng
+from graphllmrec.rng import At, stream_seed, torch_rng
 from graphllmrec.text.config import TextConfig
 from graphllmrec.text.encoder import _pool
 from graphllmrec.text.loading import find_source, load_model, load_tokenizer
@@ -74,10 +74,10 @@ class AdaptedEncoder(nn.Module):
         found: nn.Module = self._kept[0]
         return found
 
-    def forward(self, texts: Sequence[str], at: tuple[int, str, int, int] | None = None) -> Tensor:
+    def forward(self, texts: Sequence[str], at: At | None = None) -> Tensor:
         """Vectors (len(texts), dim) of length 1 with gradients by the adapters.
 
-        `at` = (seed, purpose, epoch, step) decides what dropout drops, in model and adapters; None drops nothing.
+        `at` decides what dropout drops, in model and adapters; None drops nothing.
         """
         tokens = [self._tokenised(text) for text in texts]
         lengths = torch.tensor([len(ids) for ids in tokens])
@@ -177,7 +177,7 @@ def _start(value: nn.Parameter, name: str, seed: int) -> None:
 
 
 @contextmanager
-def _drawing(at: tuple[int, str, int, int] | None) -> Iterator[None]:
+def _drawing(at: At | None) -> Iterator[None]:
     """Inside, torch's own random numbers (dropout within the model) are a function of `at`; outside, as if never."""
     if at is None:
         yield

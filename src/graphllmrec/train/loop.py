@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from graphllmrec.data.tables import Ints
 from graphllmrec.errors import Interrupted
 from graphllmrec.protocol import CheckpointStore, Task
+from graphllmrec.rng import At
 from graphllmrec.settings import Config
 from graphllmrec.train.batches import epoch_order
 from graphllmrec.train.checkpoint import Progress, pack, raw_bytes, unpack
@@ -72,7 +73,7 @@ class TrainingStage:
     name: str  # "graph": names its randomness, its log lines and its checkpoint
     module: nn.Module
     num_examples: int
-    loss: Callable[[int, int, Ints], Tensor]  # (epoch, step, example numbers) -> scalar
+    loss: Callable[[Ints, At], Tensor]  # (example numbers, where the training stands) -> scalar
     validate: Callable[[], float] | None  # higher is better; None: train to the last epoch
     config: TrainedConfig
     metric: str = "ndcg@20"
@@ -170,7 +171,7 @@ def _run_epoch(
     stage.module.train()
     for start in range(progress.step * size, stage.num_examples, size):
         rows = order[start : start + size]
-        loss = stage.loss(progress.epoch, progress.step, rows)
+        loss = stage.loss(rows, At(task.seed, stage.name, progress.epoch, progress.step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         rate = learning_rate(stage.config, progress.epoch * steps + progress.step, stage.epochs * steps)

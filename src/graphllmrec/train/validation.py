@@ -7,14 +7,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Ints
 from graphllmrec.evaluation.evaluation import validation_metric
 from graphllmrec.grokking.gate_schedule import WHOLE, Control
 from graphllmrec.protocol import BranchModel, Model, Task
-from graphllmrec.rng import rng
-from graphllmrec.train.loop import MonitoredConfig
+from graphllmrec.rng import At, rng
+from graphllmrec.train.loop import MonitoredConfig, TrainingStage, train
 from graphllmrec.train.monitor import BranchMonitor, Move, Scorer
 
 VALIDATION_USERS = 10_000  # ranked when a whole model is validated or fused: standard error about .0015
@@ -64,3 +65,29 @@ def branch_monitor(
         split, branches, seed=task.seed, users=config.monitor_users, learning_rate=config.learning_rate,
         weight_decay=config.weight_decay, control=control, move=move,
     )  # fmt: skip
+
+
+def train_model(
+    model: Model,
+    task: Task,
+    module: nn.Module,
+    num_examples: int,
+    loss: Callable[[Ints, At], Tensor],
+    export_vectors: Callable[[], Any],
+    *,
+    stage: str | None = None,
+    inputs: tuple[Tensor, ...] = (),
+) -> None:
+    """Train `module` and leave `model` with what it exports: what most models' `fit` ends with.
+
+    After every epoch `export_vectors` makes `model` what was trained so far, which is then ranked on validation and
+    its branches followed; settings are `model.config`, the stage is named after the model by default. `inputs`: what
+    the loss reads besides module, settings and clicks. Raises Interrupted.
+    """
+    config: MonitoredConfig = model.config
+    check, monitor = validator(model, task, export_vectors), branch_monitor(model, task, config)
+    train(
+        TrainingStage(stage or model.name, module, num_examples, loss, check, config, inputs=inputs, branches=monitor),
+        task,
+    )
+    export_vectors()

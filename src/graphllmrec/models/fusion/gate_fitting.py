@@ -28,7 +28,7 @@ from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.nn.gate import CONTEXTS, ContextGate, GateInputs, head_degree_of, memberships
 from graphllmrec.protocol import Queries, Task
-from graphllmrec.rng import rng
+from graphllmrec.rng import At, rng
 from graphllmrec.train.loop import TrainedConfig, TrainingStage, train
 from graphllmrec.train.validation import tuning_users
 
@@ -164,7 +164,7 @@ def fit_gate(
     start = {key: value.detach().clone() for key, value in gate.named_parameters()}
     chosen = torch.arange(len(board.row)) if pairs is None else torch.from_numpy(pairs)
 
-    def loss(_epoch: int, _step: int, rows: Ints) -> Tensor:
+    def loss(rows: Ints, _at: At) -> Tensor:
         picked = chosen[torch.from_numpy(rows)]
         scores = board.scores(gate, inputs, board.row.index_select(0, picked))
         drift = sum((value - start[key]).square().sum() for key, value in gate.named_parameters())

@@ -55,6 +55,7 @@ from graphllmrec.nn.histories import Averages, aggregate, recency_weights
 from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, RowExplanation, Task, TextVectors
+from graphllmrec.rng import At
 from graphllmrec.settings import Config
 from graphllmrec.text.config import TextConfig
 from graphllmrec.text.lora import AdaptedEncoder, LoRAConfig
@@ -163,18 +164,12 @@ class RecMind:
         )
         losses = Losses(net, examples)
 
-        def warm_up(epoch: int, step: int, rows: Ints) -> Tensor:
-            return losses.warm_up(rows, (task.seed, "recmind-align", epoch, step))
-
-        def joint(epoch: int, step: int, rows: Ints) -> Tensor:
-            return losses.joint(rows, (task.seed, "recmind", epoch, step))
-
         if config.warmup_epochs and config.fusion in ("intra", "late"):
             first = config.model_copy(update={"epochs": config.warmup_epochs, "min_steps": 0})
-            train(TrainingStage("recmind-align", net, len(examples), warm_up, None, first, inputs=inputs), task)
+            train(TrainingStage("recmind-align", net, len(examples), losses.warm_up, None, first, inputs=inputs), task)
         check, branches = validator(self, task, lambda: self._export_vectors(net)), self._watch(net, task)
         watch = (lambda: {"gate": gate_summary(self.tables["gate"], graph.item_degree, {})}) if check else None
-        about = ("recmind", net, len(examples), joint, check, config)
+        about = ("recmind", net, len(examples), losses.joint, check, config)
         train(TrainingStage(*about, inputs=inputs, watch=watch, branches=branches), task)
         if config.lora.epochs:
             self._adapt(net, losses, examples, task)
@@ -193,8 +188,7 @@ class RecMind:
         self.identity = self.adapted.identity
         both = Adapting(net, self.adapted, self.whitening, task.text)
 
-        def loss(epoch: int, step: int, rows: Ints) -> Tensor:
-            at = (task.seed, "recmind-lora", epoch, step)
+        def loss(rows: Ints, at: At) -> Tensor:
             both.read(examples.touched(rows)[1], at)
             return losses.joint(rows, at)
 

@@ -20,6 +20,7 @@ from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.graph.propagate import combine, propagate, propagate_layers, sparse_product
 from graphllmrec.grokking.gate_schedule import handed_over, moved_by
 from graphllmrec.nn.align import Queue, alignment_loss
+from graphllmrec.nn.dropout import dropout, dropout_mask, kept_items
 from graphllmrec.nn.histories import Averages
 from graphllmrec.nn.losses import (
     bpr_loss,
@@ -31,7 +32,7 @@ from graphllmrec.nn.losses import (
 )
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import TextVectors
-from graphllmrec.rng import rng, torch_rng
+from graphllmrec.rng import At, torch_rng
 from graphllmrec.text.lora import AdaptedEncoder, texts_of
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import NextClicks, UnclickedItems, uniform_items
@@ -39,7 +40,6 @@ from graphllmrec.train.batches import NextClicks, UnclickedItems, uniform_items
 if TYPE_CHECKING:
     from graphllmrec.models.fusion.recmind import RecMindConfig
 
-At = tuple[int, str, int, int]
 SLK_CUTOFF, SLK_REFRESH, SLK_TEMPERATURE = 20, 20, 2.25  # K, epochs between new β_u, τ_w on the scale of a cosine
 GATE_OPEN, GATE_FALL = 2.0, 4.0  # γ = σ(2 - 4 d̃) at the start: .88 for one click, .12 for the most clicked node
 
@@ -259,7 +259,7 @@ class _NextClicks:
         net, config, target = self.net, self.net.config, self.clicks.target[rows]
         averages = Averages.of(self.clicks.histories(rows), self.num_items, self.decay)
         query = sparse_product(averages.matrix, averages.transposed, items)  # (B, dim)
-        query = net.asking(_dropout(query, config.dropout, at))
+        query = net.asking(dropout(query, config.dropout, at.torch_rng("dropout")))
         if config.loss == "bpr":
             return _pairs(net, query, items, target, self.unclicked.draw(self.clicks.user[rows], *at))
         return _softmax(net, query, items, target, at)
@@ -281,7 +281,7 @@ class _Clicks:
     def loss(self, rows: Ints, fused: Fused, items: Tensor, at: At) -> Tensor:
         user = self.user[rows]
         query = fused.users.index_select(0, torch.from_numpy(user))
-        query = self.net.asking(_dropout(query, self.net.config.dropout, at))
+        query = self.net.asking(dropout(query, self.net.config.dropout, at.torch_rng("dropout")))
         return _pairs(self.net, query, items, self.item[rows], self.unclicked.draw(user, *at))
 
 
@@ -304,7 +304,7 @@ class _Users:
         user, item, row = (torch.from_numpy(part) for part in (self.active[rows], clicks.items, clicks.row_of_entry))
         if config.loss == "slk" and at[2] % SLK_REFRESH == 0 and at[3] == 0:
             self._refresh_floor(fused)
-        query = net.asking(_dropout(fused.users.index_select(0, user), config.dropout, at))
+        query = net.asking(dropout(fused.users.index_select(0, user), config.dropout, at.torch_rng("dropout")))
         asking = torch.cat([query, torch.ones(len(query), 1)], dim=1)  # (B, dim + 1)
         asked = torch.cat([net.scored(items), net.prior[:, None]], dim=1)  # (num_items, dim + 1)
         partition = log_partition(asking, asked)
@@ -340,14 +340,14 @@ class Losses:
         net, config = self.net, self.config
         text = net.language(self._keep(at))
         fused = net.fused(text)
-        cold = torch.rand(len(fused.items), 1, generator=_stream("cold", at)) < config.cold_dropout
+        cold = ~kept_items(len(fused.items), config.cold_dropout, at)[:, None]
         loss = self.examples.loss(rows, fused, torch.where(cold, net.of_new(text[1]), fused.items), at)
         return loss + config.align * self._alignment(rows, text, at) if config.aligned else loss
 
     def _alignment(self, rows: Ints, text: tuple[Tensor, Tensor], at: At) -> Tensor:
         """Symmetric InfoNCE of z_G and z_L of users and items of the batch, which then join the queues."""
         net, config, total = self.net, self.config, torch.zeros(())
-        random = rng(at[0], f"{at[1]}/aligned", at[2], at[3])
+        random = at.rng("aligned")
         pairs = zip(self.examples.touched(rows), net.graph_view(), text, (net.user_queue, net.item_queue), strict=True)
         for nodes, graph_view, text_view, queue in pairs:
             if len(nodes) > config.align_size:
@@ -363,7 +363,7 @@ class Losses:
         shape, share = (len(self.net.words.items), self.config.hidden), self.config.text_dropout
         if not share or not self.config.hidden:
             return None
-        return (torch.rand(shape, generator=_stream("text-dropout", at)) >= share) / (1 - share)
+        return dropout_mask(shape, share, at.torch_rng("text-dropout"))
 
 
 class Adapting(nn.Module):
@@ -397,7 +397,7 @@ class Adapting(nn.Module):
         items = items[self.text.present.numpy()[items]]
         limit = self.net.config.lora.texts_per_step
         if len(items) > limit:
-            items = np.sort(rng(at[0], f"{at[1]}/texts", at[2], at[3]).choice(items, limit, replace=False))
+            items = np.sort(at.rng("texts").choice(items, limit, replace=False))
         if not len(items):
             return
         vectors = self.encoder(texts_of(self.text, items.tolist()), at)  # (n, dim of the language model)
@@ -426,14 +426,3 @@ def _softmax(net: Net, query: Tensor, items: Tensor, target: Ints, at: At) -> Te
     others = query @ other.T + net.prior.index_select(0, drawn)  # (B, negatives)
     others = others.masked_fill(drawn[None, :] == wanted[:, None], -torch.inf)
     return sampled_softmax_loss(positive, others, num_items)
-
-
-def _dropout(values: Tensor, share: float, at: At) -> Tensor:
-    """Dropout whose mask is a function of (seed, stage, epoch, step)."""
-    if not share:
-        return values
-    return values * (torch.rand(values.shape, generator=_stream("dropout", at)) >= share) / (1 - share)
-
-
-def _stream(purpose: str, at: At) -> torch.Generator:
-    return torch_rng(at[0], f"{at[1]}/{purpose}", at[2], at[3])

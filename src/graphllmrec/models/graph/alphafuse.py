@@ -39,16 +39,17 @@ from torch.nn import functional as F
 
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.errors import TextError
+from graphllmrec.nn.dropout import dropout_mask, kept_items
 from graphllmrec.nn.losses import log_partition, sampled_softmax_loss
 from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
-from graphllmrec.rng import rng, torch_rng
+from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import uniform_items
-from graphllmrec.train.loop import MonitoredConfig, TrainingStage, train
-from graphllmrec.train.validation import branch_monitor, validator
+from graphllmrec.train.loop import MonitoredConfig
+from graphllmrec.train.validation import train_model
 
 
 class AlphaFuseConfig(MonitoredConfig):
@@ -100,15 +101,7 @@ class AlphaFuse:
         training = nn.ModuleDict({"net": net, "table": table})
         loss = _Loss(self.config, net, table, split.train.histories(split.num_users), split.ordered, task.seed)
 
-        check, watch = (
-            validator(self, task, lambda: self._export_vectors(table)),
-            branch_monitor(self, task, self.config),
-        )
-        train(
-            TrainingStage(self.name, training, len(loss), loss, check, self.config, inputs=(text,), branches=watch),
-            task,
-        )
-        self._export_vectors(table)
+        train_model(self, task, training, len(loss), loss, lambda: self._export_vectors(table), inputs=(text,))
 
     @torch.no_grad()
     def _export_vectors(self, table: _Table) -> None:
@@ -194,10 +187,10 @@ class _Net(nn.Module):
         vectors = items.index_select(0, torch.from_numpy(histories.items))  # (nnz, width)
         query = grid.recency_mean(vectors, self.decay)
         if self.norm is None:
-            query = _dropout(query, share, random)
+            query = _dropped(query, share, random)
         else:
             width = vectors.shape[1]
-            hidden = _dropout(vectors * width**0.5, share, random)  # unit vectors on the scale of a layer norm
+            hidden = _dropped(vectors * width**0.5, share, random)  # unit vectors on the scale of a layer norm
             for layer in self.layers:
                 hidden = layer(hidden, grid, random)
             query = query + self.norm(hidden) / width**0.5
@@ -228,11 +221,11 @@ class _Layer(nn.Module):
         query, key, value = (self._by_head(grid.padded(part)) for part in parts)  # (B, heads, longest, size)
         bias = self.distance[:, grid.back.clamp_min(0)].masked_fill(grid.back < 0, -torch.inf)
         logits = query @ key.transpose(2, 3) / self.size**0.5 + bias  # (B, heads, longest, longest)
-        mixed = _dropout(logits.softmax(3), self.share, random) @ value  # (B, heads, longest, size)
+        mixed = _dropped(logits.softmax(3), self.share, random) @ value  # (B, heads, longest, size)
         found = grid.flat(mixed.transpose(1, 2).flatten(2)) @ self.out
-        hidden = hidden + _dropout(found, self.share, random)
+        hidden = hidden + _dropped(found, self.share, random)
         forward = F.gelu(self.before_forward(hidden) @ self.first) @ self.second
-        return hidden + _dropout(forward, self.share, random)
+        return hidden + _dropped(forward, self.share, random)
 
     def _by_head(self, padded: Tensor) -> Tensor:
         return padded.view(*padded.shape[:2], self.heads, self.size).transpose(1, 2)
@@ -277,13 +270,11 @@ class _Loss:
     def __len__(self) -> int:
         return len(self.active)
 
-    def __call__(self, epoch: int, step: int, rows: Ints) -> Tensor:
+    def __call__(self, rows: Ints, at: At) -> Tensor:
         """Mean cross-entropy of the users' clicks, each after its history."""
-        at = (self.seed, "alphafuse", epoch, step)
         histories, target = self.examples(rows, at)
-        draw = torch.rand(len(self.table.text), generator=self._stream("cold", at))
-        items = self.table(draw >= self.config.cold_dropout)  # (num_items, width + 1)
-        query = self.net(histories, items[:, :-1], self._stream("dropout", at))
+        items = self.table(kept_items(len(self.table.text), self.config.cold_dropout, at))  # (num_items, width + 1)
+        query = self.net(histories, items[:, :-1], at.torch_rng("dropout"))
         query = torch.cat([query, torch.ones(len(query), 1)], dim=1)  # (clicks, width + 1)
         positive = (query * items.index_select(0, target)).sum(1)
         wanted, num_items = self.config.negatives, len(items)
@@ -295,11 +286,11 @@ class _Loss:
         others = others.masked_fill(drawn[None, :] == target[:, None], -torch.inf)
         return sampled_softmax_loss(positive, others, num_items)
 
-    def examples(self, rows: Ints, at: tuple[int, str, int, int]) -> tuple[Histories, Tensor]:
+    def examples(self, rows: Ints, at: At) -> tuple[Histories, Tensor]:
         """The users' newest clicks without the last (B rows), and the click after each (nnz,)."""
         clicks = self.known.take(self.active[rows])
         if not self.ordered:
-            drawn = rng(at[0], f"{at[1]}/order", at[2], at[3]).random(len(clicks.items))
+            drawn = at.rng("order").random(len(clicks.items))
             clicks = Histories(clicks.indptr, clicks.items[np.lexsort((drawn, clicks.row_of_entry))])
         clicks = _newest(clicks, self.config.max_history + 1)
         newest = clicks.steps_back == 0
@@ -307,9 +298,6 @@ class _Loss:
         oldest[clicks.indptr[:-1]] = True
         before = Histories(clicks.indptr - np.arange(len(clicks) + 1), clicks.items[~newest])
         return before, torch.from_numpy(clicks.items[~oldest])
-
-    def _stream(self, purpose: str, at: tuple[int, str, int, int]) -> torch.Generator:
-        return torch_rng(at[0], f"{at[1]}/{purpose}", at[2], at[3])
 
 
 def _newest(histories: Histories, limit: int) -> Histories:
@@ -319,8 +307,6 @@ def _newest(histories: Histories, limit: int) -> Histories:
     return Histories(indptr, histories.items[histories.steps_back < limit])
 
 
-def _dropout(values: Tensor, share: float, random: torch.Generator | None) -> Tensor:
+def _dropped(values: Tensor, share: float, random: torch.Generator | None) -> Tensor:
     """Values with a random share of them zero and the others larger; as they are where nothing is drawn."""
-    if not share or random is None:
-        return values
-    return values * ((torch.rand(values.shape, generator=random) >= share) / (1 - share))
+    return values if not share or random is None else values * dropout_mask(values.shape, share, random)

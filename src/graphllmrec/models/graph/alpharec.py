@@ -36,17 +36,18 @@ from graphllmrec.data.tables import Ints
 from graphllmrec.errors import TextError
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.graph.propagate import propagate, propagate_items, sparse_product
+from graphllmrec.nn.dropout import kept_items
 from graphllmrec.nn.histories import Averages, aggregate, recency_weights
 from graphllmrec.nn.losses import sampled_softmax_loss
 from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
-from graphllmrec.rng import torch_rng
+from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import NextClicks, uniform_items
-from graphllmrec.train.loop import MonitoredConfig, TrainingStage, train
-from graphllmrec.train.validation import branch_monitor, validator
+from graphllmrec.train.loop import MonitoredConfig
+from graphllmrec.train.validation import train_model
 
 
 class AlphaRecConfig(MonitoredConfig):
@@ -99,9 +100,7 @@ class AlphaRec:
         nodes = _Nodes(config, text, split)
         loss = _Loss(config, net, nodes, split, self.decay, task.seed)
 
-        check, watch = validator(self, task, lambda: self._export_vectors(nodes)), branch_monitor(self, task, config)
-        train(TrainingStage(self.name, net, len(loss), loss, check, config, inputs=(text,), branches=watch), task)
-        self._export_vectors(nodes)
+        train_model(self, task, net, len(loss), loss, lambda: self._export_vectors(nodes), inputs=(text,))
 
     @torch.no_grad()
     def _export_vectors(self, nodes: _Nodes) -> None:
@@ -234,10 +233,9 @@ class _Loss:
     def __len__(self) -> int:
         return len(self.item)
 
-    def __call__(self, epoch: int, step: int, rows: Ints) -> Tensor:
+    def __call__(self, rows: Ints, at: At) -> Tensor:
         """Mean over the clicks `rows` (B,)."""
-        random = torch_rng(self.seed, "alpharec/cold", epoch, step)
-        cold = torch.rand(len(self.nodes.text), generator=random) < self.config.cold_dropout
+        cold = ~kept_items(len(self.nodes.text), self.config.cold_dropout, at)
         users, items = self.nodes.vectors(self.net, cold)
         if self.by_history:
             averages = Averages.of(self.clicks.histories(rows), len(items), self.decay)
@@ -247,7 +245,7 @@ class _Loss:
         query, items = unit(query) / self.config.temperature, unit(items)
         target = torch.from_numpy(self.item[rows])
         wanted = self.config.negatives
-        drawn = torch.from_numpy(uniform_items(wanted, len(items), self.seed, "alpharec", epoch, step))
+        drawn = torch.from_numpy(uniform_items(wanted, len(items), *at))
         positive = (query * items.index_select(0, target)).sum(1)  # (B,)
         others = query @ items.index_select(0, drawn).T  # (B, negatives)
         others = others.masked_fill(drawn[None, :] == target[:, None], -torch.inf)

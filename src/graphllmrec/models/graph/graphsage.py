@@ -34,17 +34,18 @@ from torch.nn import functional as F
 
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.graph.neighbours import Neighbourhoods, draws, sample
+from graphllmrec.nn.dropout import dropout, kept_items
 from graphllmrec.nn.histories import aggregate, recency_weights
 from graphllmrec.nn.losses import in_batch_softmax_loss, sampled_softmax_loss
 from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
-from graphllmrec.rng import torch_rng
+from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening, words_of
 from graphllmrec.train.batches import NextClicks, uniform_items
-from graphllmrec.train.loop import MonitoredConfig, TrainingStage, train
-from graphllmrec.train.validation import branch_monitor, validator
+from graphllmrec.train.loop import MonitoredConfig
+from graphllmrec.train.validation import train_model
 
 
 class GraphSAGEConfig(MonitoredConfig):
@@ -95,12 +96,7 @@ class GraphSAGE:
         clicks = NextClicks(split.train.histories(split.num_users), split.ordered, config.max_history)
         loss = _Loss(config, net, graph, text, clicks, self.decay, task.seed)
 
-        check, watch = (
-            validator(self, task, lambda: self._export_vectors(graph, text)),
-            branch_monitor(self, task, config),
-        )
-        train(TrainingStage("graphsage", net, len(clicks), loss, check, config, inputs=(text,), branches=watch), task)
-        self._export_vectors(graph, text)
+        train_model(self, task, net, len(clicks), loss, lambda: self._export_vectors(graph, text), inputs=(text,))
 
     @torch.no_grad()
     def _export_vectors(self, graph: Neighbourhoods, text: Tensor) -> None:
@@ -240,9 +236,8 @@ class _Loss:
         self.clicks, self.decay, self.seed = clicks, decay, seed
         self.warm = graph.of_items.degree > 0
 
-    def __call__(self, epoch: int, step: int, rows: Ints) -> Tensor:
+    def __call__(self, rows: Ints, at: At) -> Tensor:
         """Cross-entropy of the targets of the examples `rows`."""
-        at = (self.seed, "graphsage", epoch, step)
         histories, num_items = self.clicks.histories(rows), len(self.text)
         target, user = torch.from_numpy(self.clicks.target[rows]), torch.from_numpy(self.clicks.user[rows])
         drawn = self._negatives(at)
@@ -253,7 +248,7 @@ class _Loss:
 
         weights = torch.from_numpy(recency_weights(histories, self.decay))[:, None]
         sums = torch.zeros(len(rows), vectors[0].shape[1]).index_add(0, owner, vectors[0] * weights)
-        query = self._dropout(self.net.query(sums), at)  # (B, dims)
+        query = dropout(self.net.query(sums), self.config.dropout, at.torch_rng("dropout"))  # (B, dims)
         if self.config.loss == "in-batch":
             return in_batch_softmax_loss(query @ vectors[1].T, target)
         positive = (query * vectors[1]).sum(1) + self._popularity(target)
@@ -265,7 +260,7 @@ class _Loss:
     def _popularity(self, items: Tensor) -> Tensor:
         return self.net.popularity * self.graph.of_items.degree_of(items).float().log1p()
 
-    def _negatives(self, at: tuple[int, str, int, int]) -> Tensor:
+    def _negatives(self, at: At) -> Tensor:
         """Item rows drawn for the step; all there are where they are not more than wanted; none for loss in-batch."""
         wanted, num_items = self.config.negatives, len(self.text)
         if self.config.loss == "in-batch":
@@ -274,10 +269,10 @@ class _Loss:
             torch.arange(num_items) if wanted >= num_items else torch.from_numpy(uniform_items(wanted, num_items, *at))
         )
 
-    def _encode(self, roots: Tensor, avoid: Tensor, at: tuple[int, str, int, int]) -> Tensor:
+    def _encode(self, roots: Tensor, avoid: Tensor, at: At) -> Tensor:
         """Vectors (n, dims) of items from sampled clickers, never `avoid` (n,), and sampled items of these."""
         config, random = self.config, draws(*at)
-        warm = self.warm & (torch.rand(len(self.text), generator=self._stream("cold", at)) >= config.cold_dropout)
+        warm = self.warm & kept_items(len(self.text), config.cold_dropout, at)
         known = warm.index_select(0, roots)  # those that play cold have no neighbours
         features = self.net.features(self.text, warm)
         clickers = sample(self.graph.of_items, roots[known], config.users_per_item, random, avoid[known])
@@ -287,11 +282,3 @@ class _Loss:
         counts = torch.zeros_like(roots).masked_scatter(known, clickers.counts)
         offsets = F.pad(counts.cumsum(0), (1, 0))
         return self.net.of_items(features.index_select(0, roots), users, place, offsets)
-
-    def _dropout(self, values: Tensor, at: tuple[int, str, int, int]) -> Tensor:
-        share = self.config.dropout
-        keep = torch.rand(values.shape, generator=self._stream("dropout", at)) >= share
-        return values * keep / (1 - share)
-
-    def _stream(self, purpose: str, at: tuple[int, str, int, int]) -> torch.Generator:
-        return torch_rng(at[0], f"{at[1]}/{purpose}", at[2], at[3])

@@ -40,7 +40,6 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from graphllmrec.data.tables import Ints
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.graph.propagate import propagate
 from graphllmrec.models.graph.lightgcn_training import Net, examples_of
@@ -48,8 +47,8 @@ from graphllmrec.nn.histories import aggregate, recency_weights
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Config
-from graphllmrec.train.loop import MonitoredConfig, TrainingStage, train
-from graphllmrec.train.validation import branch_monitor, validator
+from graphllmrec.train.loop import MonitoredConfig
+from graphllmrec.train.validation import train_model
 
 
 class LightGCNConfig(MonitoredConfig):
@@ -133,15 +132,9 @@ class LightGCN:
         net = Net(self.config, graph, task.seed)
         examples = examples_of(net, graph, split, self.decay)
 
-        def loss(epoch: int, step: int, rows: Ints) -> Tensor:
-            return examples.loss(rows, (task.seed, stage, epoch, step))
-
-        check, watch = (
-            validator(self, task, lambda: self._export_vectors(net, graph)),
-            branch_monitor(self, task, self.config),
+        train_model(
+            self, task, net, len(examples), examples.loss, lambda: self._export_vectors(net, graph), stage=stage
         )
-        train(TrainingStage(stage, net, len(examples), loss, check, self.config, branches=watch), task)
-        self._export_vectors(net, graph)
 
     @torch.no_grad()
     def _export_vectors(self, net: Net, graph: Bipartite) -> None:

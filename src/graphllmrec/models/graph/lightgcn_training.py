@@ -18,6 +18,7 @@ from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.graph.neighbours import Neighbourhoods, draws, propagate_sampled
 from graphllmrec.graph.propagate import combine, perturbed, propagate, propagate_items, propagate_layers, sparse_product
 from graphllmrec.graph.svd import truncated_svd
+from graphllmrec.nn.dropout import dropout, kept_items
 from graphllmrec.nn.histories import Averages
 from graphllmrec.nn.losses import (
     bpr_loss,
@@ -31,13 +32,12 @@ from graphllmrec.nn.losses import (
     softmax_loss,
 )
 from graphllmrec.nn.vectors import unit
-from graphllmrec.rng import torch_rng
+from graphllmrec.rng import At, torch_rng
 from graphllmrec.train.batches import NextClicks, UnclickedItems, uniform_items
 
 if TYPE_CHECKING:
     from graphllmrec.models.graph.lightgcn import LightGCNConfig
 
-At = tuple[int, str, int, int]
 SLK_CUTOFF, SLK_REFRESH, SLK_TEMPERATURE = 20, 20, 2.25  # K, epochs between new β_u, τ_w on the scale of a cosine
 
 
@@ -189,9 +189,9 @@ class _HistoryClicks(_Examples):
         net, config = self.net, self.config
         averages = Averages.of(self.clicks.histories(rows), self.num_items, self.decay)
         _, items = net(self.dropped(at))
-        items = items * _kept(self.num_items, config.cold_dropout, at)
+        items = items * kept_items(self.num_items, config.cold_dropout, at)[:, None].float()
         query = sparse_product(averages.matrix, averages.transposed, items) @ net.turn  # (B, dim)
-        query = net.asking(_dropout(query, config.dropout, at))
+        query = net.asking(dropout(query, config.dropout, at.torch_rng("dropout")))
         return _softmax(config.negatives, query, net.scored(items), net.prior, self.clicks.target[rows], at)
 
 
@@ -309,18 +309,3 @@ def _sampled_softmax(query: Tensor, items: Tensor, prior: Tensor, nodes: Tensor,
     others = query @ items[size:].T + prior[size:]  # (B, N)
     others = others.masked_fill(nodes[None, size:] == nodes[:size, None], -torch.inf)
     return sampled_softmax_loss(positive, others, num_items)
-
-
-def _dropout(values: Tensor, share: float, at: At) -> Tensor:
-    """Dropout whose mask is a function of (seed, stage, epoch, step)."""
-    if not share:
-        return values
-    seed, stage, epoch, step = at
-    keep = torch.rand(values.shape, generator=torch_rng(seed, f"{stage}/dropout", epoch, step)) >= share
-    return values * keep / (1 - share)
-
-
-def _kept(num_items: int, cold_dropout: float, at: At) -> Tensor:
-    """1 for items that keep their graph part in this step, 0 for those that play a cold item (num_items, 1)."""
-    seed, stage, epoch, step = at
-    return (torch.rand(num_items, 1, generator=torch_rng(seed, f"{stage}/cold", epoch, step)) >= cold_dropout).float()

@@ -38,18 +38,19 @@ from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.graph.bipartite import clicked_matrix
 from graphllmrec.models.baselines.transitions import Followers, no_transitions
 from graphllmrec.models.scoring import sparse_restore, sparse_scores, sparse_state
+from graphllmrec.nn.dropout import dropout, kept_items
 from graphllmrec.nn.gate import ROUTED, head_degree_of, routed
 from graphllmrec.nn.histories import aggregate, recency_weights
 from graphllmrec.nn.losses import sampled_softmax_loss
 from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
-from graphllmrec.rng import rng, torch_rng
+from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening, words_of
 from graphllmrec.train.batches import Places, uniform_items
-from graphllmrec.train.loop import MonitoredConfig, TrainingStage, train
-from graphllmrec.train.validation import branch_monitor, validator
+from graphllmrec.train.loop import MonitoredConfig
+from graphllmrec.train.validation import train_model
 
 _SOFT = 0.01  # transitions below this count in proportion, above by their logarithm
 
@@ -111,12 +112,7 @@ class SIGN:
         contexts = _Contexts(config.cold_degree, self.head_degree)
         loss = _Loss(config, net, words, near, known, followers, contexts, self.decay, task.seed, split.ordered)
 
-        check, watch = (
-            validator(self, task, lambda: self._export_vectors(words, near)),
-            branch_monitor(self, task, config),
-        )
-        train(TrainingStage("sign", net, len(loss), loss, check, config, inputs=(words,), branches=watch), task)
-        self._export_vectors(words, near)
+        train_model(self, task, net, len(loss), loss, lambda: self._export_vectors(words, near), inputs=(words,))
 
     @torch.no_grad()
     def _export_vectors(self, words: Tensor, near: Neighbourhood) -> None:
@@ -271,22 +267,21 @@ class _Loss:
     def __len__(self) -> int:
         return len(self.active)
 
-    def __call__(self, epoch: int, step: int, rows: Ints) -> Tensor:
+    def __call__(self, rows: Ints, at: At) -> Tensor:
         """Mean cross-entropy of all targets of the users `rows`."""
-        at = (self.seed, "sign", epoch, step)
         users = self.active[rows]
-        random = rng(self.seed, "sign/stretch", epoch, step)
+        random = at.rng("stretch")
         places = Places.of(self.known.take(users), self.ordered, self.config.max_history, random)
         clicks = places.clicks
         owner = torch.from_numpy(users[clicks.row_of_entry])
         item, drawn = torch.from_numpy(clicks.items), self._drawn(at)
-        warm = torch.rand(len(self.words), generator=self._stream("cold", at)) >= self.config.cold_dropout
+        warm = kept_items(len(self.words), self.config.cold_dropout, at)
         own = owner if self.config.leave_one_out else None
         vectors, degree = self._encode(item, own, warm)  # (clicks, dims), (clicks,)
         others, degree_of_others = self._encode(drawn, None, warm)
         target = torch.from_numpy(places.target)  # entries of `clicks` that have a history
         history = places.weighted(vectors, self.decay).index_select(0, target)
-        query = self.net.query(self._dropout(history, at))  # (targets, dims)
+        query = self.net.query(dropout(history, self.config.dropout, at.torch_rng("dropout")))  # (targets, dims)
         positive, negative = self._scores(query, vectors.index_select(0, target), degree.index_select(0, target),
                                           others, degree_of_others, places, drawn)  # fmt: skip
         same = drawn[None, :] == item.index_select(0, target)[:, None]
@@ -314,19 +309,11 @@ class _Loss:
         near = self.near.means(items, without) * known[:, None]
         return self.net.vectors(self.words.index_select(0, items), items, near, degree > 0), degree
 
-    def _drawn(self, at: tuple[int, str, int, int]) -> Tensor:
+    def _drawn(self, at: At) -> Tensor:
         wanted, num_items = self.config.negatives, len(self.words)
         return (
             torch.arange(num_items) if wanted >= num_items else torch.from_numpy(uniform_items(wanted, num_items, *at))
         )
-
-    def _dropout(self, values: Tensor, at: tuple[int, str, int, int]) -> Tensor:
-        share = self.config.dropout
-        keep = torch.rand(values.shape, generator=self._stream("dropout", at)) >= share
-        return values * keep / (1 - share)
-
-    def _stream(self, purpose: str, at: tuple[int, str, int, int]) -> torch.Generator:
-        return torch_rng(at[0], f"{at[1]}/{purpose}", at[2], at[3])
 
 
 def _soft(transitions: Tensor) -> Tensor:
