@@ -29,7 +29,7 @@ format: $(VENV)/.for-development ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.for-demo ## write the tables of docs/recipes.md anew from the settings in the code
+docs: $(VENV)/.for-demo ## write the tables of docs/reference/recipes.md anew from the settings in the code
 	$(BIN)/python docs/settings.py --write
 
 clean: ## remove the .venv, the demo's results and all caches

@@ -1,8 +1,8 @@
-"""The tables of settings in docs/recipes.md, made from the settings classes themselves.
+"""The tables of settings in docs/reference/recipes.md, made from the settings classes themselves.
 
     python docs/settings.py --write    # tests/test_frame.py fails when the tables and the code differ
 
-They stand between the two marker lines; everything else in recipes.md is written by hand.
+They stand between the two marker lines; everything else in that page is written by hand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from graphllmrec.models.registry import MODELS, model_class
 from graphllmrec.recipe import DataConfig, EvaluateConfig, Recipe
 from graphllmrec.text.config import TextConfig
 
-PAGE = Path(__file__).parent / "recipes.md"
+PAGE = Path(__file__).parent / "reference" / "recipes.md"
 BEGIN, END = "<!-- settings: begin (written by docs/settings.py) -->", "<!-- settings: end -->"
 
 
@@ -37,7 +37,7 @@ def tables() -> str:
 
 
 def page() -> str:
-    """The text of recipes.md with its tables made anew."""
+    """The text of the page with its tables made anew."""
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{rest.split(END)[1]}"

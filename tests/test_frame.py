@@ -76,7 +76,7 @@ def films(tmp_path, monkeypatch):
 
 
 def test_there_are_documents():
-    assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/data.md", "docs/cli.md"} <= set(map(str, PAGES))
+    assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/guides/data.md", "docs/guides/cli.md"} <= set(map(str, PAGES))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -123,7 +123,7 @@ def test_commands_in_documents_exist_with_their_options(page, line):
 
 
 def test_the_names_of_columns_in_the_data_page_are_those_that_are_accepted():
-    rows = re.findall(r"^\| (\w+) \| ([\w, ]+) \|$", text_of("docs/data.md"), flags=re.MULTILINE)
+    rows = re.findall(r"^\| (\w+) \| ([\w, ]+) \|$", text_of("docs/guides/data.md"), flags=re.MULTILINE)
     said = {meaning: tuple(names.split(", ")) for meaning, names in rows if meaning in MEANINGS}
     assert said == {meaning: names for meaning, names in MEANINGS.items() if meaning != "items"}
 
@@ -132,7 +132,7 @@ def test_the_tables_of_settings_are_those_of_the_code():
     spec = importlib.util.spec_from_file_location("settings", ROOT / "docs" / "settings.py")
     settings = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(settings)
-    assert settings.page() == text_of("docs/recipes.md"), "run: make docs"
+    assert settings.page() == text_of("docs/reference/recipes.md"), "run: make docs"
     for section in ('name = "hybrid"', "[model.gate]", "| `cold_budget` |"):
         assert section in settings.tables()
 

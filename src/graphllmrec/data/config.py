@@ -11,7 +11,7 @@ from graphllmrec.settings import Config
 class DataConfig(Config):
     """How a data folder becomes a split; arguments of data.read.load_data and data.split.make_split."""
 
-    split: str = Field("auto", description=f"{', '.join(KINDS)}; see docs/evaluation.md")
+    split: str = Field("auto", description=f"{', '.join(KINDS)}; see docs/guides/evaluation.md")
     min_rating: float | None = Field(None, description="keep interactions rated at least this; none keeps all")
     k_core: int = Field(0, ge=0, description="keep only users and items with so many distinct partners; 0 keeps all")
     valid_ratio: float = Field(

@@ -57,7 +57,7 @@ def activity_strata(lengths: Ints, bins: int = 4) -> tuple[pl.Series, list[str]]
 
 
 def gate_summary(gamma: Tensor, degree: Tensor, contexts: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Mean and quartiles of γ (n,) by training clicks (strata of docs/evaluation.md) and by context.
+    """Mean and quartiles of γ (n,) by training clicks (strata of docs/guides/evaluation.md) and by context.
 
     {"clicks 1-3": {"items": n, "mean": x, "q25": x, "q50": x, "q75": x}, …, "cold/tail": {…}}; an item counts for a
     context as much as it belongs to it. Groups without items are left out.

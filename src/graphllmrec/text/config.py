@@ -35,5 +35,5 @@ class TextConfig(Config):
     device: str = Field("auto", description='"auto", "cpu", "cuda", "cuda:1" or "mps"')
     reviews: bool = Field(False, description="add the mean vector of an item's training reviews to that of its text")
     placebo: Placebo = Field(
-        "none", description="vectors without the texts' meaning in their place; none: the texts (docs/text.md)"
+        "none", description="vectors without the texts' meaning in their place; none: the texts (docs/guides/text.md)"
     )
