@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs clean
+.PHONY: help demo test check format docs site clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
@@ -29,11 +29,16 @@ format: $(VENV)/.for-development ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.for-demo ## write the tables of docs/reference/recipes.md anew from the settings in the code
+docs: $(VENV)/.for-demo ## write the tables of models, settings and formats in docs/ from the code
 	$(BIN)/python docs/settings.py --write
 
+# Without the variable, mkdocs-material prints an announcement about mkdocs 2 with every build.
+site: $(VENV)/.for-site ## build the documentation as a web site in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The documentation is in site/: open site/index.html in a browser"
+
 clean: ## remove the .venv, the demo's results and all caches
-	rm -rf $(VENV) demo-run build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) demo-run site build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
 	find src tests benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Python without ensurepip (Debian without python3-venv) gets its pip from the pip that is there.
@@ -59,3 +64,8 @@ $(VENV)/.for-development: pyproject.toml constraints.txt | $(VENV)/.made
 	@echo "Installing graphllmrec[llm,dev] into $(VENV); the first time this downloads PyTorch and takes minutes"
 	$(PIP) -e '.[llm,dev]'
 	@touch $@ $(VENV)/.for-demo
+
+$(VENV)/.for-site: pyproject.toml constraints.txt | $(VENV)/.made
+	@echo "Installing graphllmrec[docs] into $(VENV)"
+	$(PIP) -e '.[docs]'
+	@touch $@

@@ -1,8 +1,9 @@
-"""The tables of settings in docs/reference/recipes.md, made from the settings classes themselves.
+"""The tables of the documentation that are made from the code: settings, models, file formats.
 
-    python docs/settings.py --write    # tests/test_frame.py fails when the tables and the code differ
+    python docs/settings.py --write    # or: make docs; a test fails when a table and the code differ
 
-They stand between the two marker lines; everything else in that page is written by hand.
+They stand between marker lines; everything else in the pages is written by hand. A model, a setting or a format that is
+added to the code so needs no line here.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from graphllmrec.data.files import FORMATS
 from graphllmrec.models.registry import MODELS, model_class
-from graphllmrec.recipe import DataConfig, EvaluateConfig, Recipe
+from graphllmrec.recipe import DataConfig, EvaluateConfig, Recipe, load_recipe, recipe_names
 from graphllmrec.text.config import TextConfig
 
-PAGE = Path(__file__).parent / "reference" / "recipes.md"
-BEGIN, END = "<!-- settings: begin (written by docs/settings.py) -->", "<!-- settings: end -->"
+DOCS = Path(__file__).parent
 
 
 def tables() -> str:
-    """All tables as Markdown."""
+    """All tables of settings as Markdown."""
     lines = ["### Top level", "", *_table(Recipe)]
     for name, section in (("data", DataConfig), ("text", TextConfig), ("evaluate", EvaluateConfig)):
         lines += ["", f"### [{name}]", "", *_table(section)]
@@ -36,11 +37,36 @@ def tables() -> str:
     return "\n".join(lines)
 
 
-def page() -> str:
-    """The text of the page with its tables made anew."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{rest.split(END)[1]}"
+def models() -> str:
+    """A table of all recipes, by what their models need and can do."""
+    rows = []
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        abilities = model_class(recipe.model.name).abilities
+        text = "needs it" if abilities.needs_text else "uses it" if abilities.reads_text else "no"
+        cold = "yes" if abilities.ranks_cold_items else "no"
+        rows.append(f"| `{name}` | `{recipe.model.name}` | {recipe.title} | {text} | {cold} |")
+    return "\n".join(["| recipe | model | what it is | text | new items |", "|---|---|---|---|---|", *rows])
+
+
+def formats() -> str:
+    """The file formats, as one line."""
+    return f"File names end in {', '.join(f'`.{name}`' for name in FORMATS)}; text formats also with `.gz` or `.zst`."
+
+
+WRITTEN = {  # page: the name in its marker lines, and what stands between them
+    "reference/recipes.md": ("settings", tables),
+    "models.md": ("models", models),
+    "guides/data.md": ("formats", formats),
+}
+
+
+def page(name: str) -> str:
+    """The text of a page with its table made anew."""
+    marker, made = WRITTEN[name]
+    begin, end = f"<!-- {marker}: begin (written by docs/settings.py) -->", f"<!-- {marker}: end -->"
+    before, rest = (DOCS / name).read_text(encoding="utf-8").split(begin)
+    return f"{before}{begin}\n\n{made()}\n\n{end}{rest.split(end)[1]}"
 
 
 def _parts(kind: type[BaseModel]) -> Iterator[tuple[str, BaseModel]]:
@@ -69,7 +95,7 @@ def _table(kind: type[BaseModel], defaults: dict[str, Any] | None = None) -> lis
         return ["No settings."]
     for key, value in (defaults or {}).items():
         own[key] = {**own[key], "default": value}
-    rows = [f"| `{key}` | {_default(about)} | {_values(about)} | {_words(about)} |" for key, about in own.items()]
+    rows = [f"| `{key}` | {_default(about)} | {_values(about)} | {_meaning(about)} |" for key, about in own.items()]
     return ["| setting | default | values | meaning |", "|---|---|---|---|", *rows]
 
 
@@ -83,7 +109,7 @@ def _default(about: dict[str, Any]) -> str:
     return f"`{json.dumps(about['default'])}`"
 
 
-def _words(about: dict[str, Any]) -> str:
+def _meaning(about: dict[str, Any]) -> str:
     text: str = about["description"]
     return text.replace("|", "\\|")
 
@@ -116,6 +142,7 @@ def _number(value: float) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
-        PAGE.write_text(page(), encoding="utf-8")
+        for written in WRITTEN:
+            (DOCS / written).write_text(page(written), encoding="utf-8")
     else:
         print(tables())

@@ -1,4 +1,4 @@
-"""Studies: models × seeds × data sets × placebos, tuned alike, in one table. See docs/guides/study.md.
+"""Studies: models × seeds × data sets × placebos, tuned alike, in one table. See docs/study.md.
 
 from graphllmrec.study import run_study
 found = run_study("STUDY.toml", ["data/amazon-beauty"], "studies/fusion")

@@ -251,7 +251,7 @@ def load_study(source: str | Path | Mapping[str, Any] | Study) -> Study:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise RecipeError(["no such file; see docs/guides/study.md for what a study file holds"], str(path))
+        raise RecipeError(["no such file; see docs/study.md for what a study file holds"], str(path))
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
