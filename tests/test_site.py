@@ -1,0 +1,207 @@
+"""The documentation: what it says exists, what it leaves out does not, its example model works, its notebooks run."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import test_contract
+from graphllmrec.cli import app
+from graphllmrec.models.registry import MODELS
+from graphllmrec.recipe import recipe_names
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+SITE_PAGES = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("*/*.md")), *sorted(DOCS.glob("*/*.ipynb"))]
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("tutorials/*")), *sorted(DOCS.glob("guides/*"))]
+NOTEBOOKS = sorted(DOCS.glob("notebooks/*.ipynb"))
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+def load_script(name):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# the site
+
+
+def test_every_page_has_a_place_in_the_navigation():
+    named = set(re.findall(r"([\w/-]+\.md)$", read(ROOT / "mkdocs.yml"), flags=re.MULTILINE))
+    pages = {page.relative_to(DOCS).with_suffix(".md").as_posix() for page in SITE_PAGES}
+    from_the_root = {"index.md", "contributing.md", "changelog.md"}
+    assert named == {page for page in pages if not page.startswith("studies/")} | from_the_root
+
+
+def test_the_site_loads_nothing_from_elsewhere():
+    config = read(ROOT / "mkdocs.yml")
+    assert "font: false" in config
+    assert "http" not in config
+    for path in (*DOCS.glob("*.css"), *DOCS.glob("vendor/*.js")):
+        assert not re.search(r"(@import|url\(|src=.?)\s*.?https?:", read(path)), path
+    for page in SITE_PAGES:
+        assert not re.search(r"<(script|link|iframe)|!\[[^\]]*\]\(http|```mermaid", read(page)), page
+
+
+def test_the_pictures_are_those_of_the_figures():
+    pictures = load_script("pictures")
+    assert read(DOCS / "images" / "strata.svg") == pictures.strata(), "run: python docs/pictures.py"
+    assert read(DOCS / "images" / "decision.svg") == pictures.decision(), "run: python docs/pictures.py"
+    for drawn in DOCS.glob("images/*.svg"):
+        assert drawn.stat().st_size < 20_000, drawn
+    named = set(re.findall(r'class="bold">([^<]*)<', pictures.decision()))
+    words = {word for line in named for word in re.split(r"[, ]+", line)} - {"or", ""}
+    assert words <= set(recipe_names())
+
+
+# what the documents say
+
+
+def test_the_readme_is_one_page_and_has_the_figures_of_the_figures_page():
+    readme = read(ROOT / "README.md")
+    assert len(readme.splitlines()) <= 120
+    rows = re.findall(r"^\| \[(amazon-\w+)\]\(.*?\) \|(.*)$", readme, flags=re.MULTILINE)
+    assert len(rows) == 4
+    assert rows == re.findall(r"^\| \[(amazon-\w+)\]\(.*?\) \|(.*)$", read(DOCS / "figures.md"), flags=re.MULTILINE)
+
+
+def test_what_the_readme_calls_missing_is_missing():
+    said = " ".join(re.search(r"\*\*Not in this release.*?\n\n", read(ROOT / "README.md"), re.DOTALL)[0].split())
+    absent = {  # words of the README: names that must then not exist
+        "LLMGR": "llmgr", "LLM4REC": "llm4rec", "session models": "session",
+        "an HTTP server": "serve", "a catalogue store": "store", "approximate nearest-neighbour search": "faiss",
+    }  # fmt: skip
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    modules = {path.stem for path in (ROOT / "src" / "graphllmrec").rglob("*") if path.suffix in ("", ".py")}
+    for words, name in absent.items():
+        assert words in said
+        assert not any(name in known for known in (*MODELS, *recipe_names())), name
+        assert name not in commands | modules, name
+    for recipe in recipe_names():
+        assert f"`{recipe}`" not in said
+
+
+def test_the_glossary_is_in_order_and_has_every_term_once():
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \|$", read(DOCS / "glossary.md"), flags=re.MULTILINE)
+    terms = [row.replace("`", "").replace("_", " ").lower() for row in rows if row not in ("term", "---")]
+    assert terms == sorted(terms)
+    assert len(set(terms)) == len(terms) > 50
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_prose_uses_the_terms_of_the_field(page):
+    found = re.findall(
+        r"\b(?:nobody|somebody|anybody|everybody|whoever|people|persons?|plays? cold|asked with|earns?)\b", read(page),
+        flags=re.IGNORECASE,
+    )  # fmt: skip
+    assert found == []
+
+
+# how to add a model
+
+
+@pytest.fixture
+def example_model(monkeypatch):
+    """The model of CONTRIBUTING.md, in the registry as if it were a file of the package."""
+    [code] = re.findall(r"^```python\n(.*?)^```", read(ROOT / "CONTRIBUTING.md"), flags=re.MULTILINE | re.DOTALL)
+    module = types.ModuleType("graphllmrec.models.baselines.mean_pool")
+    exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(MODELS, "mean-pool", "baselines.mean_pool:MeanPool")
+    return "mean-pool"
+
+
+def contract():
+    """Every test of the contract, by name, with the arguments it takes besides the model's name."""
+    for name, test in inspect.getmembers(test_contract, inspect.isfunction):
+        if name.startswith("test_"):
+            given = [mark.args for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
+            for values in given[0][1] if given else [None]:
+                yield name, {} if values is None else {given[0][0]: values}
+
+
+@pytest.mark.parametrize(("test", "arguments"), list(contract()))
+def test_the_example_of_contributing_keeps_the_model_contract(test, arguments, example_model):
+    function = getattr(test_contract, test)
+    if "name" in inspect.signature(function).parameters:
+        function(name=example_model, **arguments)
+
+
+def test_the_example_of_contributing_refuses_impossible_settings(example_model):
+    with pytest.raises(ValidationError, match="embedding_dim"):
+        importlib.import_module("graphllmrec.models.registry").build(example_model, {"embedding_dim": 0})
+
+
+def test_the_files_that_contributing_names_are_there():
+    named = re.findall(r"`((?:src|docs|tests)/[\w/.-]+)`", read(ROOT / "CONTRIBUTING.md"))
+    assert len(named) > 8
+    for name in named:
+        assert "NAME" in name or "FAMILY" in name or (ROOT / name).exists(), name
+
+
+# the layout (docs/decisions/013-layout.md)
+
+ORDER = (
+    ("errors", "settings", "rng", "io", "progress"), ("data",), ("graph",), ("protocol", "nn", "text"), ("evaluation",),
+    ("grokking",), ("train",), ("models",), ("recipe", "recommendation", "recommender", "run_folder", "legacy"),
+    ("report",), ("study",), ("cli",),
+)  # fmt: skip
+
+
+def imports():
+    """(file, place in ORDER of the file, imported module, its place) for every import from the package."""
+    place = {name: rank for rank, group in enumerate(ORDER) for name in group}
+    package = ROOT / "src" / "graphllmrec"
+    for path in sorted(package.rglob("*.py")):
+        own = path.relative_to(package).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(read(path))):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            if own in place and module is not None and module.startswith("graphllmrec."):
+                yield path.relative_to(package).as_posix(), place[own], module, place[module.split(".")[1]]
+
+
+def test_no_module_imports_from_a_later_folder():
+    upward = {
+        f"{path} imports {module}"
+        for path, own, module, other in imports()
+        if other > own and not path.startswith("grokking/lab/")  # the lab trains and draws: see the decision
+    }
+    assert upward == set()
+
+
+# notebooks
+
+
+def test_the_notebooks_are_small():
+    assert len(NOTEBOOKS) == 3
+    for path in NOTEBOOKS:
+        assert path.stat().st_size < 30_000, path
+        assert '"image/png"' not in read(path), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, tmp_path, monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = [output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.name == "stdout"]
+    assert len(printed) > 3
