@@ -25,7 +25,8 @@ text { font-family: system-ui, sans-serif; font-size: 14px; fill: #1f2430; }
 .answer { fill: #fff3e6; stroke: #d1662f; stroke-width: 1.5; }
 .head { fill: #5c6370; } .ground { fill: #ffffff; }
 @media (prefers-color-scheme: dark) {
-  text { fill: #e6e8ee; } .axis, .arrow { stroke: #a5adba; } .head { fill: #a5adba; } .ground { fill: #1e2129; } .grid { stroke: #a5adba40; }
+  text { fill: #e6e8ee; } .axis, .arrow { stroke: #a5adba; } .grid { stroke: #a5adba40; }
+  .head { fill: #a5adba; } .ground { fill: #1e2129; }
   .question { fill: #262c4a; stroke: #8c9eff; } .answer { fill: #43291a; stroke: #ffab7a; }
 }
 </style>"""
@@ -34,7 +35,17 @@ text { font-family: system-ui, sans-serif; font-size: 14px; fill: #1f2430; }
 def svg(width: int, height: int, title: str, parts: list[str]) -> str:
     """One picture."""
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">'
-    return "\n".join([head, f"<title>{escape(title)}</title>", STYLE, '<rect width="100%" height="100%" class="ground"/>', *parts, "</svg>", ""])
+    return "\n".join(
+        [
+            head,
+            f"<title>{escape(title)}</title>",
+            STYLE,
+            '<rect width="100%" height="100%" class="ground"/>',
+            *parts,
+            "</svg>",
+            "",
+        ]
+    )
 
 
 def text(x: float, y: float, said: str, kind: str = "", anchor: str = "middle") -> str:
@@ -104,7 +115,7 @@ def decision() -> str:
     """The chart of docs/tutorials/choosing-a-model.md."""
     rows = [  # question, what to do when the answer is no; yes leads down
         (["Do the items have text?"], "no", [["no new items to rank:"], ["lightgcn-fast, ials", "or ease"]]),
-        (["Do the clicks have an order", "(timestamp or position)?"], "no", [["text without order:"], ["textgcn or recmind"]]),
+        (["Do the clicks have an order", "(timestamp or position)?"], "no", [["not ordered:"], ["textgcn or recmind"]]),
         (["Is there time to train", "(minutes to an hour)?"], "no", [["nothing is trained:"], ["z-sum"]]),
         (["Must it be one single model?"], "yes", [["one trained model:"], ["sign"]]),
     ]  # fmt: skip

@@ -40,8 +40,8 @@ def tables() -> str:
 def models() -> str:
     """A table of all recipes, by what their models need and can do."""
     rows = []
-    for name in recipe_names():
-        recipe = load_recipe(name)
+    recipes = {name: load_recipe(name) for name in recipe_names()}
+    for name, recipe in sorted(recipes.items(), key=lambda entry: list(MODELS).index(entry[1].model.name)):
         abilities = model_class(recipe.model.name).abilities
         text = "needs it" if abilities.needs_text else "uses it" if abilities.reads_text else "no"
         cold = "yes" if abilities.ranks_cold_items else "no"

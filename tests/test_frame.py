@@ -76,7 +76,13 @@ def films(tmp_path, monkeypatch):
 
 
 def test_there_are_documents():
-    assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/guides/data.md", "docs/tutorials/first-hour.md"} <= set(map(str, PAGES))
+    assert {
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "docs/guides/data.md",
+        "docs/tutorials/first-hour.md",
+    } <= set(map(str, PAGES))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -139,7 +145,9 @@ def test_the_tables_made_from_the_code_are_up_to_date():
 
 
 def test_the_table_of_models_lists_every_recipe_once_and_its_abilities_are_true():
-    rows = re.findall(r"^\| `([\w-]+)` \| .* \| ([\w ]+) \| (yes|no) \|$", text_of("docs/models.md"), flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([\w-]+)` \| .* \| ([\w ]+) \| (yes|no) \|$", text_of("docs/models.md"), flags=re.MULTILINE
+    )
     assert sorted(name for name, _, _ in rows) == sorted(recipe_names())
     for name, text, new in rows:
         abilities = model_class(load_recipe(name).model.name).abilities

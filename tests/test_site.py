@@ -22,7 +22,12 @@ from graphllmrec.recipe import recipe_names
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 SITE_PAGES = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("*/*.md")), *sorted(DOCS.glob("*/*.ipynb"))]
-PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("tutorials/*")), *sorted(DOCS.glob("guides/*"))]
+PROSE = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(DOCS.glob("tutorials/*")),
+    *sorted(DOCS.glob("guides/*")),
+]
 NOTEBOOKS = sorted(DOCS.glob("notebooks/*.ipynb"))
 
 
@@ -202,6 +207,8 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
 
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     printed = [output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.name == "stdout"]
     assert len(printed) > 3
