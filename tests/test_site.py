@@ -15,9 +15,13 @@ import pytest
 from pydantic import ValidationError
 
 import test_contract
+from graphllmrec import Recommender, compare, evaluate, load_data
 from graphllmrec.cli import app
+from graphllmrec.data import files
+from graphllmrec.evaluation import metrics
 from graphllmrec.models.registry import MODELS
-from graphllmrec.recipe import recipe_names
+from graphllmrec.recipe import load_recipe, recipe_names
+from graphllmrec.study import load_study
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -150,6 +154,25 @@ def test_the_example_of_contributing_keeps_the_model_contract(test, arguments, e
 def test_the_example_of_contributing_refuses_impossible_settings(example_model):
     with pytest.raises(ValidationError, match="embedding_dim"):
         importlib.import_module("graphllmrec.models.registry").build(example_model, {"embedding_dim": 0})
+
+
+def test_a_file_format_needs_its_ending_and_a_reader(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "FORMATS", (*files.FORMATS, "psv"))  # read by the reader of csv, which knows the bar
+    (tmp_path / "interactions.psv").write_text("user_id|item_id|timestamp\na|x|1\na|y|2\n", encoding="utf-8")
+    assert load_data(tmp_path).items.ids.ids.to_list() == ["x", "y"]
+
+
+def test_a_metric_needs_its_function_and_a_line_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.setitem(metrics.METRICS, "first", lambda hits, _: hits[:, 0].astype(float))
+    assert load_recipe("popularity", {"evaluate": {"metric": "first@20"}}).evaluate.metric == "first@20"
+    rows = [f"u{user},{item},{step}" for user in range(9) for step, item in enumerate("abcdefg"[user % 3 :][:4])]
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows), encoding="utf-8")
+    fitted = [Recommender.from_recipe(name).fit(tmp_path) for name in ("popularity", "transitions")]
+    popular, following = (evaluate(recommender) for recommender in fitted)
+    assert "first@20" in popular.overall
+    assert compare(following, popular, "first@20").metric == "first@20"
+    study = {"metric": "first@20", "models": [{"recipe": "popularity"}]}
+    assert load_study(study).metric == "first@20"
 
 
 def test_the_files_that_contributing_names_are_there():
