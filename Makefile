@@ -25,7 +25,7 @@ check: $(VENV)/.for-development ## lint, formatting, types, spelling
 	$(BIN)/mypy
 	$(BIN)/codespell src tests benchmarks examples docs .ci *.md *.toml Makefile
 
-format: $(VENV)/.for-development ## let ruff mend what it can
+format: $(VENV)/.for-development ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
