@@ -1,13 +1,17 @@
-"""From scores to ranked lists: exact top-k over the whole catalogue, seen items excluded, ties broken without favour.
+"""From scores to ranked lists: exact top-k over the whole catalogue, seen items excluded, ties broken by a fixed order.
 
 `torch.topk` over tens of thousands of columns is what full ranking spends its time on. Here the columns of a row are
 dealt into about sqrt(k·N) groups, the maximum of every group is taken (one pass at memory speed), and only the k + 1
 groups with the largest maxima are looked into. The k + 1 largest values of the row all lie in those groups, so the
 answer is exact, not approximate.
 
-Equal scores are ranked by a fixed pseudo-random order of the items: the same for every model and every user, and
-unrelated to popularity, row number or relevance. A model that gives everything the same score therefore ranks at
-chance. The order of existing items does not change when items are appended.
+Two rules for equal scores:
+
+- Lists (`top_k`, `best`), and so every reported figure: a fixed pseudo-random order of the items, the same for every
+  model and every user, and unrelated to popularity, row number or relevance. A model that gives everything the same
+  score therefore ranks at chance. The order of existing items does not change when items are appended.
+- Tuning of fusion weights, gate fitting and monitoring (`rank_of_target`), which count better items and make no list:
+  equal scores count against the target, so that a constant score is never rewarded.
 """
 
 from __future__ import annotations
@@ -96,6 +100,19 @@ def best(
         torch.nn.functional.pad(values, pad, value=-torch.inf),
     )
     return items.cpu().numpy(), values.float().cpu().numpy()
+
+
+def rank_of_target(scores: Tensor, target: Tensor | float, rivals: Tensor | None = None) -> Tensor:
+    """Rank (n,), 1 = first, of one target per row among scores (n, C); an equal score counts against the target.
+
+    `target`: its own score (n, 1), or one number for all rows. `rivals` (n, C) bool: which columns are other items; by
+    default all but one, the target's own column.
+
+    >>> rank_of_target(torch.tensor([[0.3, 0.9, 0.3]]), torch.tensor([[0.3]]))
+    tensor([3])
+    """
+    at_least = scores >= target
+    return at_least.sum(1) if rivals is None else (at_least & rivals).sum(1) + 1
 
 
 def rank_targets(lists: Ints, targets: Histories) -> Ints:
