@@ -37,7 +37,7 @@ KEEPING = [module.__file__ for module in (files, logger, recommender, run, check
 SETTINGS: dict[str, Any] = {
     "lightgcn-fast": {"epochs": 3, "batch_size": 64, "dim": 8},
     "hybrid": {
-        "settings": {"sign": {"epochs": 2, "min_steps": 0, "batch_size": 16, "dims": 8, "hidden": 8}},
+        "settings": {"sign": {"epochs": 2, "min_steps": 0, "batch_size": 16, "text_dim": 8, "hidden": 8}},
         "gate": {"epochs": 2, "min_steps": 0, "batch_size": 16},
     },
 }

@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from graphllmrec.data.split import Split
 from graphllmrec.errors import Interrupted
-from graphllmrec.grokking.gate_schedule import Moment
+from graphllmrec.grokking.gate_schedule import Snapshot
 from graphllmrec.models.registry import build
 from graphllmrec.protocol import Queries, SilentLogger, Task
 from graphllmrec.train.checkpoint import Checkpoints
@@ -110,13 +110,13 @@ def shown(watch_: BranchMonitor, story: Story, updates: int) -> list[dict[str, A
     return events
 
 
-def test_events_are_told_and_priors_go_to_the_gate() -> None:
+def test_events_are_reported_and_shares_go_to_the_gate() -> None:
     story, moved = Story(), []
 
-    def control(moment: Moment) -> dict[str, float]:
-        return {"late": moment.detector.lift("late")}
+    def schedule(snapshot: Snapshot) -> dict[str, float]:
+        return {"late": snapshot.detector.lift("late")}
 
-    follows = watch(branches={"late": story}, control=control, move=lambda priors: moved.append(dict(priors)))
+    follows = watch(branches={"late": story}, gate_schedule=schedule, move=lambda shares: moved.append(dict(shares)))
     events = shown(follows, story, 60)
     assert [event["kind"] for event in events] == ["memorised", "generalising"]
     assert events[1]["branch"] == "late"
@@ -178,7 +178,7 @@ def test_models_of_one_piece_are_one_branch(name: str) -> None:
     epochs = [entry for entry in notes.logged if "branches" in entry]
     assert len(epochs) >= 3
     assert all(list(entry["branches"]) == [name] for entry in epochs)
-    assert not any("prior" in entry for entry in epochs)
+    assert not any("share" in entry for entry in epochs)
 
 
 class _Logged(SilentLogger):

@@ -539,7 +539,7 @@ def test_every_validation_tells_what_graph_text_and_both_can_do() -> None:
     assert [entry["epoch"] for entry in epochs] == [0, 1, 2]
     for entry in epochs:
         assert list(entry["branches"]) == ["graph", "text", "fused"]
-        assert entry["prior"] == {"graph": 0.0, "text": 0.0}
+        assert entry["share"] == {"graph": 0.0, "text": 0.0}
         for found in entry["branches"].values():
             assert set(found["train"]) == set(found["valid"]) == {"loss", "ndcg@20"}
 

@@ -39,7 +39,7 @@ def ease(world):
 @pytest.fixture
 def text(world, monkeypatch):
     monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_first_word)
-    return Recommender.from_recipe("text-knn", model={"dims": 3, "decay": 1.0}).fit(world)
+    return Recommender.from_recipe("text-knn", model={"text_dim": 3, "decay": 1.0}).fit(world)
 
 
 def block(entry):

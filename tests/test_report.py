@@ -196,7 +196,7 @@ def branch_log(event=None):
                 name: {"train": {"loss": 1.0, "ndcg@20": 0.9}, "valid": {"loss": 2.0, "ndcg@20": level}}
                 for name, level in (("graph", 0.1), ("text", 0.1 * epoch), ("fused", 0.2))
             },
-            "prior": {"graph": 0.0, "text": 0.5 if event and epoch else 0.0},
+            "share": {"graph": 0.0, "text": 0.5 if event and epoch else 0.0},
         }
         for epoch in range(3)
     ]  # fmt: skip

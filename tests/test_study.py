@@ -137,7 +137,7 @@ def test_what_was_trained_before_with_the_same_settings_is_taken_over_with_its_s
         return run_epoch(stage, task, *rest)
 
     monkeypatch.setattr(loop, "_run_epoch", spy)
-    tiny = {"epochs": 1, "min_steps": 0, "dims": 4, "hidden": 4, "negatives": 8}
+    tiny = {"epochs": 1, "min_steps": 0, "text_dim": 4, "hidden": 4, "negatives": 8}
     sign = {"recipe": "sign", "set": {f"model.{key}": value for key, value in tiny.items()}}
     hybrid = {"recipe": "hybrid-static", "set": {"model.settings": {"sign": tiny}}}
     models = [sign | {"tune": {"model.learning_rate": [5e-4]}}, hybrid]  # the rate that the hybrid has, too

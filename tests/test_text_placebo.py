@@ -203,7 +203,7 @@ def seen(monkeypatch):
 
 
 def recommender(kind, **settings):
-    return Recommender.from_recipe("text-knn", model={"dims": 3, "decay": 1.0}, text={"placebo": kind}, **settings)
+    return Recommender.from_recipe("text-knn", model={"text_dim": 3, "decay": 1.0}, text={"placebo": kind}, **settings)
 
 
 def test_the_text_itself_is_no_control(world, seen):

@@ -278,7 +278,9 @@ def tasks(monkeypatch):
 
 
 def fit(data, **text):  # the stand-ins for items and reviews differ in size, so text-knn must not add them
-    return Recommender.from_recipe("text-knn", model={"dims": 3, "decay": 1.0, "user_weight": 0.0}, text=text).fit(data)
+    return Recommender.from_recipe("text-knn", model={"text_dim": 3, "decay": 1.0, "user_weight": 0.0}, text=text).fit(
+        data
+    )
 
 
 def test_a_model_that_asks_is_given_user_text(readers, tasks, monkeypatch):

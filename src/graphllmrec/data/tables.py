@@ -98,6 +98,11 @@ class Histories:
         shift = np.repeat(self.indptr[users] - indptr[:-1], lengths)
         return Histories(indptr, self.items[np.arange(indptr[-1], dtype=np.int64) + shift])
 
+    def newest(self, limit: int) -> Histories:
+        """The newest `limit` entries of every history."""
+        indptr = np.concatenate([[0], np.cumsum(np.minimum(self.lengths, limit))]).astype(np.int64)
+        return Histories(indptr, self.items[self.steps_back < limit])
+
     @staticmethod
     def from_lists(lists: Sequence[Sequence[int] | Ints]) -> Histories:
         """Histories from plain lists of item rows, each oldest first."""

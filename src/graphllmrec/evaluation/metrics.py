@@ -12,8 +12,8 @@ Of one user let r(1) … r(k) be 1 where the list hits a target and 0 elsewhere,
 With one target per user (leave-last-out) hr@k = recall@k, map@k = mrr@k and the ideal DCG is 1.
 Coverage, novelty and gini describe all lists together.
 
-`discounts` and `ideal_dcg` compute NDCG from hits, in float64. `gains` and `ideal_gains` are the same formula in float32,
-from ranks that are counted without a list (evaluation/rank.py): for tuning and for monitoring.
+`discounts` and `ideal_dcg` compute NDCG from hits, in float64. `gains` and `ideal_gains` are the same formula in
+float32, from ranks that are counted without a list (evaluation/rank.py): for tuning and for monitoring.
 
 The examples below: one user with three targets, two of them hit, at the places 2 and 4 of a list of k = 4.
 """

@@ -263,10 +263,10 @@ def _branch_figures(page: _Page) -> list[str]:
             continue
         parts = {"valid": f"A validation click of a sample of people, all items ranked. {told}"}
         parts["train"] = "Their last training click, which has been learned."
-        if any(any(entry.get("prior", {}).values()) for entry in course):
-            parts["prior"] = "What the branch gets of the gate, whatever the gate has learned."
+        if any(any(entry.get("share", {}).values()) for entry in course):
+            parts["share"] = "What the branch gets of the gate, whatever the gate has learned."
         for part, caption in parts.items():
-            what = {"valid": "Branches on validation", "train": "Branches on training", "prior": "Gate moved"}[part]
+            what = {"valid": "Branches on validation", "train": "Branches on training", "share": "Gate moved"}[part]
             out.append(figure(f"{what}, {row.name}", branches_figure(row.curves, part), caption))
     return out
 

@@ -147,14 +147,14 @@ def branch_course(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 
 def branches_figure(entries: Sequence[Mapping[str, Any]], part: str) -> str:
-    """NDCG@20 of every branch on "train" or "valid", or the share of the gate it was given ("prior"), by epoch."""
+    """NDCG@20 of every branch on "train" or "valid", or the share of the gate it was given ("share"), by epoch."""
     figure, axes = _figure()
     course = branch_course(entries)
-    names = list(course[0]["branches" if part != "prior" else "prior"])
+    names = list(course[0]["branches" if part != "share" else "share"])
     style, ends = looks(names), {}
     for name in names:
         values = [
-            entry["prior"][name] if part == "prior" else entry["branches"][name][part]["ndcg@20"] for entry in course
+            entry["share"][name] if part == "share" else entry["branches"][name][part]["ndcg@20"] for entry in course
         ]
         axes.plot([entry["epoch"] for entry in course], values, color=style[name].colour, lw=2)
         ends[name] = values[-1]
@@ -165,7 +165,7 @@ def branches_figure(entries: Sequence[Mapping[str, Any]], part: str) -> str:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("share of the gate" if part == "prior" else "NDCG@20")
+    axes.set_ylabel("share of the gate" if part == "share" else "NDCG@20")
     _label_ends(axes, ends, style)
     return _svg(figure, f"{part} of branches {', '.join(names)} by epoch")
 

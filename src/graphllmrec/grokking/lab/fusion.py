@@ -28,13 +28,13 @@ from torch.nn import functional as F
 from graphllmrec.grokking.detector import Event, GrokkingDetector, Scale
 from graphllmrec.grokking.gate_schedule import (
     WHOLE,
-    Control,
+    BranchMetrics,
+    GateSchedule,
     GateScheduleName,
-    Measured,
-    Moment,
+    Snapshot,
     build_gate_schedule,
-    handed_over,
-    moved_by,
+    gate_shift,
+    shifted,
 )
 from graphllmrec.grokking.lab.tasks import ndcg
 from graphllmrec.grokking.lab.trajectory import Curve
@@ -110,19 +110,19 @@ class _Net(nn.Module):
     def gamma(self, static: float | None) -> Tensor:
         """γ (items,)."""
         learned = torch.sigmoid(self.gate[0] + self.gate[1] * self.clicks)
-        gamma = handed_over(learned, self.moved) if static is None else torch.full_like(learned, static)
+        gamma = shifted(learned, self.moved) if static is None else torch.full_like(learned, static)
         return torch.where(self.new, 1.0, gamma)
 
     def loss_of(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Cross-entropy of the pairs in `mask`."""
         return F.binary_cross_entropy_with_logits(scores[mask], self.liked[mask])
 
-    def measured(self, scores: Tensor) -> Measured:
+    def measured(self, scores: Tensor) -> BranchMetrics:
         """Loss and NDCG of a branch."""
         parts = {}
         for part, mask in (("train", self.known), ("valid", self.valid)):
             parts[part] = {"loss": float(self.loss_of(scores, mask)), "ndcg": ndcg(scores, self.liked, mask)}
-        return Measured(**parts)
+        return BranchMetrics(**parts)
 
 
 def follow(
@@ -157,7 +157,7 @@ def follow(
                     + [each.valid["ndcg"] for each in found.values()]
                     + [float(gamma[:_CLICKED].mean())]
                 )
-                events += _told(net, decides, detector, Moment(step, _STEPS, found, detector), whole)
+                events += _told(net, decides, detector, Snapshot(step, _STEPS, found, detector), whole)
         loss = sum((net.loss_of(scores, net.known) for scores in (fused, graph, text)), torch.zeros(()))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -169,12 +169,14 @@ def follow(
     return Course(steps, table[:, 0], table[:, 1], branches, table[:, 4], events, digest)
 
 
-def _told(net: _Net, decides: Control, detector: GrokkingDetector, moment: Moment, whole: Measured) -> Iterator[Event]:
+def _told(
+    net: _Net, decides: GateSchedule, detector: GrokkingDetector, moment: Snapshot, whole: BranchMetrics
+) -> Iterator[Event]:
     """Show a moment to the detector, and move the gate as the control decides. Yields what happened to the branches."""
     detector.update(moment.step, train=whole.train, valid=whole.valid, branch=WHOLE)
     for name, each in moment.branches.items():
         yield from detector.update(moment.step, train=each.train, valid=each.valid, branch=name)
-    net.moved.fill_(moved_by(decides(moment), "text", "graph"))
+    net.moved.fill_(gate_shift(decides(moment), "text", "graph"))
 
 
 def courses(seed: int) -> dict[str, Course]:

@@ -203,7 +203,7 @@ class RecMind:
         """Whoever follows both views and, where an event says so, moves the gates' prior towards one of them."""
         config = self.config
         control = build_gate_schedule(config.control, config.gate_schedule_strength, config.gate_schedule_half_life)
-        return branch_monitor(self, task, config, control=control, move=net.move_gates)
+        return branch_monitor(self, task, config, gate_schedule=control, move=net.move_gates)
 
     def _words(self, task: Task) -> Words:
         """Whitened texts of items and, where there are any, of users. Raises TextError without item text."""

@@ -18,7 +18,7 @@ from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Ints
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.graph.propagate import combine, propagate, propagate_layers, sparse_product
-from graphllmrec.grokking.gate_schedule import handed_over, moved_by
+from graphllmrec.grokking.gate_schedule import gate_shift, shifted
 from graphllmrec.nn.align import Queue, alignment_loss
 from graphllmrec.nn.dropout import dropout, dropout_mask, kept_items
 from graphllmrec.nn.histories import Averages
@@ -33,7 +33,7 @@ from graphllmrec.nn.losses import (
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import TextVectors
 from graphllmrec.rng import At, torch_rng
-from graphllmrec.text.lora import AdaptedEncoder, texts_of
+from graphllmrec.text.lora import AdaptedEncoder, require_texts
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train.batches import NextClicks, UnclickedItems, uniform_items
 
@@ -73,7 +73,7 @@ class Gate(nn.Module):
     def forward(self, graph: Tensor, text: Tensor, degree: Tensor) -> Tensor:
         """γ (n, 1) from E (n, dim), z_L (n, dim) and d̃ (n,)."""
         raw = graph @ self.by_graph + text @ self.by_text + self.by_degree * degree + self.bias  # (n,)
-        return torch.where(degree > 0, handed_over(torch.sigmoid(raw), self.moved), 1.0)[:, None]
+        return torch.where(degree > 0, shifted(torch.sigmoid(raw), self.moved), 1.0)[:, None]
 
 
 class Projection(nn.Module):
@@ -193,7 +193,7 @@ class Net(nn.Module):
     def move_gates(self, priors: Mapping[str, float]) -> None:
         """Set m of both gates from the priors of "graph" and "text"."""
         for gate in (self.user_gate, self.item_gate):
-            gate.moved.fill_(moved_by(priors, "text", "graph"))
+            gate.moved.fill_(gate_shift(priors, "text", "graph"))
 
     def of_new(self, text: Tensor) -> Tensor:
         """h (n, dim) of items that nobody has clicked, from their z_L (n, dim): γ is 1 in every gated layer."""
@@ -400,7 +400,7 @@ class Adapting(nn.Module):
             items = np.sort(at.rng("texts").choice(items, limit, replace=False))
         if not len(items):
             return
-        vectors = self.encoder(texts_of(self.text, items.tolist()), at)  # (n, dim of the language model)
+        vectors = self.encoder(require_texts(self.text, items.tolist()), at)  # (n, dim of the language model)
         some = TextVectors(vectors, torch.ones(len(items), dtype=torch.bool))
         table = self.table.index_copy(0, torch.from_numpy(items), unit(self.whitening.apply(some)))
         self.net.words = replace(self.net.words, items=table)
