@@ -15,7 +15,7 @@ from graphllmrec.errors import RecipeError, TextError
 from graphllmrec.evaluation.evaluation import validation_metric
 from graphllmrec.models.baselines import ease
 from graphllmrec.models.baselines.transitions import REACH, Followers
-from graphllmrec.models.scoring import empty_matrix
+from graphllmrec.models.scoring import empty_csr
 from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.train.batches import Places
 from graphllmrec.train.validation import tuning_users
@@ -332,8 +332,8 @@ def test_nothing_follows_nothing() -> None:
     followers, places = Followers.of(alone, 5), Places.of(alone, True, 50)
     assert followers.score_targets(places, DECAY, True).shape == (0,)
     assert followers.score_items(places, DECAY, np.arange(5)).shape == (0, 5)
-    assert followers.weights.nnz == empty_matrix(5, 5).nnz == 0
-    assert empty_matrix(5, 5).shape == (5, 5)
+    assert followers.weights.nnz == empty_csr(5, 5).nnz == 0
+    assert empty_csr(5, 5).shape == (5, 5)
 
 
 # --- recency decay ---

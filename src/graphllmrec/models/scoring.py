@@ -55,7 +55,7 @@ def load_history_state(model: Any, state: Mapping[str, Tensor]) -> None:
     model.decay, model.num_items = float(state["decay"]), int(state["num_items"])
 
 
-def empty_matrix(rows: int = 0, columns: int = 0) -> Sparse:
+def empty_csr(rows: int = 0, columns: int = 0) -> Sparse:
     """A sparse float32 matrix (rows, columns) without entries."""
     return sp.csr_array(sp.coo_array((rows, columns), dtype=np.float32))
 
@@ -67,6 +67,17 @@ def sparse_scores(queries: Queries, weights: Sparse, num_items: int, decay: floa
     scores = np.zeros((len(queries), num_items), dtype=np.float32)
     scores[:, :known] = (histories @ weights).toarray()
     return torch.from_numpy(scores)  # (B, num_items)
+
+
+def weight_state(model: Any) -> dict[str, Tensor]:
+    """Item–item weights, decay and size of the catalogue of a model that has all three."""
+    return sparse_state(model.weights) | history_state(model)
+
+
+def load_weights(model: Any, state: Mapping[str, Tensor]) -> None:
+    """Load tensors written by `weight_state`."""
+    model.weights = sparse_restore(state)
+    load_history_state(model, state)
 
 
 def sparse_state(weights: Sparse) -> dict[str, Tensor]:

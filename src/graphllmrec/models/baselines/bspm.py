@@ -35,13 +35,7 @@ from graphllmrec.data.split import Split
 from graphllmrec.graph.bipartite import clicked_matrix
 from graphllmrec.graph.svd import truncated_svd
 from graphllmrec.models.baselines.graph_filter import ItemGraph, clicks_restore, clicks_state
-from graphllmrec.models.scoring import (
-    Decay,
-    empty_matrix,
-    history_state,
-    load_history_state,
-    settle_decay,
-)
+from graphllmrec.models.scoring import Decay, empty_csr, history_state, load_history_state, settle_decay
 from graphllmrec.nn.histories import history_matrix
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import rng
@@ -81,7 +75,7 @@ class BSPM:
 
     def __init__(self, config: BSPMConfig) -> None:
         self.config = config
-        self.clicks = empty_matrix()
+        self.clicks = empty_csr()
         self.graph = ItemGraph.of(self.clicks)
         self.degree = torch.empty(0)  # (num_items at fit,) training clicks, at least 1
         self.top = 1.0  # largest eigenvalue of P before the division by it

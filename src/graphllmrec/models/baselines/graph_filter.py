@@ -26,14 +26,7 @@ from torch import Tensor
 
 from graphllmrec.graph.bipartite import clicked_matrix, sparse_tensor
 from graphllmrec.graph.svd import COLUMNS, truncated_svd
-from graphllmrec.models.scoring import (
-    Decay,
-    Sparse,
-    empty_matrix,
-    history_state,
-    load_history_state,
-    settle_decay,
-)
+from graphllmrec.models.scoring import Decay, Sparse, empty_csr, history_state, load_history_state, settle_decay
 from graphllmrec.nn.histories import history_matrix
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Config
@@ -115,7 +108,7 @@ class GraphFilter:
 
     def __init__(self, config: GraphFilterConfig) -> None:
         self.config = config
-        self.clicks = empty_matrix()
+        self.clicks = empty_csr()
         self.graph = ItemGraph.of(self.clicks)
         self.vectors = torch.empty(0, 0)  # V (num_items at fit, rank); no columns when ideal = 0
         self.num_items = 0

@@ -22,17 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from graphllmrec.graph.bipartite import clicked_matrix
-from graphllmrec.models.scoring import (
-    Decay,
-    Sparse,
-    empty_matrix,
-    history_state,
-    load_history_state,
-    settle_decay,
-    sparse_restore,
-    sparse_scores,
-    sparse_state,
-)
+from graphllmrec.models.scoring import Decay, Sparse, empty_csr, load_weights, settle_decay, sparse_scores, weight_state
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Config
 
@@ -56,7 +46,7 @@ class ItemKNN:
 
     def __init__(self, config: ItemKNNConfig) -> None:
         self.config = config
-        self.weights = empty_matrix()  # S (num_items at fit, same)
+        self.weights = empty_csr()  # S (num_items at fit, same)
         self.num_items = 0
         self.decay = 1.0
 
@@ -74,12 +64,11 @@ class ItemKNN:
 
     def state(self) -> dict[str, Tensor]:
         """Neighbours, decay, size of the catalogue."""
-        return sparse_state(self.weights) | history_state(self)
+        return weight_state(self)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Load tensors written by `state`."""
-        self.weights = sparse_restore(state)
-        load_history_state(self, state)
+        load_weights(self, state)
 
     def add_items(self, text: TextVectors) -> None:
         """Append items without neighbours: score 0."""

@@ -23,17 +23,7 @@ from torch import Tensor
 
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.errors import RecipeError
-from graphllmrec.models.scoring import (
-    Decay,
-    Sparse,
-    empty_matrix,
-    history_state,
-    load_history_state,
-    settle_decay,
-    sparse_restore,
-    sparse_scores,
-    sparse_state,
-)
+from graphllmrec.models.scoring import Decay, Sparse, empty_csr, load_weights, settle_decay, sparse_scores, weight_state
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Config
 from graphllmrec.train.batches import Places
@@ -57,7 +47,7 @@ class Transitions:
 
     def __init__(self, config: TransitionsConfig) -> None:
         self.config = config
-        self.weights = empty_matrix()  # S (num_items at fit, same)
+        self.weights = empty_csr()  # S (num_items at fit, same)
         self.num_items = 0
         self.decay = 1.0
 
@@ -82,12 +72,11 @@ class Transitions:
 
     def state(self) -> dict[str, Tensor]:
         """Transition weights, decay, size of the catalogue."""
-        return sparse_state(self.weights) | history_state(self)
+        return weight_state(self)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Load tensors written by `state`."""
-        self.weights = sparse_restore(state)
-        load_history_state(self, state)
+        load_weights(self, state)
 
     def add_items(self, text: TextVectors) -> None:
         """Append items that nothing leads to: score 0."""

@@ -62,6 +62,7 @@ class AlphaFuseConfig(HistoryConfig):
     learning_rate: float = Field(3e-3, gt=0, le=10, description="AdamW step size")
     text_dim: int = Field(128, ge=1, le=8_192, description="semantic axes: text axes kept when whitening, frozen")
     id_dim: int = Field(64, ge=1, le=8_192, description="axes that hold the ID embeddings of clicked items")
+    max_history: int = Field(50, ge=1, le=10_000, description="newest clicks that the encoder reads")
     encoder: Literal["attention", "mean"] = Field("attention", description="how a history becomes a query")
     num_layers: int = Field(1, ge=1, le=16, description="layers of the attention encoder")
     num_heads: int = Field(2, ge=1, le=64, description="heads of a layer")

@@ -39,7 +39,7 @@ from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.graph.bipartite import clicked_matrix
 from graphllmrec.models.baselines.transitions import Followers
-from graphllmrec.models.scoring import empty_matrix, sparse_restore, sparse_scores, sparse_state
+from graphllmrec.models.scoring import empty_csr, sparse_restore, sparse_scores, sparse_state
 from graphllmrec.nn.dropout import dropout, kept_items
 from graphllmrec.nn.gate import ROUTED, head_degree, routed
 from graphllmrec.nn.histories import aggregate, recency_weights
@@ -92,7 +92,7 @@ class SIGN:
         self.items = torch.empty(0, 0)  # (num_items, text_dim) z_i
         self.degree = torch.empty(0)  # (num_items,) training clicks
         self.head_degree = 1.0
-        self.followers = empty_matrix()
+        self.followers = empty_csr()
         self.decay = 1.0
 
     def fit(self, task: Task) -> None:
@@ -105,7 +105,7 @@ class SIGN:
         self.head_degree = head_degree(near.degree.long().numpy())
         known = split.train.histories(split.num_users)
         followers = Followers.of(known, split.num_items) if split.ordered and config.transitions else None
-        self.followers = followers.weights if followers is not None else empty_matrix(split.num_items, split.num_items)
+        self.followers = followers.weights if followers is not None else empty_csr(split.num_items, split.num_items)
         self.net = net = _Net(config, text_features.shape[1], len(text_features), task.seed)
         contexts = _Contexts(config.cold_degree, self.head_degree)
         loss = _Loss(config, net, text_features, near, known, followers, contexts, self.decay, split.ordered)
