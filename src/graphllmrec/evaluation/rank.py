@@ -1,9 +1,9 @@
 """From scores to ranked lists: exact top-k over the whole catalogue, seen items excluded, ties broken by a fixed order.
 
-`torch.topk` over tens of thousands of columns is what full ranking spends its time on. Here the columns of a row are
-dealt into about sqrt(k·N) groups, the maximum of every group is taken (one pass at memory speed), and only the k + 1
-groups with the largest maxima are looked into. The k + 1 largest values of the row all lie in those groups, so the
-answer is exact, not approximate.
+`torch.topk` over tens of thousands of columns takes most of the time of full ranking. Here the columns of a row are
+split into about sqrt(k·N) groups, the maximum of every group is taken (one pass at memory speed), and only the k + 1
+groups with the largest maxima are searched. The k + 1 largest values of the row all lie in those groups, so the result
+is exact, not approximate.
 
 Two rules for equal scores:
 
@@ -54,7 +54,7 @@ def top_k(
         raise ValueError(f"k must be at least 1, not {k}")
     items = np.full((len(queries), k), -1, dtype=np.int64)
     values = np.full((len(queries), k), -np.inf, dtype=np.float32)
-    start, size = 0, batch_size or 32  # the first block is small: only its scores tell how many items there are
+    start, size = 0, batch_size or 32  # the first block is small: its scores show the number of items
     while start < len(queries):
         rows = np.arange(start, min(start + size, len(queries)))
         block = Queries(queries.users[rows], queries.histories.take(rows))
@@ -81,7 +81,7 @@ def best(
     num_items = scores.shape[1]
     masked = torch.from_numpy(seen.row_of_entry * num_items + seen.items).to(scores.device)  # (nnz,)
     flat = scores.view(-1)
-    before = flat[masked]  # the tensor may be the model's own cache: what is overwritten is put back
+    before = flat[masked]  # the tensor may be the model's own cache: overwritten values are written back
     flat[masked] = -torch.inf
     try:
         values, items = _largest(scores, min(k + 1, num_items))
@@ -146,7 +146,7 @@ def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     num_rows, num_items = scores.shape
     num_groups = _num_groups(num_items, k)
     depth = num_items // max(num_groups, 1)
-    if depth < 8:  # few columns: nothing to gain
+    if depth < 8:  # few columns: no faster
         return scores.topk(k, dim=1)
     whole = depth * num_groups  # group g = columns g, g + num_groups, …; the few columns from `whole` on have no group
     shape, stride = (num_rows, depth, num_groups), (num_items, num_groups, 1)
