@@ -8,7 +8,7 @@
     [data]           # how interactions are filtered and split
     [text]           # how item text becomes vectors (text.encoder.TextConfig)
     [evaluate]       # cut-offs and the headline metric
-    [unordered]      # settings that replace those of [model] where the clicks have no order
+    [unordered]      # replaces settings of [model] where the clicks have no order; with a name, all of [model]
 
 A section or key that is left out takes its default; `to_toml` writes the defaults out, so a run folder says all it did.
 """
@@ -95,18 +95,19 @@ class Recipe(Config):
     text: TextConfig = TextConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     unordered: dict[str, Any] = Field(
-        {}, description="settings that replace those of [model] where clicks have no order"
+        {},
+        description="settings that replace those of [model] where clicks have no order; with a name, all of [model]",
     )
 
     def for_data(self, ordered: bool) -> Recipe:
-        """The recipe for data whose clicks have an order or not: [unordered] is merged into [model], or dropped."""
+        """The recipe for data whose clicks have an order or not.
+
+        With an order, [unordered] is dropped. Without one, it is merged into [model]; where it has a `name`, it is a
+        model of its own, which takes the place of [model].
+        """
         if not self.unordered:
             return self
-        values = self.values()
-        unordered = values.pop("unordered")
-        if not ordered:
-            values = _replaced(values, ["model"], unordered, "recipe")
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(_variant(self.values(), ordered))
 
     def values(self) -> dict[str, Any]:
         """Plain nested values as a recipe file holds them; settings that are None (TOML has no null) are left out."""
@@ -138,10 +139,8 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapp
         values, label = dict(source), "recipe"
     else:
         values, label = _read(source), str(source)
-    for key, value in (overrides or {}).items():
-        values = _replaced(values, key.split("."), value, label)
-        if "unordered" in values and key.split(".")[0] == "model":  # what is asked for outright holds for any data
-            values = {**values, "unordered": _without(values["unordered"], key.split(".")[1:], value)}
+    for key, value in sorted((overrides or {}).items(), key=lambda entry: entry[0] != "model.name"):
+        values = _overridden(values, key.split("."), value, label)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -149,7 +148,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapp
     try:
         recipe.for_data(ordered=False)
     except ValidationError as error:
-        problems = _problems(error, recipe.values())
+        problems = _problems(error, _variant(recipe.values(), ordered=False))
         raise RecipeError([f"with [unordered] in its place, {problem}" for problem in problems], label) from None
     return recipe
 
@@ -184,6 +183,45 @@ def _read(source: str | Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError([f"not valid TOML: {error}"], str(source)) from None
+
+
+def _variant(values: Mapping[str, Any], ordered: bool) -> dict[str, Any]:
+    """The values of a recipe for data with an order or without one: see `Recipe.for_data`."""
+    values = dict(values)
+    unordered = values.pop("unordered")
+    if ordered:
+        return values
+    return {**values, "model": unordered} if "name" in unordered else _replaced(values, ["model"], unordered, "recipe")
+
+
+def _overridden(values: Mapping[str, Any], path: list[str], value: Any, label: str) -> dict[str, Any]:
+    """`values` with an override, which holds for data with an order and without one.
+
+    Where [unordered] is a model of its own, an override of [model] goes to those of the two that have the setting; a
+    new name replaces both.
+    """
+    if "unordered" not in values or path[0] != "model":
+        return _replaced(values, path, value, label)
+    unordered = values["unordered"]
+    if not isinstance(unordered, Mapping) or "name" not in unordered:
+        values = {**values, "unordered": _without(unordered, path[1:], value)}
+        return _replaced(values, path, value, label)
+    if path == ["model"] and isinstance(value, Mapping):
+        for key, entry in sorted(value.items(), key=lambda item: item[0] != "name"):
+            values = _overridden(values, ["model", key], entry, label)
+        return dict(values)
+    if path == ["model", "name"]:
+        return _replaced({key: entry for key, entry in values.items() if key != "unordered"}, path, value, label)
+    sections = [section for section in ("model", "unordered") if path[1:2] and path[1] in _settings(values[section])]
+    for section in sections or ["model"]:
+        values = _replaced(values, [section, *path[1:]], value, label)
+    return dict(values)
+
+
+def _settings(section: Any) -> list[str]:
+    """Names of the settings of the model that a section names; [] without a known name."""
+    name = section.get("name") if isinstance(section, Mapping) else None
+    return list(model_class(name).config_class.model_fields) if name in MODELS else []
 
 
 def _replaced(values: Mapping[str, Any], path: list[str], value: Any, label: str) -> dict[str, Any]:

@@ -77,17 +77,20 @@ def train_model(
     *,
     stage: str | None = None,
     inputs: tuple[Tensor, ...] = (),
+    watch: Callable[[], dict[str, Any]] | None = None,
+    control: Control | None = None,
+    move: Move | None = None,
 ) -> None:
     """Train `module` and leave `model` with what it exports: what most models' `fit` ends with.
 
     After every epoch `export_vectors` makes `model` what was trained so far, which is then ranked on validation and
     its branches followed; settings are `model.config`, the stage is named after the model by default. `inputs`: what
-    the loss reads besides module, settings and clicks. Raises Interrupted.
+    the loss reads besides module, settings and clicks. `watch`: figures to log with every epoch. `control` and `move`:
+    what shifts the weights of the branches, and how (train/monitor.py). Raises Interrupted.
     """
     config: MonitoredConfig = model.config
-    check, monitor = validator(model, task, export_vectors), branch_monitor(model, task, config)
-    train(
-        TrainingStage(stage or model.name, module, num_examples, loss, check, config, inputs=inputs, branches=monitor),
-        task,
-    )
+    check = validator(model, task, export_vectors)
+    monitor = branch_monitor(model, task, config, control=control, move=move)
+    about = (stage or model.name, module, num_examples, loss, check, config)
+    train(TrainingStage(*about, inputs=inputs, watch=watch, branches=monitor), task)
     export_vectors()
