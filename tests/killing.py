@@ -35,7 +35,7 @@ WRITER = (Path(files.__file__), Path(checkpoint.__file__))
 PACKAGE = str(Path(graphllmrec.recommender.__file__).parent)
 KEEPING = [module.__file__ for module in (files, logger, recommender, run, checkpoint)]
 SETTINGS: dict[str, Any] = {
-    "lightgcn-fast": {"epochs": 3, "batch_size": 64, "dim": 8},
+    "lightgcn-fast": {"epochs": 3, "batch_size": 64, "embedding_dim": 8},
     "hybrid": {
         "settings": {"sign": {"epochs": 2, "min_steps": 0, "batch_size": 16, "dims": 8, "hidden": 8}},
         "gate": {"epochs": 2, "min_steps": 0, "batch_size": 16},

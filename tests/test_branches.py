@@ -166,7 +166,19 @@ def test_what_was_measured_before_is_remembered() -> None:
     assert resumed.detector.event("late") == whole.detector.event("late")
 
 
-@pytest.mark.parametrize("name", ["lightgcn", "sign", "graphsage", "alpharec", "alphafuse"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lightgcn",
+        "lightgcn-history",
+        "lightgcn-softmax",
+        "lightgcn-sampled",
+        "sign",
+        "graphsage",
+        "alpharec",
+        "alphafuse",
+    ],
+)
 def test_models_of_one_piece_are_one_branch(name: str) -> None:
     """Asked for, their curve is in the log; the weights are the same."""
     notes, saved = _Logged(), []

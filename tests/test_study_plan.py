@@ -63,10 +63,14 @@ def test_settings_of_the_study_hold_for_all_models_and_those_of_a_model_come_aft
 
 def test_what_is_set_or_tuned_holds_for_clicks_without_order_too():
     """[unordered] of a recipe is for what nobody asked for outright."""
-    found = study(models=[{"recipe": "lightgcn-fast", "set": {"model.dim": 24}, "tune": {"model.dim": [24, 48]}}])
-    recipe = found.cases[0].recipe(0, {"model.dim": 48})
-    assert load_recipe("lightgcn-fast").for_data(False).model.config.dim != 48
-    assert recipe.for_data(False).model.config.dim == recipe.for_data(True).model.config.dim == 48
+    found = study(
+        models=[
+            {"recipe": "lightgcn-fast", "set": {"model.embedding_dim": 24}, "tune": {"model.embedding_dim": [24, 48]}}
+        ]
+    )
+    recipe = found.cases[0].recipe(0, {"model.embedding_dim": 48})
+    assert load_recipe("lightgcn-fast").for_data(False).model.config.embedding_dim != 48
+    assert recipe.for_data(False).model.config.embedding_dim == recipe.for_data(True).model.config.embedding_dim == 48
 
 
 def test_pairs_are_the_baseline_what_is_asked_for_and_each_control(monkeypatch):
