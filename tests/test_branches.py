@@ -183,7 +183,7 @@ def test_models_of_one_piece_are_one_branch(name: str) -> None:
     """Asked for, their curve is in the log; the weights are the same."""
     notes, saved = _Logged(), []
     for users in (0, 5):
-        model = build(name, {"epochs": 2, "monitor_users": users})
+        model = build(name, {"epochs": 2, "validate_every": 1, "monitor_users": users})
         model.fit(replace(TASK, logger=notes if users else SilentLogger()))
         saved.append(save(model.state()))
     assert saved[0] == saved[1]
