@@ -239,7 +239,7 @@ def test_doctor_names_versions_and_extras():
 
 
 def test_the_demo_walks_from_clicks_to_a_film_that_does_not_exist(world, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_first_word)
+    monkeypatch.setattr("graphllmrec.text.prepare.encode_items", encode_first_word)
     found = run_demo(tmp_path / "demo", data=load_data(world), recipes=("ease", "text-knn"))
     printed = capsys.readouterr().out
     assert (tmp_path / "demo" / "report.html").is_file()

@@ -68,7 +68,7 @@ def films(tmp_path, monkeypatch):
     (tmp_path / "films").mkdir()
     data = small_films(tmp_path / "films")
     monkeypatch.setattr("graphllmrec.data.demo_data", lambda: data)
-    monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_first_word)
+    monkeypatch.setattr("graphllmrec.text.prepare.encode_items", encode_first_word)
     monkeypatch.chdir(tmp_path)
 
 

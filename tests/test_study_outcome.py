@@ -45,7 +45,7 @@ def found(tmp_path_factory):
 
 
 def evaluation(out, data, model, seed):
-    return Evaluation.read(out / "cells" / data / model / "none" / f"seed-{seed}" / "run")
+    return Evaluation.read(out / "fits" / data / model / "none" / f"seed-{seed}" / "run")
 
 
 def test_a_mean_over_users_of_means_over_seeds_with_its_interval(found):
@@ -115,7 +115,7 @@ def test_where_the_split_follows_the_seed_models_are_compared_on_the_seeds_they_
     assert "| item-knn | ease | missing |" in markdown(found)
 
 
-def test_means_by_user_where_not_everybody_was_asked_each_time():
+def test_means_by_user_where_tables_hold_different_users():
     tables = [pl.DataFrame({"user": [4, 1], "m": [1.0, 0.0]}), pl.DataFrame({"user": [2, 4], "m": [0.25, 0.5]})]
     assert _mean_by_user(tables).rows() == [(1, 0.0), (2, 0.25), (4, 0.75)]
     assert _mean_by_user(tables[:1]).rows() == [(1, 0.0), (4, 1.0)]
@@ -150,7 +150,7 @@ def test_the_tables_stand_with_nothing_in_them(found):
     for entry in outcome["entries"]:
         for key in ("test", "valid", "strata", "fit_seconds", "users"):
             del entry[key]
-        entry["cells"] = [{"seed": 0, "state": "failed", "error": "no <luck>\nat all"}]
+        entry["fits"] = [{"seed": 0, "state": "failed", "error": "no <luck>\nat all"}]
     outcome |= {"comparisons": [], "missing": [{"data": "books", "a": "graph", "b": "ease"}]}
     outcome["data"]["films"]["protocol"] = {}
     assert "books · graph · seed 0: no <luck>\n" in markdown(outcome)
@@ -186,4 +186,4 @@ def test_the_time_left_is_estimated_from_fits_of_the_same_kind_then_model_then_a
 
 @pytest.fixture(autouse=True)
 def no_language_model(monkeypatch):
-    monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_first_word)
+    monkeypatch.setattr("graphllmrec.text.prepare.encode_items", encode_first_word)

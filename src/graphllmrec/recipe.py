@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +29,8 @@ from pydantic_core import ErrorDetails
 from graphllmrec.data.config import DataConfig
 from graphllmrec.errors import RecipeError
 from graphllmrec.evaluation.metrics import METRICS
-from graphllmrec.models.registry import MODELS, model_class
+from graphllmrec.models.registry import MODELS, build, model_class
+from graphllmrec.protocol import Model
 from graphllmrec.settings import Config
 from graphllmrec.text.config import TextConfig
 
@@ -107,6 +108,10 @@ class Recipe(Config):
         if not ordered:
             values = _replaced(values, ["model"], unordered, "recipe")
         return Recipe.model_validate(values)
+
+    def build_model(self) -> Model:
+        """The unfitted model."""
+        return build(self.model.name, self.model.config.model_dump())
 
     def values(self) -> dict[str, Any]:
         """Plain nested values as a recipe file holds them; settings that are None (TOML has no null) are left out."""
@@ -254,15 +259,17 @@ def _fields(path: list[str], values: Mapping[str, Any]) -> list[str]:
     return list(kind.model_fields)
 
 
-def difference(given: Recipe, stored: Recipe) -> str:
-    """The first settings in which two recipes differ, as "section.key: given, not stored"."""
-    flat = [_flattened(recipe.values()) for recipe in (given, stored)]
-    keys = [key for key in sorted(flat[0].keys() | flat[1].keys()) if flat[0].get(key) != flat[1].get(key)]
-    return "; ".join(f"{key}: {flat[0].get(key)!r}, not {flat[1].get(key)!r}" for key in keys[:5])
-
-
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def flatten(values: Mapping[str, Any], prefix: str = "", until: Set[str] = frozenset()) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested tables; a table with a key of `until` is a value, and so is an empty one."""
     for key, value in values.items():
-        out |= _flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out
+        if isinstance(value, Mapping) and value and not until & value.keys():
+            yield from flatten(value, f"{prefix}{key}.", until)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(given: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """ "model.l2: 50.0, not 100.0" for each setting in which two nested tables differ; an empty table is no setting."""
+    left, right = ({key: value for key, value in flatten(table) if value != {}} for table in (given, stored))
+    keys = [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
+    return [f"{key}: {left.get(key)!r}, not {right.get(key)!r}" for key in keys]

@@ -36,24 +36,20 @@ class Split:
         """What is known of each user (and masked in the ranking) when `part` is evaluated (num_users rows)."""
         if part == "valid" or not self.valid_in_history or not len(self.valid):
             return self.train.histories(self.num_users)
-        return _joined(self.train, self.valid).histories(self.num_users)
+        clicks = [Interactions(part.user, part.item, part.order) for part in (self.train, self.valid)]
+        return Interactions.joined(clicks).histories(self.num_users)
 
     def targets(self, part: Part) -> Histories:
         """The items to be found, per user (num_users rows)."""
         return (self.valid if part == "valid" else self.test).histories(self.num_users)
 
+    def interactions(self) -> Interactions:
+        """Those of all parts: per user by order where there is one, else train, then valid, then test."""
+        return Interactions.joined([self.train, self.valid, self.test])
+
     def item_degree(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Training clicks per item (num_items,): what "cold", "tail" and the strata refer to."""
         return self.train.item_degree(self.num_items)
-
-
-def _joined(first: Interactions, second: Interactions) -> Interactions:
-    """Both parts in one table; per user, all of `first` comes before all of `second`."""
-    user = np.concatenate([first.user, second.user])
-    index = np.argsort(user, kind="stable")
-    both = first.order is not None and second.order is not None
-    order = np.concatenate([first.order, second.order])[index] if both else None
-    return Interactions(user[index], np.concatenate([first.item, second.item])[index], order)
 
 
 def make_split(

@@ -44,19 +44,19 @@ def compared(outcome: Json, data: str, a: str, b: str | None, metric: str) -> Js
 
 
 def failures(outcome: Json) -> list[tuple[str, str]]:
-    """(cell, first line of the error) of every cell without figures."""
+    """(fit, first line of the error) of every fit without figures."""
     return [
-        (f"{entry['data']} · {entry['label']} · seed {cell['seed']}", str(cell["error"]).splitlines()[0])
+        (f"{entry['data']} · {entry['label']} · seed {fit['seed']}", str(fit["error"]).splitlines()[0])
         for entry in outcome["entries"]
-        for cell in entry["cells"]
-        if cell["state"] != "done"
+        for fit in entry["fits"]
+        if fit["state"] != "done"
     ]
 
 
 def seeds_text(entry: Json) -> str:
     """ "" when all seeds are there, else how many are."""
-    done = sum(cell["state"] == "done" for cell in entry["cells"])
-    return "" if done == len(entry["cells"]) else f" ({done} of {len(entry['cells'])} seeds)"
+    done = sum(fit["state"] == "done" for fit in entry["fits"])
+    return "" if done == len(entry["fits"]) else f" ({done} of {len(entry['fits'])} seeds)"
 
 
 def spread(std: float | None) -> str:
