@@ -10,7 +10,7 @@
     [evaluate]       # cut-offs and the headline metric
     [unordered]      # settings that replace those of [model] where the clicks have no order
 
-A section or key that is left out takes its default; `to_toml` writes the defaults out, so a run folder says all it did.
+A section or key that is left out takes its default; `to_toml` writes the defaults out, so run folders are complete.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class EvaluateConfig(Config):
 
 
 class Recipe(Config):
-    """Everything that decides the outcome of a run, besides the data."""
+    """All settings of a run: with the data, they decide its outcome."""
 
     title: str = Field("", description="what this run is, in a line")
     notes: str = Field("", description="anything worth knowing about it")
@@ -145,7 +145,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapp
         values, label = _read(source), str(source)
     for key, value in (overrides or {}).items():
         values = _replaced(values, key.split("."), value, label)
-        if "unordered" in values and key.split(".")[0] == "model":  # what is asked for outright holds for any data
+        if "unordered" in values and key.split(".")[0] == "model":  # an explicit setting is for any data
             values = {**values, "unordered": _without(values["unordered"], key.split(".")[1:], value)}
     try:
         recipe = Recipe.model_validate(values)
@@ -207,7 +207,7 @@ def _replaced(values: Mapping[str, Any], path: list[str], value: Any, label: str
 
 
 def _without(values: Any, path: list[str], value: Any) -> Any:
-    """`values` less what sits at `path`, or at the keys of `value` below it."""
+    """`values` without the entry at `path`; where `value` is a table, without its keys below `path`."""
     if not isinstance(values, Mapping):
         return values
     if path:
@@ -225,7 +225,7 @@ def _problems(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
         path = [str(part) for part in entry["loc"]]
         kinds = _fields(path[:-2], values) if len(path) > 1 and path[-2] in _fields(path[:-2], values) else []
         if kinds and path[-1] not in _fields(path[:-1], values) and entry["type"] != "extra_forbidden":
-            path = path[:-1]  # which of several types a value is not, e.g. a number or "tune"
+            path = path[:-1]  # the last part names one of several types, e.g. a number or "tune"
         key = ".".join(["model", *path[2:]] if path[:2] == ["model", "config"] else path)
         found.setdefault(key, []).append(_problem(entry, path, values))
     return [f"{key}: {' or: '.join(messages)}" for key, messages in found.items()]
@@ -241,12 +241,12 @@ def _problem(entry: ErrorDetails, path: list[str], values: Mapping[str, Any]) ->
     if entry["type"] == "missing":
         return "missing"
     message = entry["msg"].removeprefix("Value error, ")
-    said = isinstance(entry["input"], Mapping) or repr(entry["input"]) in message
-    return message + ("" if said else f" (found {entry['input']!r})")
+    shown = isinstance(entry["input"], Mapping) or repr(entry["input"]) in message
+    return message + ("" if shown else f" (found {entry['input']!r})")
 
 
 def _fields(path: list[str], values: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that the section at `path` may hold."""
+    """Names of the settings of the section at `path`."""
     kind: Any = Recipe
     if path[:2] == ["model", "config"]:
         kind, path = model_class(values["model"]["name"]).config_class, path[2:]

@@ -222,9 +222,7 @@ def _parts_table(split: Split) -> pl.DataFrame:
     parts = (split.train, split.valid, split.test)
     kinds = {"user": pl.Int64, "item": pl.Int64, "order": pl.Int64, "rating": pl.Float32, "review": pl.String}
     frames = [
-        pl.DataFrame({key: getattr(part, key) for key in kinds}, schema=kinds).with_columns(
-            part=pl.lit(name, dtype=pl.Enum(PARTS))
-        )
+        pl.DataFrame(vars(part), schema=kinds).with_columns(part=pl.lit(name, dtype=pl.Enum(PARTS)))
         for name, part in zip(PARTS, parts, strict=True)
     ]
     table = pl.concat(frames)
