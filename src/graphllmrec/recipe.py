@@ -29,7 +29,7 @@ from pydantic_core import ErrorDetails
 from graphllmrec.data.config import DataConfig
 from graphllmrec.errors import RecipeError
 from graphllmrec.evaluation.metrics import METRICS
-from graphllmrec.models.registry import MODELS, build, model_class
+from graphllmrec.models.registry import MODELS, model_class
 from graphllmrec.protocol import Model
 from graphllmrec.settings import Config
 from graphllmrec.text.config import TextConfig
@@ -111,7 +111,8 @@ class Recipe(Config):
 
     def build_model(self) -> Model:
         """The unfitted model."""
-        return build(self.model.name, self.model.config.model_dump())
+        model: Model = model_class(self.model.name)(self.model.config)
+        return model
 
     def values(self) -> dict[str, Any]:
         """Plain nested values as a recipe file holds them; settings that are None (TOML has no null) are left out."""
