@@ -1,9 +1,9 @@
-"""The grokking detector in a plain PyTorch loop: a matrix of rank 2 is learned long after its known entries.
+"""The grokking detector in a plain PyTorch loop: matrix completion that generalises late.
 
     python examples/grokking.py
 
-The product of two large square matrices fits the known entries at once; weight decay then lowers its rank, and the
-other entries become right. With `DECAY = 0` they never do, and the detector reports no late generalisation.
+The target has rank 2. The product of two large square matrices fits its known entries early. Weight decay then reduces
+the rank of the product, and the unknown entries are predicted correctly. With `DECAY = 0` no event is detected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
     known = torch.rand(SIZE, SIZE) < 0.4
     left, right = (torch.nn.Parameter(3 * torch.randn(SIZE, SIZE) / SIZE**0.5) for _ in range(2))
     optimizer = torch.optim.SGD([left, right], lr=RATE, weight_decay=DECAY)
-    detector = GrokkingDetector({"loss": Scale(chance=float(target.square().mean()))})  # the loss of the answer 0
+    detector = GrokkingDetector({"loss": Scale(chance=float(target.square().mean()))})  # loss of predicting 0
 
     for step in range(STEPS + 1):
         error = (left @ right.T - target).square()
@@ -35,7 +35,7 @@ def main() -> None:
         optimizer.step()
     print(f"step {STEPS}: {detector.state()}, losses {train:.4f}, {valid:.4f}")
     until = detector.waits_until(RATE, DECAY)
-    print("nothing to wait for" if until is None else f"worth waiting until step {until:.0f}")
+    print("no later event expected" if until is None else f"an event is plausible until step {until:.0f}")
 
 
 if __name__ == "__main__":
