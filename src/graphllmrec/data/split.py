@@ -36,7 +36,7 @@ class Split:
         """The history of each user when `part` is evaluated (num_users rows); its items are masked in the ranking."""
         if part == "valid" or not self.valid_in_history or not len(self.valid):
             return self.train.histories(self.num_users)
-        clicks = [Interactions(part.user, part.item, part.order) for part in (self.train, self.valid)]
+        clicks = [Interactions(part.user, part.item) for part in (self.train, self.valid)]  # valid is the later part
         return Interactions.joined(clicks).histories(self.num_users)
 
     def targets(self, part: Part) -> Histories:
