@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -104,5 +105,6 @@ def test_the_command_writes_table_and_page(tmp_path: Path, monkeypatch: pytest.M
     assert json.loads((tmp_path / "lab" / "fusion.json").read_text())["table"] == found["table"]
     page = (tmp_path / "lab" / "fusion.html").read_text()
     assert page.count("<svg") == 3
-    assert "nothing is told in 2 of 2 runs" in page
-    assert "identical to the last bit in 2 of these" in page
+    assert page.count("no event is detected in 2 of 2 runs") == 2
+    assert page.count("and in 2 of these all weights are identical to the last bit") == 2
+    assert not re.search(r"<script|(src|href)=['\"]?https?:", page)

@@ -402,7 +402,7 @@ def test_the_command_ends_with_a_sentence_and_takes_many_data_folders(file, worl
     assert "test" not in result.stderr.replace("tests and tables", "")
     lines = result.stdout.splitlines()
     assert lines[0].startswith("books: ease is first with ndcg@10 0.")
-    assert "against popularity, a difference that chance does not explain" in lines[0]
+    assert "against popularity (significant, p" in lines[0]
     assert lines[-1].startswith(f"4 cells. Tables: {out / 'index.html'}")
     dry = json.loads(call(file, "--data", world, other, "--out", out, "--dry-run", "--json").stdout.splitlines()[-1])
     assert (dry["done"], dry["fits_left"], dry["changed"]) == (4, 0, None)

@@ -19,7 +19,7 @@ from graphllmrec.progress import RunLogger
 from graphllmrec.recommendation import Recommendation
 from graphllmrec.recommender import Recommender
 from graphllmrec.report.console import models_table
-from graphllmrec.report.run_report import report_runs
+from graphllmrec.report.runs import report_runs
 
 RECIPES = ("popularity", "item-knn", "ease", "lightgcn-fast", "hybrid-static", "hybrid")  # the last gives advice
 # Graph training of under half a minute: long histories are cut, and negatives sampled.

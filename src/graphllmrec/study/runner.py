@@ -18,12 +18,13 @@ from graphllmrec.io import discard, remove_leftovers, write_text
 from graphllmrec.progress import RunLogger
 from graphllmrec.recipe import Recipe
 from graphllmrec.recommender import Recommender
+from graphllmrec.report.format import settings_text
+from graphllmrec.report.study_report import write_study
 from graphllmrec.study.display import Display, FitLogger, Kind
 from graphllmrec.study.folder import Cell, Plan, Search, Source
 from graphllmrec.study.outcome import outcome_of
 from graphllmrec.study.plan import Case, Study, load_study
 from graphllmrec.study.search import Trial, needs_optuna, next_settings, require_optuna
-from graphllmrec.study.tables import write_tables
 
 KEPT = ("recipe.toml", "log.jsonl", "timings.jsonl")  # of a run whose model is not kept, beside its figures
 FIGURES = ("metrics-", "per-user-", "targets-")
@@ -55,7 +56,7 @@ def run_study(
             _run(plan, shown)
             shown.say("tests and tables")
             found = outcome_of(plan)
-            write_tables(plan.out, found)
+            write_study(plan.out, found)
         except (Interrupted, KeyboardInterrupt) as error:
             done = sum(cell.state() == "done" for cell in plan.cells)
             what = str(error) or "stopped"
@@ -164,8 +165,7 @@ def _tune(search: Search, dataset: Dataset, display: Display, hopeless: dict[Pat
         trials.append(trial)
         search.keep(trials)
         came = f"failed: {trial.error}" if trial.value is None else f"validation {study.metric} {trial.value:.4f}"
-        shown = ", ".join(f"{key.removeprefix('model.')} {_short(value)}" for key, value in settings.items())
-        display.end(f"{what} ({shown}): {came}", kind, failed=trial.value is None)
+        display.end(f"{what} ({settings_text(settings)}): {came}", kind, failed=trial.value is None)
     if search.chosen() is None:
         hopeless[search.folder] = f"all {search.size} trials of the search failed; the first one: {trials[0].error}"
         raise GraphLLMRecError(hopeless[search.folder])
@@ -255,7 +255,3 @@ def _remove(folder: Path) -> None:
         discard(folder)
     if folder.parent.is_dir():
         remove_leftovers(folder.parent, folder.name)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -13,12 +13,13 @@ from typing import Any, Literal
 from graphllmrec.errors import CheckpointError, GraphLLMRecError
 from graphllmrec.grokking.lab.collection import PARTS, Part, Run, collection
 from graphllmrec.grokking.lab.fusion import FIRST_SEED, WORLDS, Quiet, compare_courses, courses, quiet
-from graphllmrec.grokking.lab.fusion_page import fusion_page
-from graphllmrec.grokking.lab.page import page_of
 from graphllmrec.grokking.lab.protocol import Judged, Score, compare
 from graphllmrec.grokking.lab.trajectory import read_trajectories, write_trajectories
+from graphllmrec.grokking.lab.truth import levels
 from graphllmrec.io import write_text
 from graphllmrec.progress import RunLogger
+from graphllmrec.report.lab_report import FusionRun, write_fusion, write_lab
+from graphllmrec.report.plots.lab import LevelRun
 
 Scope = Literal["quick", "all"]
 
@@ -48,7 +49,7 @@ def run_lab(out: Path, scope: Scope, logger: RunLogger) -> dict[str, Any]:
     everything = [judged for part in made.values() for judged in part]
     found = _told(everything, table) | {"seconds": round(time.monotonic() - began, 1)}
     write_text(out / "lab.json", json.dumps(found, indent=1) + "\n")
-    write_text(out / "index.html", page_of(_to_draw(everything), table))
+    write_lab(out / "index.html", found, [_drawn(judged) for judged in _to_draw(everything)])
     return found
 
 
@@ -72,7 +73,8 @@ def run_fusion(out: Path, logger: RunLogger, num_seeds: int = 10) -> dict[str, A
     found["without an event"] = {world: [asdict(each) for each in others[world]] for world in others}
     found["seconds"] = round(time.monotonic() - began, 1)
     write_text(out / "fusion.json", json.dumps(found, indent=1) + "\n")
-    write_text(out / "fusion.html", fusion_page(table, others, seeds[0], runs[0]))
+    drawn = {name: FusionRun(run.step, run.test, run.gate, run.branches, run.events) for name, run in runs[0].items()}
+    write_fusion(out / "fusion.html", found, seeds[0], drawn)
     return found
 
 
@@ -129,3 +131,13 @@ def _to_draw(runs: Sequence[Judged]) -> list[Judged]:
             chosen.append(each)
         seen.add(kind)
     return chosen
+
+
+def _drawn(judged: Judged) -> LevelRun:
+    """A run as the page shows it."""
+    run, made, truth = judged.run, judged.made, judged.truth
+    defined = [step for step in (truth.onset, truth.event) if step is not None and truth.label == "event"]
+    return LevelRun(
+        f"{run.task}: {run.kind}", f"{made.name}. {judged.outcome.capitalize()}.", made.name, made.step.tolist(),
+        levels(made, "train"), levels(made, "valid"), judged.seen.states, judged.seen.events, defined,
+    )  # fmt: skip
