@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 import pytest
 
+import graphllmrec.report
 from evaluation_toys import Oracle, random_split
 from graphllmrec.errors import EvaluationError
 from graphllmrec.evaluation.evaluation import evaluate_model, protocol_line
@@ -308,3 +309,9 @@ def test_a_difference_from_zero_is_said_in_words():
     assert difference_cell(None, 0.1, 0.001).note == "p .001"
     kinds = [difference_cell(share, share, p).kind for share, p in ((0.1, 0.01), (-0.1, 0.01), (0.1, 0.2))]
     assert kinds == ["good", "bad", "same"]
+
+
+def test_the_presentation_knows_nothing_of_studies_and_the_lab():
+    files = Path(graphllmrec.report.__file__).parent.rglob("*.py")
+    found = [path for path in files if re.search(r"graphllmrec\.(study|cli|grokking\.lab)", path.read_text())]
+    assert found == []

@@ -137,7 +137,7 @@ def spread_labels(wanted: Sequence[float], gap: float) -> list[float]:
 def to_svg(figure: Figure, title: str) -> Markup:
     """The drawing as an <svg> element that takes its colours and its font from the page."""
     for label in figure.findobj(Text):
-        label.set_parse_math(False)  # type: ignore[attr-defined]  # a name with $ is no formula
+        label.set_parse_math(False)  # a name with $ is no formula
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}), io.StringIO() as buffer:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         text = buffer.getvalue()

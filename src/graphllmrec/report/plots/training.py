@@ -189,7 +189,8 @@ def _is_fold(entry: Mapping[str, Any]) -> bool:
 def _curve(axes: Axes, curve: Curve, style: Look, *, relative: bool, dotted: bool) -> float:
     """One stage, relative to its first value or as it is; returns the last value."""
     values = [value / curve.values[0] for value in curve.values] if relative else curve.values
-    axes.plot(curve.epochs, values, color=style.colour, lw=style.width, ls=":" if dotted else "-")
+    alone = "." if len(values) == 1 else ""  # a line of one point cannot be seen
+    axes.plot(curve.epochs, values, color=style.colour, lw=style.width, ls=":" if dotted else "-", marker=alone)
     return values[-1]
 
 
