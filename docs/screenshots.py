@@ -1,4 +1,4 @@
-"""Take a picture of an HTML page with Chromium: python docs/screenshots.py PAGE OUT.png [WIDTH] [HEIGHT] [--dark].
+"""Take a picture of an HTML page with Chromium: python docs/screenshots.py PAGE OUT.png [WIDTH] [HEIGHT].
 
 The picture in the README (ndcg@20 of six recipes on amazon-industrial, all with their default settings):
 
@@ -6,7 +6,7 @@ The picture in the README (ndcg@20 of six recipes on amazon-industrial, all with
       graphllmrec fit $recipe --data data/amazon-industrial --out runs/$recipe
     done
     graphllmrec report runs/popularity runs/ease runs/text-knn runs/z-sum runs/sign runs/hybrid --out report.html
-    python docs/screenshots.py report.html docs/images/report.png 1120 1260
+    python docs/screenshots.py report.html docs/images/report.png 1120 1260 --small
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FRAME = """<!doctype html>
 
 
 def take(page: Path, out: Path, width: int, height: int, *, dark: bool = False) -> None:
-    """Write the upper left `width` × `height` pixels of `page` to `out`, in 256 colours.
+    """Write the upper left `width` × `height` pixels of `page` to `out`.
 
     The page is shown in a frame, because Chromium's window is never narrower than 500 pixels. Raises CalledProcessError
     where Chromium fails, OSError where there is none.
@@ -34,16 +34,15 @@ def take(page: Path, out: Path, width: int, height: int, *, dark: bool = False) 
         frame = Path(folder) / "frame.html"
         source = html.escape(page.resolve().as_uri())
         frame.write_text(_FRAME.format(page=source, width=width, height=height), encoding="utf-8")
-        settings = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        settings = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-lcd-text"]
         settings += ["--blink-settings=preferredColorScheme=0"] if dark else []
         size = [f"--window-size={width},{height}", f"--screenshot={out.resolve()}"]
         command = ["chromium", *settings, *size, f"--user-data-dir={folder}/profile", frame.as_uri()]
         subprocess.run(command, check=True, capture_output=True)
-    _reduce(out)
 
 
-def _reduce(path: Path) -> None:
-    """Keep the 256 most frequent colours: a third of the bytes, and plain areas stay what they are."""
+def reduce(path: Path) -> None:
+    """Keep the 256 most frequent colours: a third of the bytes. Rare colours change, so look at the result."""
     picture = Image.open(path).convert("RGB")
     colours = sorted(picture.getcolors(2**24), reverse=True)[:256]
     palette = Image.new("P", (1, 1))
@@ -59,8 +58,11 @@ def main() -> None:
     parser.add_argument("width", type=int, nargs="?", default=1120)
     parser.add_argument("height", type=int, nargs="?", default=1260)
     parser.add_argument("--dark", action="store_true")
+    parser.add_argument("--small", action="store_true", help="256 colours")
     found = parser.parse_args()
     take(found.page, found.out, found.width, found.height, dark=found.dark)
+    if found.small:
+        reduce(found.out)
 
 
 if __name__ == "__main__":
