@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from graphllmrec.errors import CheckpointError
 from graphllmrec.io import atomic_file, remove_leftovers
 from graphllmrec.nn.state import prefixed, under
+from graphllmrec.train.device import load_trainable, trainable_state
 
 EVERY = 30.0  # seconds between the checkpoints of a stage
 _ABANDONED = 3600.0  # seconds after which a half-written file in a folder that runs share is nobody's any more
@@ -108,15 +109,15 @@ def _shared_name(stage: str, identity: str) -> str:
 
 def pack(model: nn.Module, best: dict[str, Tensor], optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
     """Weights, best weights and optimiser state (None: of a training that is over) under one flat set of names."""
-    tensors = prefixed("model", model.state_dict()) | prefixed("best", best)
+    tensors = prefixed("model", trainable_state(model)) | prefixed("best", best)
     for index, state in optimizer.state_dict()["state"].items() if optimizer is not None else ():
         tensors |= prefixed(f"optimizer.{index}", state)
     return tensors
 
 
 def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Undo `pack`: fills the model and the optimiser, returns the best weights."""
-    model.load_state_dict(under("model", tensors))
+    """Load tensors written by `pack` into the model and the optimiser; returns the best weights."""
+    load_trainable(model, under("model", tensors))
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in under("optimizer", tensors).items():
         index, key = name.split(".", 1)

@@ -34,6 +34,14 @@ from graphllmrec.rng import At
 from graphllmrec.settings import Config
 from graphllmrec.train.batches import epoch_order
 from graphllmrec.train.checkpoint import Progress, pack, raw_bytes, unpack
+from graphllmrec.train.device import (
+    Precision,
+    autocast,
+    load_trainable,
+    resolve_device,
+    trainable_parameters,
+    trainable_state,
+)
 from graphllmrec.train.monitor import BranchMonitor
 
 _SAVING = 0.02  # share of the time that checkpoints may take
@@ -53,6 +61,10 @@ class TrainedConfig(Config):
     weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW decoupled weight decay")
     patience: int = Field(3, ge=1, le=100_000, description="stop after so many validations without a better one")
     validate_every: int = Field(1, ge=1, le=100_000, description="epochs between validations")
+    device: str = Field("cpu", description='"cpu", "cuda", "cuda:1", "mps", or "auto": the fastest there is')
+    precision: Precision = Field("float32", description="of the matrix products in training; bfloat16: autocast")
+    accumulate: int = Field(1, ge=1, le=1_000_000, description="parts a batch is worked through in, to save memory")
+    clip_norm: float = Field(0.0, ge=0, le=1e6, description="largest norm of a step's gradient; 0: as it is")
 
 
 class MonitoredConfig(TrainedConfig):
@@ -100,8 +112,9 @@ def train(stage: TrainingStage, task: Task) -> float:
     they always do. Raises CheckpointError for a checkpoint that is damaged or of other settings or data.
     """
     module, config = stage.module, stage.config
+    module.to(resolve_device(config.device))
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        trainable_parameters(module), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     progress, best = Progress(identity=_identity(stage, task)), _copy(module)
     saved = task.checkpoints.find(stage.name, progress.identity) if task.checkpoints is not None else None
@@ -125,7 +138,7 @@ def train(stage: TrainingStage, task: Task) -> float:
         if asked():  # during the last validation: what comes after this stage must not start
             raise Interrupted(f"stopped at the end of stage {stage.name!r}")
     if stage.validate is not None:
-        module.load_state_dict(best)
+        load_trainable(module, best)
     module.eval()
     return progress.best
 
@@ -151,7 +164,7 @@ def _identity(stage: TrainingStage, task: Task) -> str:
     digest = hashlib.sha256(about.encode())
     for rows in (split.train.user, split.train.item, split.valid.user, split.valid.item):
         digest.update(np.ascontiguousarray(rows).data)
-    for tensor in (*stage.module.state_dict().values(), *stage.inputs):
+    for tensor in (*trainable_state(stage.module).values(), *stage.inputs):
         digest.update(raw_bytes(tensor))
     return digest.hexdigest()
 
@@ -171,21 +184,34 @@ def _run_epoch(
     stage.module.train()
     for start in range(progress.step * size, stage.num_examples, size):
         rows = order[start : start + size]
-        loss = stage.loss(rows, At(task.seed, stage.name, progress.epoch, progress.step))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         rate = learning_rate(stage.config, progress.epoch * steps + progress.step, stage.epochs * steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
+        loss = _step(stage, optimizer, rows, At(task.seed, stage.name, progress.epoch, progress.step), rate)
         progress.step += 1
-        progress.loss_sum += float(loss.detach()) * len(rows)
+        progress.loss_sum += loss * len(rows)
         progress.examples += len(rows)
         task.logger.advance(1, epoch=progress.epoch + 1, loss=progress.loss_sum / progress.examples)
         if asked():
             keeper.save(progress, best)
             raise Interrupted(f"stopped in stage {stage.name!r}, epoch {progress.epoch + 1}, step {progress.step}")
         keeper.save_if_due(progress, best)
+
+
+def _step(stage: TrainingStage, optimizer: torch.optim.Optimizer, rows: Ints, at: At, rate: float) -> float:
+    """One step of the optimiser on the examples `rows`, in `accumulate` parts; returns their mean loss."""
+    config, total = stage.config, 0.0
+    optimizer.zero_grad(set_to_none=True)
+    for part in np.array_split(rows, min(config.accumulate, len(rows))):
+        with autocast(resolve_device(config.device), config.precision):
+            loss = stage.loss(part, at)
+        share = len(part) / len(rows)
+        (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach()) * share
+    if config.clip_norm:
+        nn.utils.clip_grad_norm_(trainable_parameters(stage.module), config.clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return total
 
 
 def _end_of_epoch(stage: TrainingStage, task: Task, progress: Progress, best: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -260,7 +286,7 @@ def _note(stage: TrainingStage, task: Task, progress: Progress, event: str, **va
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    return {name: tensor.detach().clone() for name, tensor in trainable_state(module).items()}
 
 
 class _Keeper:
