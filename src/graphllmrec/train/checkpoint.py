@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 from graphllmrec.errors import CheckpointError
 from graphllmrec.io import atomic_file, remove_leftovers
 from graphllmrec.nn.state import prefixed, under
+from graphllmrec.protocol import CheckpointStore
 from graphllmrec.train.device import load_trainable, trainable_state
 
+_SAVING = 0.02  # share of the time that checkpoints may take
 EVERY = 30.0  # seconds between the checkpoints of a stage
 _ABANDONED = 3600.0  # seconds after which a half-written file in a folder that runs share is nobody's any more
 
@@ -100,6 +103,37 @@ class Checkpoints:
 
     def _path(self, stage: str) -> Path:
         return self.folder / f"{stage}.safetensors"
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one stage, not more often than `checkpoints.every` and `_SAVING` say."""
+
+    def __init__(
+        self, checkpoints: CheckpointStore | None, stage: str, module: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.checkpoints, self.stage, self.module, self.optimizer = checkpoints, stage, module, optimizer
+        self.began = self.written_at = time.monotonic()
+        self.took = 0.0
+
+    def write_if_due(self, progress: Progress, best: dict[str, Tensor]) -> None:
+        """Write if the last checkpoint is old enough."""
+        if self.checkpoints is None:
+            return
+        every = self.checkpoints.every
+        if time.monotonic() - self.written_at >= (max(every, self.took / _SAVING) if every else 0):
+            self.write(progress, best)
+
+    def write(self, progress: Progress, best: dict[str, Tensor]) -> None:
+        """Write now."""
+        if self.checkpoints is None:
+            return
+        began = time.monotonic()
+        progress.seconds += began - self.began
+        self.began = began
+        optimizer = None if progress.done else self.optimizer
+        self.checkpoints.save(self.stage, progress, pack(self.module, best, optimizer))
+        self.written_at = time.monotonic()
+        self.took = self.written_at - began
 
 
 def _shared_name(stage: str, identity: str) -> str:
