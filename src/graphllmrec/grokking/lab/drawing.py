@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from html import escape
 
 from graphllmrec.grokking.detector import State
-from graphllmrec.grokking.lab.protocol import Judged
-from graphllmrec.grokking.lab.rules import Watched
+from graphllmrec.grokking.lab.protocol import ScoredRun
+from graphllmrec.grokking.lab.rules import ObservedRun
 from graphllmrec.grokking.lab.trajectory import Curve, Trajectory
 from graphllmrec.grokking.lab.truth import Truth, levels
 
@@ -25,9 +25,9 @@ BANDS: dict[State, str] = {
 }
 
 
-def picture(judged: Judged) -> str:
+def picture(judged: ScoredRun) -> str:
     """The SVG of a run."""
-    run, seen = judged.made, judged.seen
+    run, seen = judged.trajectory, judged.observed
     last = max(int(run.step[-1]), 1)
     parts = [*frame(), *step_labels(last), *_bands(run, seen.states, last)]
     for part, colour in (("train", "var(--muted)"), ("valid", "var(--ink)")):
@@ -86,7 +86,7 @@ def line(steps: Sequence[int], values: Curve, colour: str) -> str:
     return f"<polyline points='{points}' fill='none' stroke='{colour}' stroke-width='1.6'/>"
 
 
-def _marks(seen: Watched, truth: Truth, last: int) -> list[str]:
+def _marks(seen: ObservedRun, truth: Truth, last: int) -> list[str]:
     """Onset and event as the definition has them: dashed; what the detector said: a line with its name."""
     parts = []
     for step in (truth.onset, truth.event):

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from graphllmrec.grokking.lab.drawing import frame, line, mark, step_labels, svg
-from graphllmrec.grokking.lab.fusion import Course, Quiet
+from graphllmrec.grokking.lab.fusion import Curves, NoEventRun
 from graphllmrec.report.console import p_text
 from graphllmrec.report.html import document, figure, table
 
@@ -19,9 +19,9 @@ _DRAWN = {
 }
 
 
-def fusion_page(ways: Sequence[Mapping[str, Any]], others: Mapping[str, Sequence[Quiet]], seed: int,
-                drawn: Mapping[str, Course]) -> str:  # fmt: skip
-    """The page. `ways`: of compare_courses; `others`: per world without an event; `drawn`: the courses of one seed."""
+def fusion_page(ways: Sequence[Mapping[str, Any]], others: Mapping[str, Sequence[NoEventRun]], seed: int,
+                drawn: Mapping[str, Curves]) -> str:  # fmt: skip
+    """The page. `ways`: of compare_variants; `others`: per world without an event; `drawn`: the courses of one seed."""
     seeds = ways[0]["seeds"]
     body = [
         "<h1>Two branches, one of which generalises late</h1>",
@@ -31,7 +31,7 @@ def fusion_page(ways: Sequence[Mapping[str, Any]], others: Mapping[str, Sequence
         _ways(ways),
     ]
     for world, runs in others.items():
-        silent = [each for each in runs if not each.told]
+        silent = [each for each in runs if not each.detected]
         body.append(
             f"<p>World “{escape(world)}”, in which no branch should come late: nothing is told in {len(silent)} of "
             f"{len(runs)} runs, and with and without the control all weights are identical to the last bit in "
@@ -62,7 +62,7 @@ def fusion_page(ways: Sequence[Mapping[str, Any]], others: Mapping[str, Sequence
     return document("Fusion in the grokking lab", body, "; all figures: fusion.json")
 
 
-def _figure(title: str, drawn: Mapping[str, Course], lines: Sequence[str], caption: str, low: float = 0) -> str:
+def _figure(title: str, drawn: Mapping[str, Curves], lines: Sequence[str], caption: str, low: float = 0) -> str:
     event = drawn["gate, grokking"]
     last = event.step[-1]
     marks = [mark(told.detected, last, told.branch) for told in event.events if told.kind == "generalising"]

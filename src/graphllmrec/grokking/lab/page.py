@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from graphllmrec.grokking.lab.drawing import BANDS, picture
-from graphllmrec.grokking.lab.protocol import Judged, RuleScores
+from graphllmrec.grokking.lab.protocol import RuleScores, ScoredRun
 from graphllmrec.report.html import document, figure, table
 
 
-def page_of(runs: Sequence[Judged], rules: Mapping[str, RuleScores] | None) -> str:
+def page_of(runs: Sequence[ScoredRun], rules: Mapping[str, RuleScores] | None) -> str:
     """The page. `runs`: those to draw; `rules`: of protocol.compare, where all parts were made."""
     body = ["<h1>Grokking lab</h1>"]
     body.append(
@@ -58,6 +58,6 @@ def _scores(rules: Mapping[str, RuleScores], part: str) -> str:
     return table(("rule", "threshold", "events hit", "recall", "false alarms", "per run", "median delay"), rows)
 
 
-def _figure(judged: Judged) -> str:
+def _figure(judged: ScoredRun) -> str:
     run = judged.run
-    return figure(f"{run.task}: {run.kind}", picture(judged), f"{judged.made.name}. {judged.outcome}.")
+    return figure(f"{run.task}: {run.kind}", picture(judged), f"{judged.trajectory.name}. {judged.outcome}.")
