@@ -140,13 +140,13 @@ class GrokkingDetector:
         """
         if not train or not valid:
             raise ValueError("a detector needs at least one training and one validation value per update")
-        known = self._branches.setdefault(branch, _Branch(branch))
-        if step <= known.step:
-            raise ValueError(f"steps must rise: {step} after {known.step}")
-        known.step = step
-        known.train.append(self._level(train, known.initial_losses, "train "))
-        known.valid.append(self._level(valid, known.initial_losses, "valid "))
-        event = _advance(known, median(known.train), median(known.valid), dict(progress or {}))
+        tracked = self._branches.setdefault(branch, _Branch(branch))
+        if step <= tracked.step:
+            raise ValueError(f"steps must rise: {step} after {tracked.step}")
+        tracked.step = step
+        tracked.train.append(self._level(train, tracked.initial_losses, "train "))
+        tracked.valid.append(self._level(valid, tracked.initial_losses, "valid "))
+        event = _advance(tracked, median(tracked.train), median(tracked.valid), dict(progress or {}))
         return [event] if event is not None else []
 
     def state(self, branch: str = "") -> State:
@@ -155,10 +155,10 @@ class GrokkingDetector:
 
     def lift(self, branch: str = "") -> float:
         """Rise of the validation level above the plateau level, 0..1; 0 without a current event."""
-        known = self._branches.get(branch)
-        if known is None or known.event is None:
+        tracked = self._branches.get(branch)
+        if tracked is None or tracked.event is None:
             return 0.0
-        return max(median(known.valid) - known.plateau, 0.0)
+        return max(median(tracked.valid) - tracked.plateau, 0.0)
 
     def level(self, branch: str = "") -> float:
         """The validation level of a branch, 0..1; 0 before its first update."""
@@ -166,8 +166,8 @@ class GrokkingDetector:
 
     def event(self, branch: str = "") -> Event | None:
         """The current "generalising" event of a branch; None without one, or after a collapse."""
-        known = self._branches.get(branch)
-        return None if known is None else known.event
+        tracked = self._branches.get(branch)
+        return None if tracked is None else tracked.event
 
     def waits_until(
         self, learning_rate: float, weight_decay: float, branch: str = "", budget: float = math.inf
@@ -179,13 +179,13 @@ class GrokkingDetector:
         `_USUAL` times 1 / (learning rate · weight decay). None also without weight decay, and when even the earliest
         delay ends after `budget` steps.
         """
-        known = self._branches.get(branch)
-        if known is None or known.state not in ("memorised", "plateau") or learning_rate * weight_decay <= 0:
+        tracked = self._branches.get(branch)
+        if tracked is None or tracked.state not in ("memorised", "plateau") or learning_rate * weight_decay <= 0:
             return None
         delay = 1 / (learning_rate * weight_decay)
-        if known.memorised + _EARLIEST * delay > budget:
+        if tracked.memorised + _EARLIEST * delay > budget:
             return None
-        return min(known.memorised + _USUAL * delay, budget)
+        return min(tracked.memorised + _USUAL * delay, budget)
 
     def _level(self, values: Mapping[str, float], initial_losses: dict[str, float], part: str) -> float:
         """Mean level over losses and metrics, 0..1."""

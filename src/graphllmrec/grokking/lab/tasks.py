@@ -32,13 +32,8 @@ def modular(
     """
     random = torch_rng(seed, "lab/modular")
     a, b = torch.arange(p).repeat_interleave(p), torch.arange(p).repeat(p)
-    results = {
-        "add": a + b,
-        "subtract": a - b,
-        "multiply": a * b,
-        "noise": torch.randint(p, (p * p,), generator=random),
-    }
-    targets = results[operation] % p
+    table = {"add": a + b, "subtract": a - b, "multiply": a * b, "noise": torch.randint(p, (p * p,), generator=random)}
+    targets = table[operation] % p
     order = torch.randperm(p * p, generator=random)
     train, valid = order[: int(share * p * p)], order[int(share * p * p) :]
     width, hidden = 64, 192
