@@ -1,12 +1,15 @@
-"""The training loop: one place, for every model that learns by gradient.
+"""The training loop of every model that learns by gradient.
 
-    for every epoch: for every batch: loss -> gradient -> AdamW;  then the validation metric: keep the best weights, or
-    stop when `patience` validations brought nothing better, unless a branch is about to generalise late
-    (train/monitor.py). The untrained weights take part, as epoch 0.
+    for every epoch:
+        for every batch: loss -> gradient -> AdamW
+        validation metric: keep the best weights; stop after `patience` validations without improvement,
+                           unless a late event is plausible (train/monitor.py)
+
+The untrained weights are validated too, as epoch 0.
 
 Batches come from (seed, stage, epoch, step), so a run that is interrupted (Ctrl-C, SIGTERM) leaves a checkpoint at the
 next step boundary and goes on from there to the same bytes; a run that is killed goes on from its last checkpoint. A
-checkpoint holds what the stage has logged, which is logged again on resuming: the log, too, comes out the same.
+checkpoint contains the stage's log lines; a resumed run writes them again, so its log is identical.
 """
 
 from __future__ import annotations
@@ -46,11 +49,11 @@ class TrainedConfig(Config):
 
     epochs: int = Field(30, ge=0, le=100_000, description="passes over the training data at most")
     min_steps: int = Field(
-        0, ge=0, le=1_000_000_000, description="more epochs than `epochs` where these have fewer steps than this"
+        0, ge=0, le=1_000_000_000, description="least number of steps; on small data it raises the number of epochs"
     )
     batch_size: int = Field(1024, ge=1, le=1_000_000, description="examples per step")
     learning_rate: float = Field(3e-3, gt=0, le=10, description="AdamW step size")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="course of the step size; cosine ends at 0")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="step size schedule; cosine decays to 0")
     warmup: int = Field(0, ge=0, le=1_000_000_000, description="steps in which the step size rises from 0")
     weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW decoupled weight decay")
     patience: int = Field(3, ge=1, le=100_000, description="stop after so many validations without a better one")
@@ -65,27 +68,27 @@ class MonitoredConfig(TrainedConfig):
     """Settings of models whose branches can be monitored while they are trained (train/monitor.py)."""
 
     monitor_users: int = Field(
-        0, ge=0, le=10_000_000, description="users on whom a detector of grokking measures each branch; 0: no detector"
+        0, ge=0, le=10_000_000, description="users in the sample for branch curves and grokking detection; 0: off"
     )
 
 
 @dataclass
 class TrainingStage:
-    """One thing to train: a module, its loss on a batch of example numbers, and how good it is on validation.
+    """A module, its loss on a batch of example numbers, and its validation metric.
 
     `loss` and `validate` must not log: a resumed run would lack what they logged before.
     """
 
-    name: str  # "graph": names its randomness, its log lines and its checkpoint
+    name: str  # "graph": key of random streams, log lines and checkpoint
     module: nn.Module
     num_examples: int
     loss: Callable[[Ints, At], Tensor]  # (example numbers, where the training stands) -> scalar
     validate: Callable[[], float] | None  # higher is better; None: train to the last epoch
     config: TrainedConfig
     metric: str = "ndcg@20"
-    inputs: tuple[Tensor, ...] = ()  # what the loss reads besides module, settings and clicks: text, other stages
+    inputs: tuple[Tensor, ...] = ()  # other tensors the loss depends on (text, other stages); part of the identity
     figures: Callable[[], dict[str, Any]] | None = None  # of the module, logged with every epoch
-    monitor: BranchMonitor | None = None  # measures single branches at every validation
+    monitor: BranchMonitor | None = None  # evaluates each branch at every validation
 
     @property
     def steps(self) -> int:
@@ -102,8 +105,8 @@ def train(stage: TrainingStage, task: Task) -> float:
     """Train `stage.module` in place and leave it with its best weights. Returns the best validation metric.
 
     Continues from the stage's checkpoint if `task.checkpoints` has one; a finished stage is not trained again. Raises
-    Interrupted on Ctrl-C or SIGTERM, after a checkpoint was written; without `task.checkpoints` the signals do what
-    they always do. Raises CheckpointError for a checkpoint that is damaged or of other settings or data, RecipeError
+    Interrupted on Ctrl-C or SIGTERM, after a checkpoint was written; without `task.checkpoints` the signals keep
+    their default handlers. Raises CheckpointError for a checkpoint that is damaged or of other settings or data, RecipeError
     for a device that is not there.
     """
     return _Training(stage, task).run()
@@ -112,7 +115,7 @@ def train(stage: TrainingStage, task: Task) -> float:
 def learning_rate(config: TrainedConfig, step: int, num_steps: int) -> float:
     """Step size of step `step` (from 0) of `num_steps`, a pure function so that a resumed run takes the same steps.
 
-    Warm-up: (step + 1) / warmup of the full size. Cosine, after the warm-up: (1 + cos(π share done)) / 2 of it
+    Warm-up: (step + 1) / warmup of the full size. Cosine, after the warm-up: full · (1 + cos(π · progress)) / 2
     (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, one cycle down to 0).
     """
     full = config.learning_rate
@@ -153,7 +156,7 @@ class _Training:
             if not was_done:
                 self.progress.done = True
                 self.checkpoint.write(self.progress, self.best)
-            if stop_requested():  # during the last validation: what comes after this stage must not start
+            if stop_requested():  # during the last validation: do not start the next stage
                 raise Interrupted(f"stopped at the end of stage {self.stage.name!r}")
         if self.stage.validate is not None:
             load_trainable(self.module, self.best)
@@ -219,7 +222,7 @@ class _Training:
             found = float(stage.validate())
         self.task.logger.advance(0, **{stage.metric: found})
         better = found > progress.best
-        if better:  # copied before a gate schedule moves the gate
+        if better:  # copied before a gate schedule shifts the gate
             self.best = _copy(self.module)
         figures, events = self._measure_branches()
         self._log_epoch(**values, **{stage.metric: found}, **figures)
@@ -231,13 +234,13 @@ class _Training:
             progress.done = not self._must_wait()
 
     def _measure_branches(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Figures of every branch, and the detector's events."""
+        """Metrics and new events of the branches."""
         if self.stage.monitor is None:
             return {}, []
         return self.stage.monitor.look(self._steps_done, self.num_steps)
 
     def _must_wait(self) -> bool:
-        """Is a branch generalising, or may it still? Logged once."""
+        """Is a late event under way or plausible? Logged once."""
         if self.stage.monitor is None:
             return False
         reason = self.stage.monitor.waits(self._steps_done, self.num_steps)
@@ -248,7 +251,7 @@ class _Training:
         return True
 
     def _resume(self) -> bool:
-        """Load the stage's checkpoint where there is one, and log again what it has logged."""
+        """Load the stage's checkpoint where there is one, and write its log lines again."""
         stage, checkpoints = self.stage, self.task.checkpoints
         saved = checkpoints.find(stage.name, self.progress.identity) if checkpoints is not None else None
         if saved is None:
