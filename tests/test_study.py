@@ -130,14 +130,14 @@ def test_tuning_looks_at_validation_alone_and_each_placebo_is_tuned_by_itself(wo
 
 
 def test_what_was_trained_before_with_the_same_settings_is_taken_over_with_its_seconds(world, tmp_path, monkeypatch):
-    trained, run_epoch = [], loop._run_epoch
+    trained, run_epoch = [], loop._Training.run_epoch
 
-    def spy(stage, task, *rest):
-        trained.append((stage.name, task.seed))
+    def spy(training, *rest):
+        trained.append((training.stage.name, training.task.seed))
         time.sleep(0.05)
-        return run_epoch(stage, task, *rest)
+        return run_epoch(training, *rest)
 
-    monkeypatch.setattr(loop, "_run_epoch", spy)
+    monkeypatch.setattr(loop._Training, "run_epoch", spy)
     tiny = {"epochs": 1, "min_steps": 0, "dims": 4, "hidden": 4, "negatives": 8}
     sign = {"recipe": "sign", "set": {f"model.{key}": value for key, value in tiny.items()}}
     hybrid = {"recipe": "hybrid-static", "set": {"model.settings": {"sign": tiny}}}
@@ -454,7 +454,7 @@ def test_the_command_ends_with_a_sentence_and_takes_many_data_folders(file, worl
     assert "test" not in result.stderr.replace("tests and tables", "")
     lines = result.stdout.splitlines()
     assert lines[0].startswith("books: ease is first with ndcg@10 0.")
-    assert "against popularity, a difference that chance does not explain" in lines[0]
+    assert "against popularity (significant, p" in lines[0]
     assert lines[-1].startswith(f"4 fits. Tables: {out / 'index.html'}")
     dry = json.loads(call(file, "--data", world, other, "--out", out, "--dry-run", "--json").stdout.splitlines()[-1])
     assert (dry["fits"], dry["done"], dry["fits_left"], dry["changed"]) == (4, 4, 0, None)

@@ -20,7 +20,7 @@ from graphllmrec.models.baselines.text_knn import TextKNN
 from graphllmrec.protocol import TextVectors
 from graphllmrec.recommender import Recommender
 from graphllmrec.report.console import models_table
-from graphllmrec.report.page import ReportEntry, write_report
+from graphllmrec.report.run_report import ReportEntry, write_report
 from graphllmrec.rng import rng
 from graphllmrec.text import placebo as placebos
 from graphllmrec.text.config import TextConfig

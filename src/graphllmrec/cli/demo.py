@@ -65,7 +65,7 @@ def run_demo(
     from graphllmrec.progress import RunLogger
     from graphllmrec.recommender import Recommender
     from graphllmrec.report.console import models_table
-    from graphllmrec.report.run_report import report_runs
+    from graphllmrec.report.runs import report_runs
 
     began = time.monotonic()
     console = console or Console()

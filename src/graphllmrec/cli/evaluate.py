@@ -57,10 +57,10 @@ def compare(runs: Runs, metric: Metric = "ndcg@20", as_json: Json = False) -> No
     from graphllmrec.evaluation.metrics import parse_metric
     from graphllmrec.progress import RunLogger
     from graphllmrec.report.console import comparison_table, models_table
-    from graphllmrec.report.run_report import evaluations_of, names_of
+    from graphllmrec.report.runs import load_evaluations, name_runs
 
     with RunLogger() as logger:
-        evaluations = evaluations_of(names_of(runs), logger)
+        evaluations = load_evaluations(name_runs(runs), logger)
     baseline = next(iter(evaluations))
     found = compare_many(evaluations, baseline, metric, strata=True)
     if as_json:
@@ -80,10 +80,10 @@ def report(
 ) -> None:
     """One self-contained HTML page about one or more runs: metrics, strata, gates, training curves."""
     from graphllmrec.progress import RunLogger
-    from graphllmrec.report.run_report import names_of, report_runs
+    from graphllmrec.report.runs import name_runs, report_runs
 
     with RunLogger() as logger:
-        evaluations = report_runs(names_of(runs), out, logger, metric=metric)
+        evaluations = report_runs(name_runs(runs), out, logger, metric=metric)
     values = {name: evaluation.overall[metric] for name, evaluation in evaluations.items()}
     if as_json:
         print_json({"report": str(out), "metric": metric, "values": values})
@@ -114,7 +114,7 @@ def stats(
 
 
 def _verdict(row: Comparison) -> str:
-    from graphllmrec.report.console import p_text
+    from graphllmrec.report.format import p_text
 
     p = row.p if row.p_holm is None else row.p_holm
     if p >= 0.05:

@@ -25,9 +25,9 @@ def grok_lab(
     Without --all: one run of every kind, in about a minute of one processor core. Runs that are in the folder already
     are not made again.
     """
-    from graphllmrec.grokking.lab.page import percent
     from graphllmrec.grokking.lab.runner import run_fusion, run_lab
     from graphllmrec.progress import RunLogger
+    from graphllmrec.report.lab_report import delay_text
 
     if fusion:
         with RunLogger() as logger:
@@ -49,7 +49,7 @@ def grok_lab(
             score = rule[part]
             say(
                 f"{part:9s} {name:22s} {score['hits']} of {score['events']} events, {score['false_alarms']} false "
-                f"alarms in {score['runs']} runs, median delay {percent(score['median_delay']) or 'none'}"
+                f"alarms in {score['runs']} runs, median delay {delay_text(score['median_delay']) or 'none'}"
             )
     outcomes = ", ".join(f"{count} {name}" for name, count in sorted(found["outcomes"].items()))
     say(f"{len(found['runs'])} runs: {outcomes}. Open {out / 'index.html'} in a browser.", "bold")

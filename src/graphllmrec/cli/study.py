@@ -43,7 +43,7 @@ def study(
 
 
 def _report(found: dict[str, Any], out: Path, *, as_json: bool) -> None:
-    from graphllmrec.study.format import failures, verdict
+    from graphllmrec.report.study_report import failures, verdict
 
     metric = found["metric"]
     if as_json:

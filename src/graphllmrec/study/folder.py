@@ -33,7 +33,7 @@ STUDY, FITS, FIT, CACHE = "study.toml", "fits", "fit.json", "cache"
 OLD_FITS, OLD_FIT, OLD_CACHE = "cells", "cell.json", "stages"  # names of version 0.1
 
 
-def write_study(out: Path, study: Study) -> None:
+def write_study_file(out: Path, study: Study) -> None:
     """Write study.toml into a new folder or a study folder. Raises CheckpointError when `out` holds anything else."""
     marker = out / STUDY
     if out.exists() and not marker.is_file() and (not out.is_dir() or any(out.iterdir())):

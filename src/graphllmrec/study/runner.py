@@ -17,14 +17,14 @@ from graphllmrec.io import discard, remove_leftovers, write_text
 from graphllmrec.progress import RunLogger
 from graphllmrec.recipe import Recipe
 from graphllmrec.recommender import Recommender
+from graphllmrec.report.format import settings_text
+from graphllmrec.report.study_report import write_study
 from graphllmrec.study.config import Study, Variant
 from graphllmrec.study.display import Display, FitLogger
-from graphllmrec.study.folder import FIT, read_json, write_study
-from graphllmrec.study.format import settings_text
+from graphllmrec.study.folder import FIT, read_json, write_study_file
 from graphllmrec.study.outcome import summarize
 from graphllmrec.study.plan import FitJob, Plan, plan_study, read_source
 from graphllmrec.study.search import Kind, Search, Source, Trial, needs_optuna, next_settings, require_optuna
-from graphllmrec.study.tables import write_tables
 
 KEPT = ("recipe.toml", "log.jsonl", "timings.jsonl")  # of a run whose model is not kept, beside its figures
 FIGURES = ("metrics-", "per-user-", "targets-")
@@ -50,7 +50,7 @@ def run_study(
         plan.require_unchanged()
     if any(needs_optuna(search.variant.model.tune, plan.study.trials) for search in plan.searches):
         require_optuna()
-    write_study(plan.out, plan.study)
+    write_study_file(plan.out, plan.study)
     with display or Display(quiet=True) as shown:
         for note in plan.notes:
             shown.say(note)
@@ -58,7 +58,7 @@ def run_study(
             _run(plan, shown)
             shown.say("tests and tables")
             found = summarize(plan)
-            write_tables(plan.out, found)
+            write_study(plan.out, found)
         except (Interrupted, KeyboardInterrupt) as error:
             done = sum(job.state() == "done" for job in plan.jobs)
             what = str(error) or "stopped"

@@ -87,7 +87,7 @@ def train_model(
     config: MonitoredConfig = model.config
     check, monitor = validator(model, task, export_vectors), branch_monitor(model, task, config)
     train(
-        TrainingStage(stage or model.name, module, num_examples, loss, check, config, inputs=inputs, branches=monitor),
+        TrainingStage(stage or model.name, module, num_examples, loss, check, config, inputs=inputs, monitor=monitor),
         task,
     )
     export_vectors()

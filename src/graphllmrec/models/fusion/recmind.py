@@ -170,7 +170,7 @@ class RecMind:
         check, branches = validator(self, task, lambda: self._export_vectors(net)), self._watch(net, task)
         watch = (lambda: {"gate": gate_summary(self.tables["gate"], graph.item_degree, {})}) if check else None
         about = ("recmind", net, len(examples), losses.joint, check, config)
-        train(TrainingStage(*about, inputs=inputs, watch=watch, branches=branches), task)
+        train(TrainingStage(*about, inputs=inputs, figures=watch, monitor=branches), task)
         if config.lora.epochs:
             self._adapt(net, losses, examples, task)
         self._export_vectors(net)
