@@ -226,9 +226,7 @@ class Script:
 
 def followed(run: Run, folder: Path | None = None, until: int = 0) -> Script:
     script = Script(run, until)
-    stage = TrainingStage(
-        "toy", run.module, EXAMPLES, run.loss, run.validate, run.config, metric="fit", branches=script
-    )
+    stage = TrainingStage("toy", run.module, EXAMPLES, run.loss, run.validate, run.config, metric="fit", monitor=script)
     checkpoints = Checkpoints(folder, every=0) if folder is not None else None
     train(stage, Task(SPLIT, None, run.seed, run.notes, checkpoints))
     return script

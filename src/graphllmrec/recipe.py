@@ -10,14 +10,14 @@
     [evaluate]       # cut-offs and the headline metric
     [unordered]      # replaces settings of [model] where the clicks have no order; with a name, all of [model]
 
-A section or key that is left out takes its default; `to_toml` writes the defaults out, so a run folder says all it did.
+A section or key that is left out takes its default; `to_toml` writes the defaults out, so run folders are complete.
 """
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +30,7 @@ from graphllmrec.data.config import DataConfig
 from graphllmrec.errors import RecipeError
 from graphllmrec.evaluation.metrics import METRICS
 from graphllmrec.models.registry import MODELS, model_class
+from graphllmrec.protocol import Model
 from graphllmrec.settings import Config
 from graphllmrec.text.config import TextConfig
 
@@ -85,7 +86,7 @@ class EvaluateConfig(Config):
 
 
 class Recipe(Config):
-    """Everything that decides the outcome of a run, besides the data."""
+    """All settings of a run: with the data, they decide its outcome."""
 
     title: str = Field("", description="what this run is, in a line")
     notes: str = Field("", description="anything worth knowing about it")
@@ -108,6 +109,11 @@ class Recipe(Config):
         if not self.unordered:
             return self
         return Recipe.model_validate(_variant(self.values(), ordered))
+
+    def build_model(self) -> Model:
+        """The unfitted model."""
+        model: Model = model_class(self.model.name)(self.model.config)
+        return model
 
     def values(self) -> dict[str, Any]:
         """Plain nested values as a recipe file holds them; settings that are None (TOML has no null) are left out."""
@@ -240,7 +246,7 @@ def _replaced(values: Mapping[str, Any], path: list[str], value: Any, label: str
 
 
 def _without(values: Any, path: list[str], value: Any) -> Any:
-    """`values` less what sits at `path`, or at the keys of `value` below it."""
+    """`values` without the entry at `path`; where `value` is a table, without its keys below `path`."""
     if not isinstance(values, Mapping):
         return values
     if path:
@@ -258,7 +264,7 @@ def _problems(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
         path = [str(part) for part in entry["loc"]]
         kinds = _fields(path[:-2], values) if len(path) > 1 and path[-2] in _fields(path[:-2], values) else []
         if kinds and path[-1] not in _fields(path[:-1], values) and entry["type"] != "extra_forbidden":
-            path = path[:-1]  # which of several types a value is not, e.g. a number or "tune"
+            path = path[:-1]  # the last part names one of several types, e.g. a number or "tune"
         key = ".".join(["model", *path[2:]] if path[:2] == ["model", "config"] else path)
         found.setdefault(key, []).append(_problem(entry, path, values))
     return [f"{key}: {' or: '.join(messages)}" for key, messages in found.items()]
@@ -274,12 +280,12 @@ def _problem(entry: ErrorDetails, path: list[str], values: Mapping[str, Any]) ->
     if entry["type"] == "missing":
         return "missing"
     message = entry["msg"].removeprefix("Value error, ")
-    said = isinstance(entry["input"], Mapping) or repr(entry["input"]) in message
-    return message + ("" if said else f" (found {entry['input']!r})")
+    shown = isinstance(entry["input"], Mapping) or repr(entry["input"]) in message
+    return message + ("" if shown else f" (found {entry['input']!r})")
 
 
 def _fields(path: list[str], values: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that the section at `path` may hold."""
+    """Names of the settings of the section at `path`."""
     kind: Any = Recipe
     if path[:2] == ["model", "config"]:
         kind, path = model_class(values["model"]["name"]).config_class, path[2:]
@@ -292,15 +298,17 @@ def _fields(path: list[str], values: Mapping[str, Any]) -> list[str]:
     return list(kind.model_fields)
 
 
-def difference(given: Recipe, stored: Recipe) -> str:
-    """The first settings in which two recipes differ, as "section.key: given, not stored"."""
-    flat = [_flattened(recipe.values()) for recipe in (given, stored)]
-    keys = [key for key in sorted(flat[0].keys() | flat[1].keys()) if flat[0].get(key) != flat[1].get(key)]
-    return "; ".join(f"{key}: {flat[0].get(key)!r}, not {flat[1].get(key)!r}" for key in keys[:5])
-
-
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def flatten(values: Mapping[str, Any], prefix: str = "", until: Set[str] = frozenset()) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested tables; a table with a key of `until` is a value, and so is an empty one."""
     for key, value in values.items():
-        out |= _flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out
+        if isinstance(value, Mapping) and value and not until & value.keys():
+            yield from flatten(value, f"{prefix}{key}.", until)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(given: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """ "model.l2: 50.0, not 100.0" for each setting in which two nested tables differ; an empty table is no setting."""
+    left, right = ({key: value for key, value in flatten(table) if value != {}} for table in (given, stored))
+    keys = [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
+    return [f"{key}: {left.get(key)!r}, not {right.get(key)!r}" for key in keys]

@@ -77,7 +77,7 @@ def train_model(
     *,
     stage: str | None = None,
     inputs: tuple[Tensor, ...] = (),
-    watch: Callable[[], dict[str, Any]] | None = None,
+    figures: Callable[[], dict[str, Any]] | None = None,
     control: Control | None = None,
     move: Move | None = None,
 ) -> None:
@@ -85,12 +85,12 @@ def train_model(
 
     After every epoch `export_vectors` makes `model` what was trained so far, which is then ranked on validation and
     its branches followed; settings are `model.config`, the stage is named after the model by default. `inputs`: what
-    the loss reads besides module, settings and clicks. `watch`: figures to log with every epoch. `control` and `move`:
+    the loss reads besides module, settings and clicks. `figures`: to log with every epoch. `control` and `move`:
     what shifts the weights of the branches, and how (train/monitor.py). Raises Interrupted.
     """
     config: MonitoredConfig = model.config
     check = validator(model, task, export_vectors)
     monitor = branch_monitor(model, task, config, control=control, move=move)
     about = (stage or model.name, module, num_examples, loss, check, config)
-    train(TrainingStage(*about, inputs=inputs, watch=watch, branches=monitor), task)
+    train(TrainingStage(*about, inputs=inputs, figures=figures, monitor=monitor), task)
     export_vectors()

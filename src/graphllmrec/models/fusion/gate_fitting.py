@@ -177,7 +177,7 @@ def fit_gate(
     settings: TrainedConfig = config
     # z-scores are relative to all items of their query: where those of all targets agree, the boards do
     inside = (board.features, board.weight, *inputs.__dict__.values(), board.experts[:, board.row, board.target])
-    train(TrainingStage(name, gate, len(chosen), loss, None, settings, inputs=inside, watch=watch), task)
+    train(TrainingStage(name, gate, len(chosen), loss, None, settings, inputs=inside, figures=watch), task)
 
 
 @dataclass(frozen=True)

@@ -184,12 +184,12 @@ class RecMind:
             first = config.model_copy(update={"epochs": config.warmup_epochs, "min_steps": 0})
             train(TrainingStage("recmind-align", net, len(examples), losses.warm_up, None, first, inputs=inputs), task)
 
-        def watch() -> dict[str, Any]:
+        def figures() -> dict[str, Any]:
             return {"gate": gate_summary(self.tables["gate"], graph.item_degree, {})} if self.tables else {}
 
         shares = config.gate_schedule, config.gate_schedule_strength, config.gate_schedule_half_life
         train_model(
-            self, task, net, len(examples), losses.joint, lambda: self._export_vectors(net), inputs=inputs, watch=watch,
+            self, task, net, len(examples), losses.joint, lambda: self._export_vectors(net), inputs=inputs, figures=figures,
             control=build_gate_schedule(*shares), move=net.shift_gates,
         )  # fmt: skip
         if config.lora.epochs:
