@@ -166,12 +166,24 @@ def test_what_was_measured_before_is_remembered() -> None:
     assert resumed.detector.event("late") == whole.detector.event("late")
 
 
-@pytest.mark.parametrize("name", ["lightgcn", "sign", "graphsage", "alpharec", "alphafuse"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lightgcn",
+        "lightgcn-history",
+        "lightgcn-softmax",
+        "lightgcn-sampled",
+        "sign",
+        "graphsage",
+        "alpharec",
+        "alphafuse",
+    ],
+)
 def test_models_of_one_piece_are_one_branch(name: str) -> None:
     """Asked for, their curve is in the log; the weights are the same."""
     notes, saved = _Logged(), []
     for users in (0, 5):
-        model = build(name, {"epochs": 2, "monitor_users": users})
+        model = build(name, {"epochs": 2, "validate_every": 1, "monitor_users": users})
         model.fit(replace(TASK, logger=notes if users else SilentLogger()))
         saved.append(save(model.state()))
     assert saved[0] == saved[1]
@@ -214,9 +226,7 @@ class Script:
 
 def followed(run: Run, folder: Path | None = None, until: int = 0) -> Script:
     script = Script(run, until)
-    stage = TrainingStage(
-        "toy", run.module, EXAMPLES, run.loss, run.validate, run.config, metric="fit", branches=script
-    )
+    stage = TrainingStage("toy", run.module, EXAMPLES, run.loss, run.validate, run.config, metric="fit", monitor=script)
     checkpoints = Checkpoints(folder, every=0) if folder is not None else None
     train(stage, Task(SPLIT, None, run.seed, run.notes, checkpoints))
     return script

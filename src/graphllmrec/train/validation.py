@@ -121,17 +121,20 @@ def train_model(
     *,
     stage: str | None = None,
     inputs: tuple[Tensor, ...] = (),
+    figures: Callable[[], dict[str, Any]] | None = None,
+    gate_schedule: GateSchedule | None = None,
+    move: MoveGate | None = None,
 ) -> None:
     """Train `module` by `model.config`, then export its vectors into `model`: how most models' `fit` ends.
 
     After every epoch `export_vectors` writes the vectors trained so far into `model`, which is then ranked on the
     validation part and monitored by branch. The stage is named after the model by default. `inputs`: what the loss
-    reads besides module, settings and clicks. Raises Interrupted.
+    reads besides module, settings and clicks. `figures`: logged with every epoch. `gate_schedule` and `move`: how the
+    shares of the branches are decided and set (train/monitor.py). Raises Interrupted.
     """
     config: MonitoredConfig = model.config
-    check, monitor = validator(model, task, export_vectors), branch_monitor(model, task, config)
-    train(
-        TrainingStage(stage or model.name, module, num_examples, loss, check, config, inputs=inputs, branches=monitor),
-        task,
-    )
+    check = validator(model, task, export_vectors)
+    monitor = branch_monitor(model, task, config, gate_schedule=gate_schedule, move=move)
+    about = (stage or model.name, module, num_examples, loss, check, config)
+    train(TrainingStage(*about, inputs=inputs, figures=figures, monitor=monitor), task)
     export_vectors()

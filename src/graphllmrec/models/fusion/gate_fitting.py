@@ -176,7 +176,7 @@ def fit_gate(
     # z-scores are relative to all items of their query: equal ones of all targets mean equal z-scores
     own = targets.experts[:, targets.row, targets.target]  # (E, P)
     inside = (targets.features, targets.weight, *inputs.__dict__.values(), own)
-    train(TrainingStage(name, gate, len(chosen), loss, None, settings, inputs=inside, watch=watch), task)
+    train(TrainingStage(name, gate, len(chosen), loss, None, settings, inputs=inside, figures=watch), task)
 
 
 @dataclass(frozen=True)
