@@ -43,13 +43,14 @@ from graphllmrec.data.split import Split, make_split
 from graphllmrec.evaluation.evaluation import evaluate_model
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.models.registry import build
+from graphllmrec.nn.examples import UnclickedItems
 from graphllmrec.protocol import SilentLogger, Task
 from graphllmrec.recipe import load_recipe
-from graphllmrec.train.batches import UnclickedItems, epoch_order
+from graphllmrec.train.batches import epoch_order
 
 SEED, WARM_UP, MEMORY_BATCHES = 0, 2, 10
 SETTINGS = load_recipe("lightgcn-paper").model.config.model_dump()
-DIM, LAYERS, BATCH, L2 = (SETTINGS[name] for name in ("dim", "num_layers", "batch_size", "l2"))
+DIM, LAYERS, BATCH, L2 = (SETTINGS[name] for name in ("embedding_dim", "num_layers", "batch_size", "l2"))
 Batch = tuple[Tensor, Tensor, Tensor]  # users, clicked items, unclicked items, each (B,) int64
 
 

@@ -1,4 +1,4 @@
-"""What following a training costs: seconds of RecMind's fit, of its branch curves, and of the detector's updates.
+"""Cost of branch curves and detector, as shares of the processor time of RecMind's fit.
 
 python benchmarks/grokking_cost.py --data DIR
 """
@@ -18,24 +18,24 @@ from graphllmrec.train.monitor import BranchMonitor
 
 
 def main() -> None:
-    """Fit RecMind once, with a clock around both."""
+    """Fit RecMind once and time both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
     spent: Counter[str] = Counter()
-    _clock(BranchMonitor, "look", spent)
-    _clock(GrokkingDetector, "update", spent)
+    _time_method(BranchMonitor, "look", spent)
+    _time_method(GrokkingDetector, "update", spent)
     recommender = Recommender.from_recipe("recmind", model={"epochs": args.epochs, "patience": args.epochs})
-    began = time.process_time()
+    started = time.process_time()
     recommender.fit(args.data)
-    total = time.process_time() - began
+    total = time.process_time() - started
     found = {"data": args.data.name, "fit, processor s": round(total, 2), "epochs": args.epochs}
     found |= {f"{name}, share": round(seconds / total, 6) for name, seconds in spent.items()}
     print(json.dumps(found))
 
 
-def _clock(owner: type, name: str, spent: Counter[str]) -> None:
+def _time_method(owner: type, name: str, spent: Counter[str]) -> None:
     plain = getattr(owner, name)
 
     def timed(*args: Any, **named: Any) -> Any:

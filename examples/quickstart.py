@@ -11,7 +11,7 @@ from graphllmrec.data import demo_data
 
 def main() -> None:
     data = demo_data()
-    print(f"{data.name}: {data.num_users:,} people, {data.num_items:,} films, {len(data.interactions):,} ratings")
+    print(f"{data.name}: {data.num_users:,} users, {data.num_items:,} films, {len(data.interactions):,} ratings")
 
     popular = Recommender.from_recipe("popularity").fit(data)
     neighbours = Recommender.from_recipe("item-knn").fit(data)
@@ -23,13 +23,13 @@ def main() -> None:
     result = compare(measured["item-knn"], measured["popularity"])
     print(f"difference {result.difference:+.4f}, p {result.p:.4f}")
 
-    print("\nFor person 1:")
+    print("\nFor user 1:")
     [entries] = neighbours.recommend(users=["1"], k=5)
     for entry in entries:
         print(entry)
     print(f"\nWhy the first one?\n{neighbours.explain('1', entries[0].item_id)}")
 
-    print("\nFor somebody new, who liked Star Wars IV and VI:")
+    print("\nFor an unknown user who liked Star Wars IV and VI:")
     for entry in neighbours.recommend(history=["260", "1210"], k=5)[0]:
         print(entry)
 

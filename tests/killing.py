@@ -28,6 +28,7 @@ from graphllmrec import io as files
 from graphllmrec import progress as logger
 from graphllmrec import run_folder as run
 from graphllmrec.rng import rng
+from graphllmrec.text import prepare as text_prepare
 from graphllmrec.train import checkpoint
 from toy_training import Run
 
@@ -35,9 +36,9 @@ WRITER = (Path(files.__file__), Path(checkpoint.__file__))
 PACKAGE = str(Path(graphllmrec.recommender.__file__).parent)
 KEEPING = [module.__file__ for module in (files, logger, recommender, run, checkpoint)]
 SETTINGS: dict[str, Any] = {
-    "lightgcn-fast": {"epochs": 3, "batch_size": 64, "dim": 8},
+    "lightgcn-fast": {"epochs": 3, "batch_size": 64, "embedding_dim": 8},
     "hybrid": {
-        "settings": {"sign": {"epochs": 2, "min_steps": 0, "batch_size": 16, "dims": 8, "hidden": 8}},
+        "settings": {"sign": {"epochs": 2, "min_steps": 0, "batch_size": 16, "text_dim": 8, "hidden": 8}},
         "gate": {"epochs": 2, "min_steps": 0, "batch_size": 16},
     },
 }
@@ -138,7 +139,7 @@ def toy(folder: Path) -> None:
 
 def fit(name: str, data: str, folder: Path) -> dict[str, Any]:
     """Kill a fit at the first call of functions that keep things, and at random calls; then resume it."""
-    recommender.encode_items = encode_first_word
+    text_prepare.encode_items = encode_first_word
     calls = folder / "calls.json"
     attempt(lambda: go_on(name, data, folder / "whole"), lambda: count_calls(calls))
     first, total = json.loads(calls.read_text())

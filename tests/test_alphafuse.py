@@ -28,7 +28,7 @@ from world import block_world
 DIMS, IDS, SEED = 4, 3, 5
 WIDTH = DIMS + IDS
 ROWS = np.array([3, 0, 11, 7])  # users of one batch
-SMALL = {"dims": DIMS, "id_dims": IDS, "decay": DECAY, "temperature": 0.8, "dropout": 0.0, "cold_dropout": 0.0}
+SMALL = {"text_dim": DIMS, "id_dim": IDS, "decay": DECAY, "temperature": 0.8, "dropout": 0.0, "cold_dropout": 0.0}
 WORDS = unit(Whitening.fit(TEXT, DIMS).apply(TEXT)).double().numpy()
 DEGREE = CLICKS.sum(0)
 Weights = dict[str, Dense]
@@ -105,7 +105,7 @@ def asked(history: list[int], items: Dense, weights: Weights, settings: dict[str
         for number in range(settings.get("num_layers", 1)):
             hidden = layer(hidden, weights, f"net.layers.{number}", settings.get("num_heads", 2))
         query = query + normed(hidden[-1], weights, "net.norm") / math.sqrt(WIDTH)
-    turned = query @ weights["net.turn"]
+    turned = query @ weights["net.query_map"]
     return np.append(turned / math.sqrt(float(turned @ turned)) / SMALL["temperature"], 1.0)
 
 
@@ -169,7 +169,7 @@ def test_the_words_stay_as_they_are() -> None:
 
 def test_untrained_it_is_text_knn_that_leans_to_the_last_click() -> None:
     model = build("alphafuse", {"epochs": 0, "min_steps": 0, "encoder": "mean"})
-    plain = build("text-knn", {"decay": 0.7, "dims": 128})
+    plain = build("text-knn", {"decay": 0.7, "text_dim": 128})
     world = block_world()
     for each in (model, plain):
         each.fit(world.task())

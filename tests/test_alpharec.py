@@ -25,7 +25,7 @@ from tiny import DECAY, ITEMS, QUERIES, QUERY, SPLIT, TASK, TEXT, TRAIN, USERS
 from world import block_world
 
 SEED, ROWS = 5, np.array([3, 0, 11, 7, 4, 7])
-SMALL = {"dims": 4, "hidden": 6, "dim": 3, "temperature": 0.5, "decay": DECAY, "negatives": 5}
+SMALL = {"text_dim": 4, "hidden": 6, "embedding_dim": 3, "temperature": 0.5, "decay": DECAY, "negatives": 5}
 WORDS = unit(Whitening.fit(TEXT, 4, shrink=1.0).apply(TEXT)).double().numpy()
 PRESENT = TEXT.present.numpy()
 CLICKS = clicks_of(SPLIT.train, USERS, ITEMS)

@@ -1,4 +1,4 @@
-"""Batches: pure functions of their arguments, negatives that nobody clicked, histories that hide their target."""
+"""Examples and batches: functions of their arguments, negatives without a click, histories without their target."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphllmrec.data.tables import Histories
+from graphllmrec.nn.examples import NextClicks, Places, UnclickedItems, UserClicks, uniform_items
 from graphllmrec.nn.histories import Averages
-from graphllmrec.train.batches import NextClicks, Places, UnclickedItems, epoch_order, uniform_items
+from graphllmrec.train.batches import epoch_order
 
 KNOWN = Histories.from_lists([[4, 1, 3, 0], [], [2], [0, 4], [1, 1, 2]])
 ITEMS = 6
@@ -162,6 +163,18 @@ def test_users_with_a_single_click_teach_nothing() -> None:
         clicks = NextClicks(alone, ordered, 50)
         assert len(clicks) == 0
         assert len(clicks.histories(np.empty(0, dtype=np.int64))) == 0
+
+
+# users with all their clicks
+
+
+def test_an_example_is_a_user_with_all_clicks() -> None:
+    examples = UserClicks(KNOWN)
+    assert examples.user.tolist() == [0, 2, 3, 4]
+    assert len(examples) == 4
+    clicks = examples.clicks(np.array([3, 0, 3]))
+    assert [clicks[row].tolist() for row in range(3)] == [[1, 1, 2], [4, 1, 3, 0], [1, 1, 2]]
+    assert len(UserClicks(Histories.from_lists([[], []]))) == 0
 
 
 # places

@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from graphllmrec.data.split import Split
 from graphllmrec.errors import Interrupted
-from graphllmrec.grokking.gate_schedule import Moment
+from graphllmrec.grokking.gate_schedule import Snapshot
 from graphllmrec.models.registry import build
 from graphllmrec.protocol import Queries, SilentLogger, Task
 from graphllmrec.train.checkpoint import Checkpoints
@@ -110,13 +110,13 @@ def shown(watch_: BranchMonitor, story: Story, updates: int) -> list[dict[str, A
     return events
 
 
-def test_events_are_told_and_priors_go_to_the_gate() -> None:
+def test_events_are_reported_and_shares_go_to_the_gate() -> None:
     story, moved = Story(), []
 
-    def control(moment: Moment) -> dict[str, float]:
-        return {"late": moment.detector.lift("late")}
+    def schedule(snapshot: Snapshot) -> dict[str, float]:
+        return {"late": snapshot.detector.lift("late")}
 
-    follows = watch(branches={"late": story}, control=control, move=lambda priors: moved.append(dict(priors)))
+    follows = watch(branches={"late": story}, gate_schedule=schedule, move=lambda shares: moved.append(dict(shares)))
     events = shown(follows, story, 60)
     assert [event["kind"] for event in events] == ["memorised", "generalising"]
     assert events[1]["branch"] == "late"
@@ -166,19 +166,31 @@ def test_what_was_measured_before_is_remembered() -> None:
     assert resumed.detector.event("late") == whole.detector.event("late")
 
 
-@pytest.mark.parametrize("name", ["lightgcn", "sign", "graphsage", "alpharec", "alphafuse"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lightgcn",
+        "lightgcn-history",
+        "lightgcn-softmax",
+        "lightgcn-sampled",
+        "sign",
+        "graphsage",
+        "alpharec",
+        "alphafuse",
+    ],
+)
 def test_models_of_one_piece_are_one_branch(name: str) -> None:
     """Asked for, their curve is in the log; the weights are the same."""
     notes, saved = _Logged(), []
     for users in (0, 5):
-        model = build(name, {"epochs": 2, "monitor_users": users})
+        model = build(name, {"epochs": 2, "validate_every": 1, "monitor_users": users})
         model.fit(replace(TASK, logger=notes if users else SilentLogger()))
         saved.append(save(model.state()))
     assert saved[0] == saved[1]
     epochs = [entry for entry in notes.logged if "branches" in entry]
     assert len(epochs) >= 3
     assert all(list(entry["branches"]) == [name] for entry in epochs)
-    assert not any("prior" in entry for entry in epochs)
+    assert not any("share" in entry for entry in epochs)
 
 
 class _Logged(SilentLogger):
@@ -214,9 +226,7 @@ class Script:
 
 def followed(run: Run, folder: Path | None = None, until: int = 0) -> Script:
     script = Script(run, until)
-    stage = TrainingStage(
-        "toy", run.module, EXAMPLES, run.loss, run.validate, run.config, metric="fit", branches=script
-    )
+    stage = TrainingStage("toy", run.module, EXAMPLES, run.loss, run.validate, run.config, metric="fit", monitor=script)
     checkpoints = Checkpoints(folder, every=0) if folder is not None else None
     train(stage, Task(SPLIT, None, run.seed, run.notes, checkpoints))
     return script

@@ -81,16 +81,16 @@ def test_without_sharpening_it_is_gf_cf() -> None:
     torch.testing.assert_close(model.scores(queries), filtered.scores(queries))
 
 
-def test_held_out_clicks_are_a_random_tenth_of_everybodys() -> None:
+def test_held_out_clicks_are_a_random_tenth_of_every_users_clicks() -> None:
     world = block_world().split
-    split = bspm.held_out(world, 3, 0.2)
+    split = bspm.hold_out(world, 3, 0.2)
     assert len(split.train) + len(split.valid) == len(world.train)
     assert split.valid.histories(world.num_users).lengths.tolist() == [1] * world.num_users  # of five clicks
     pairs = {(u, i) for part in (split.train, split.valid) for u, i in zip(part.user, part.item, strict=True)}
     assert pairs == set(zip(world.train.user, world.train.item, strict=True))
-    assert np.array_equal(bspm.held_out(world, 3, 0.2).valid.item, split.valid.item)
-    assert not np.array_equal(bspm.held_out(world, 4, 0.2).valid.item, split.valid.item)
-    assert not len(bspm.held_out(replace(world, train=world.train.where(world.train.order == 0)), 0, 0.9).valid)
+    assert np.array_equal(bspm.hold_out(world, 3, 0.2).valid.item, split.valid.item)
+    assert not np.array_equal(bspm.hold_out(world, 4, 0.2).valid.item, split.valid.item)
+    assert not len(bspm.hold_out(replace(world, train=world.train.where(world.train.order == 0)), 0, 0.9).valid)
 
 
 def test_tuning_takes_the_best_of_those_tried() -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from front_door_world import encode_first_word, write_world
 from graphllmrec.cli import app
-from graphllmrec.cli.demo_job import run_demo
+from graphllmrec.cli.demo import run_demo
 from graphllmrec.data.read import load_data
 from graphllmrec.errors import Interrupted
 from graphllmrec.models.baselines.ease import EASE
@@ -117,7 +117,7 @@ def test_an_interrupted_fit_exits_130_with_the_command_that_continues_it(world, 
     call("recommend", tmp_path / "run", "--user", "u1")
 
 
-# ask
+# recommend, explain, similar
 
 
 def test_recommend_prints_titles_and_how_to_ask_why(runs):
@@ -164,7 +164,7 @@ def test_similar(runs):
     assert len(last_json("similar", runs / "ease", "--item", "i3", "-k", 2)["similar"]) == 2
 
 
-# measure
+# evaluate, compare, report, stats
 
 
 def test_evaluate_keeps_its_figures_in_the_run_folder(runs):
@@ -216,7 +216,7 @@ def test_stats(world):
     assert (found["users"], found["split"]["kind"]) == (40, "leave-last-out")
 
 
-# check up
+# doctor, demo
 
 
 def test_doctor_names_versions_and_extras():
@@ -239,7 +239,7 @@ def test_doctor_names_versions_and_extras():
 
 
 def test_the_demo_walks_from_clicks_to_a_film_that_does_not_exist(world, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_first_word)
+    monkeypatch.setattr("graphllmrec.text.prepare.encode_items", encode_first_word)
     found = run_demo(tmp_path / "demo", data=load_data(world), recipes=("ease", "text-knn"))
     printed = capsys.readouterr().out
     assert (tmp_path / "demo" / "report.html").is_file()

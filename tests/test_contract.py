@@ -20,6 +20,7 @@ from world import World, block_world
 
 WORLD = block_world()
 EVERYBODY = Queries.of(WORLD.split.known("test"), np.arange(WORLD.split.num_users))
+QUICK = {"lightgcn": {"learning_rate": 0.02, "epochs": 40}}  # its defaults are the paper's 1,000 epochs of small steps
 
 
 @pytest.fixture(params=list(MODELS))
@@ -32,7 +33,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def unfitted(name: str) -> Model:
     """A model with its default settings; one that learns in batches gets small ones, for there are only 600 clicks."""
-    return build(name, {"batch_size": 64} if "batch_size" in model_class(name).config_class.model_fields else {})
+    small = {"batch_size": 64} if "batch_size" in model_class(name).config_class.model_fields else {}
+    return build(name, small | QUICK.get(name, {}))
 
 
 @cache

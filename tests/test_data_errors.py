@@ -282,7 +282,9 @@ def test_folder_errors(tmp_path: Path) -> None:
         load_data(tmp_path / "notes.txt")
     with pytest.raises(DataError, match=r"without test\.\*"):
         load_data(put(tmp_path, "train.csv", GOOD))
-    with pytest.raises(DataError, match=r"both interactions\.csv and train\.csv: is this split or not"):
+    with pytest.raises(
+        DataError, match=r"both interactions\.csv and train\.csv: found an unsplit table and a ready-made split"
+    ):
         load_data(put(tmp_path, "interactions.csv", GOOD))
 
 

@@ -10,7 +10,8 @@ from rich.console import Console, RenderableType
 from evaluation_toys import Oracle, random_split
 from graphllmrec.evaluation.compare import compare, compare_many
 from graphllmrec.evaluation.evaluation import evaluate_model
-from graphllmrec.report.console import comparison_table, evaluation_table, models_table, p_text
+from graphllmrec.report.console import comparison_table, evaluation_table, models_table
+from graphllmrec.report.format import p_text
 
 SPLIT = random_split(num_users=150)
 MODELS = {
@@ -60,5 +61,5 @@ def test_a_comparison_shows_every_stratum_and_fits_a_terminal():
 
 
 @pytest.mark.parametrize(("p", "text"), [(0.0002, "p<.001"), (0.0342, "p .034"), (1.0, "p 1.000")])
-def test_p_values_for_people(p, text):
+def test_p_values_as_text(p, text):
     assert p_text(p) == text

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import doctest
 import math
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import EvaluationError
+from graphllmrec.evaluation import metrics, rank
 from graphllmrec.evaluation.metrics import (
     METRICS,
     catalogue_metrics,
+    discounts,
+    gains,
     gini,
     hit_matrix,
+    ideal_dcg,
+    ideal_gains,
     mean_interval,
     parse_metric,
     user_metrics,
 )
-from graphllmrec.evaluation.rank import rank_targets
+from graphllmrec.evaluation.rank import rank_of_target, rank_targets
 
 LISTS = np.array([[3, 1, 4, 0, 5], [2, 7, 1, 8, 6], [0, 1, 2, 3, 4], [6, 2, -1, -1, -1], [9, 8, 7, 6, 5]])
 TARGETS = [[1], [8, 9, 2], [7], [2], [5, 6, 7, 8, 9, 0, 1]]  # one, several, missed, in a short list, more than places
@@ -123,3 +131,33 @@ def test_metric_names():
     for wrong in ("ndcg", "auc@10", "ndcg@0", "ndcg@x", "@5"):
         with pytest.raises(EvaluationError, match=r"unknown metric .*hr, recall, ndcg, mrr, map, precision"):
             parse_metric(wrong)
+
+
+@pytest.mark.parametrize("module", [metrics, rank], ids=["metrics", "rank"])
+def test_the_worked_examples_in_the_docstrings(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_a_metric_without_a_worked_example_is_noticed() -> None:
+    functions = [*METRICS.values(), *metrics.CATALOGUE_METRICS.values()]
+    assert [each.__name__ for each in functions if ">>>" not in (each.__doc__ or "")] == []
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_gains_from_ranks_are_the_discounts_of_lists(k: int) -> None:
+    places = torch.arange(1, 2 * k + 1)
+    expected = np.concatenate([discounts(k), np.zeros(k)])
+    np.testing.assert_allclose(gains(places, k).numpy(), expected, rtol=1e-6)
+    counts = np.arange(1, 2 * k + 1)
+    np.testing.assert_allclose(ideal_gains(torch.from_numpy(counts), k).numpy(), ideal_dcg(counts, k), rtol=1e-6)
+
+
+def test_equal_scores_count_against_a_target_that_is_ranked_without_a_list() -> None:
+    scores = torch.tensor([[0.5, 0.2, 0.5, 0.1], [3.0, 1.0, 2.0, 4.0], [0.0, 0.0, 0.0, 0.0]])
+    own = torch.tensor([[0.5], [4.0], [0.0]])
+    assert rank_of_target(scores, own).tolist() == [2, 1, 4]
+    rivals = torch.tensor([[True, True, True, True], [True, True, True, False], [False, False, True, True]])
+    assert rank_of_target(scores, own, rivals).tolist() == [3, 1, 3]  # the first one's target is none of the columns
+    assert rank_of_target(scores - own, 0.0, rivals).tolist() == [3, 1, 3]

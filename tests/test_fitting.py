@@ -15,9 +15,9 @@ from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Histories
 from graphllmrec.models.fusion import gate_fitting as fitting
 from graphllmrec.models.fusion.gate_fitting import (
-    Board,
     Folds,
-    board_of,
+    GateTargets,
+    build_gate_targets,
     context_drift,
     fit_gate,
     lift_cold,
@@ -25,7 +25,7 @@ from graphllmrec.models.fusion.gate_fitting import (
     query_features,
 )
 from graphllmrec.models.fusion.hybrid import GateConfig
-from graphllmrec.nn.gate import CONTEXTS, ContextGate, GateInputs, head_degree_of
+from graphllmrec.nn.gate import CONTEXTS, ContextGate, GateInputs, head_degree
 from graphllmrec.protocol import Queries, Task
 from graphllmrec.rng import At, rng
 from graphllmrec.train.loop import TrainingStage
@@ -39,9 +39,9 @@ ROW = [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 8]  # queries 4 and 8 have more targets 
 TARGET = [5, 7, 21, 20, 1, 2, 0, 9, 9, 14, 16, 28]  # items 0, 7, 14, 21, 28 have no click
 
 
-def board() -> Board:
+def targets_by_hand() -> GateTargets:
     random = rng(1, "board")
-    return Board(
+    return GateTargets(
         experts=torch.from_numpy(random.normal(size=(EXPERTS, ASKED, ITEMS))).half(),
         features=torch.from_numpy(random.normal(size=(ASKED, 2)).astype(np.float32)),
         known=Histories.from_lists(KNOWN),
@@ -79,14 +79,14 @@ def doubles(gate: ContextGate) -> dict[str, Dense]:
     return {name: value.detach().double().numpy().copy() for name, value in gate.named_parameters()}
 
 
-ZSCORES, ASKING = board().experts.double().numpy(), board().features.double().numpy()
+ZSCORES, ASKING = targets_by_hand().experts.double().numpy(), targets_by_hand().features.double().numpy()
 SHARES, ABOUT = shares(DEGREES, 2.5, 5.0), inputs().features.double().numpy()
 
 
 def gated(w: dict[str, Dense], query: int, item: int) -> float:
-    """Σ_e w_e z_e + β of the hand-made board."""
+    """Σ_e w_e z_e + β of the hand-made targets."""
     share, x, y, z = SHARES[item], ABOUT[item], ASKING[query], ZSCORES[:, query, item]
-    total = float(share @ w["prior"])
+    total = float(share @ w["context_bias"])
     for expert in range(EXPERTS):
         inner = sum(share[c] * w["log_weight"][c, expert] for c in range(5))
         inner += sum(x[f] * w["item_slope"][f, expert] + y[f] * w["query_slope"][f, expert] for f in range(2))
@@ -94,13 +94,13 @@ def gated(w: dict[str, Dense], query: int, item: int) -> float:
     return total
 
 
-# the board
+# the targets
 
 
-def test_scores_of_the_board_are_gated_and_known_items_come_last() -> None:
+def test_scores_of_the_targets_are_gated_and_known_items_come_last() -> None:
     gate = random_gate()
     rows = torch.tensor([4, 0, 7])
-    found, w = board().scores(gate, inputs(), rows).detach(), doubles(gate)
+    found, w = targets_by_hand().scores(gate, inputs(), rows).detach(), doubles(gate)
     for place, query in enumerate(rows.tolist()):
         for item in range(ITEMS):
             if item in KNOWN[query]:
@@ -120,28 +120,28 @@ def ndcg(scores: Dense, query: int) -> float:
     return gain / sum(1 / math.log2(place + 2) for place in range(len(targets)))
 
 
-def test_ndcg_of_the_board_equals_a_loop_over_all_items(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ndcg_of_the_targets_equals_a_loop_over_all_items(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "_ROWS", 4)  # several blocks
     gate, w = random_gate(), doubles(random_gate())
     expected = [ndcg(np.array([gated(w, query, item) for item in range(ITEMS)]), query) for query in range(ASKED)]
     assert 0 in expected  # one is not among the first 20
-    np.testing.assert_allclose(board().ndcg(gate, inputs()).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(targets_by_hand().ndcg(gate, inputs()).numpy(), expected, atol=1e-6)
     some = [7, 1, 8, 4, 2]  # in this order
-    found = board().ndcg(gate, inputs(), torch.tensor(some))
+    found = targets_by_hand().ndcg(gate, inputs(), torch.tensor(some))
     np.testing.assert_allclose(found.numpy(), [expected[query] for query in some], atol=1e-6)
 
 
 def test_equal_scores_count_against_a_target() -> None:
-    flat = replace(board(), experts=torch.zeros(EXPERTS, ASKED, ITEMS).half())
-    gate = ContextGate(EXPERTS, 2, 2)  # no priors: every item scores 0
+    flat = replace(targets_by_hand(), experts=torch.zeros(EXPERTS, ASKED, ITEMS).half())
+    gate = ContextGate(EXPERTS, 2, 2)  # no biases: every item scores 0
     expected = [ndcg(np.zeros(ITEMS), query) for query in range(ASKED)]
     np.testing.assert_allclose(flat.ndcg(gate, inputs()).numpy(), expected, atol=1e-6)
 
 
-def test_the_board_of_experts_holds_their_z_scores_for_validation_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gate_targets_hold_the_z_scores_for_validation_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "_ROWS", 5)
     model, degree = fitted("z-sum"), torch.from_numpy(SPLIT.item_degree()).float()
-    made = board_of(model, TASK, degree, [1], 100)
+    made = build_gate_targets(model, TASK, degree, [1], 100)
     queries = Queries.of(SPLIT.known("valid"), np.arange(USERS))
     zscores = torch.stack([model.branch_scores(queries, name) for name in model.branches])
     torch.testing.assert_close(made.experts.float(), zscores, rtol=1e-3, atol=1e-3)  # half precision
@@ -155,13 +155,13 @@ def test_the_board_of_experts_holds_their_z_scores_for_validation_queries(monkey
     torch.testing.assert_close(made.centred(centre).features.mean(0), torch.zeros(3), rtol=0, atol=1e-6)
 
 
-def test_the_board_keeps_no_more_users_than_asked_for_and_no_more_numbers_than_fit(
+def test_gate_targets_keep_no_more_users_than_the_limit_and_no_more_numbers_than_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, degree = fitted("z-sum"), torch.ones(9)
-    assert board_of(model, TASK, degree, [1], 5).experts.shape == (3, 5, 9)
+    assert build_gate_targets(model, TASK, degree, [1], 5).experts.shape == (3, 5, 9)
     monkeypatch.setattr(fitting, "_HELD", 3 * 9 * 4 + 5)
-    assert board_of(model, TASK, degree, [1], 100).experts.shape == (3, 4, 9)
+    assert build_gate_targets(model, TASK, degree, [1], 100).experts.shape == (3, 4, 9)
 
 
 @pytest.mark.parametrize(("text", "leaders"), [([2], (0, 2)), ([0, 1], (2, 0)), ([], None), ([0, 1, 2], None)])
@@ -185,7 +185,7 @@ def test_query_features_are_those_of_the_history_and_the_agreement_of_the_branch
 
 def test_a_query_counts_as_the_contexts_of_its_targets_drift() -> None:
     drift = [2.0, 1.5, 1.0, 0.9, 0.5]
-    made = board().weighted(inputs().contexts, torch.tensor(drift))
+    made = targets_by_hand().weighted(inputs().contexts, torch.tensor(drift))
     raw = []
     for query in range(ASKED):
         own = [pair for pair in range(len(ROW)) if ROW[pair] == query]
@@ -211,7 +211,7 @@ def test_contexts_drift_from_the_last_training_clicks_to_validation() -> None:
     for user in range(split.num_users):
         for item in known[user][:-1]:
             degree[item] += 1
-    contexts = shares(degree, cold, head_degree_of(degree))
+    contexts = shares(degree, cold, head_degree(degree))
     earlier = sum(contexts[known[user][-1]] for user in range(split.num_users)) / split.num_users
     later = sum(contexts[item] for item in split.valid.item) / len(split.valid)
     assert (earlier[0], later[0]) == (1 / split.num_users, 4 / split.num_users)  # new when they were clicked
@@ -245,7 +245,7 @@ def test_a_step_is_cross_entropy_among_unknown_items_and_the_pull_to_the_start(
     monkeypatch.setattr(fitting, "train", lambda stage, task: kept.append(stage))
     gate, start = random_gate(), doubles(random_gate())
     weight = torch.linspace(0.2, 1.8, ASKED)
-    fit_gate("gate", gate, inputs(), replace(board(), weight=weight), GateConfig(prior=2.0), TASK, pairs)
+    fit_gate("gate", gate, inputs(), replace(targets_by_hand(), weight=weight), GateConfig(l2=2.0), TASK, pairs)
     [stage] = kept
     for parameter, other in zip(gate.parameters(), random_gate(seed=4).parameters(), strict=True):
         parameter.data = other.data
@@ -275,14 +275,14 @@ def test_a_step_is_cross_entropy_among_unknown_items_and_the_pull_to_the_start(
 def test_fitting_makes_the_targets_likelier_and_a_strong_pull_prevents_it() -> None:
     def entropy(gate: ContextGate) -> float:
         with torch.no_grad():
-            scores = board().scores(gate, inputs(), torch.tensor(ROW))
+            scores = targets_by_hand().scores(gate, inputs(), torch.tensor(ROW))
         return float(torch.nn.functional.cross_entropy(scores, torch.tensor(TARGET)))
 
     found = {}
-    for prior in (0.0, 1e6):
+    for l2 in (0.0, 1e6):
         gate = random_gate()
-        fit_gate("gate", gate, inputs(), board(), GateConfig(prior=prior, min_steps=40), TASK)
-        found[prior] = entropy(gate)
+        fit_gate("gate", gate, inputs(), targets_by_hand(), GateConfig(l2=l2, min_steps=40), TASK)
+        found[l2] = entropy(gate)
     before = entropy(random_gate())
     assert found[0.0] < before - 0.1
     assert abs(found[1e6] - before) < 0.1
@@ -303,7 +303,7 @@ def test_no_gate_is_measured_on_queries_it_was_fitted_on(monkeypatch: pytest.Mon
     monkeypatch.setattr(fitting, "fit_gate", instead_of_fitting)
     gate = random_gate(size=0.1)
     before = doubles(gate)
-    found = out_of_fold(gate, inputs(), board(), GateConfig(), TASK).ndcg(inputs(), board())
+    found = out_of_fold(gate, inputs(), targets_by_hand(), GateConfig(), TASK).ndcg(inputs(), targets_by_hand())
     assert [name for name, _ in fits] == ["gate-fold-1", "gate-fold-2", "gate-fold-3"]
     for query in range(ASKED):
         without = [number for number, (_, used) in enumerate(fits, start=1) if query not in used]
@@ -311,17 +311,17 @@ def test_no_gate_is_measured_on_queries_it_was_fitted_on(monkeypatch: pytest.Mon
         other = random_gate(size=0.1)
         for parameter in other.parameters():
             parameter.data = parameter.data + without[0]
-        assert float(found[query]) == pytest.approx(float(board().ndcg(other, inputs())[query]), abs=1e-6)
+        assert float(found[query]) == pytest.approx(float(targets_by_hand().ndcg(other, inputs())[query]), abs=1e-6)
     assert all(np.array_equal(before[name], value) for name, value in doubles(gate).items())  # the gate itself stays
 
 
-def test_a_fold_without_anybody_is_no_trouble() -> None:
-    one = Board(
-        board().experts[:, :1], board().features[:1], Histories.from_lists([[1]]),
+def test_a_fold_without_users_is_left_out() -> None:
+    one = GateTargets(
+        targets_by_hand().experts[:, :1], targets_by_hand().features[:1], Histories.from_lists([[1]]),
         torch.tensor([0]), torch.tensor([5]), torch.tensor([1]), torch.ones(1),
     )  # fmt: skip
     found = out_of_fold(random_gate(), inputs(), one, GateConfig(epochs=1, min_steps=0), TASK).ndcg(inputs(), one)
-    assert found.tolist() == [0.0]  # nobody else to learn from
+    assert found.tolist() == [0.0]  # no other query to learn from
 
 
 # cold and new items
@@ -330,22 +330,22 @@ RAISED = {"cold": [1, 2], "new": [0]}  # places in CONTEXTS, in the order in whi
 COLD_TARGETS, NEW_TARGETS = [1, 2, 9, 9, 16], [7, 21, 0, 14, 28]
 
 
-def lifted(budget: float, made: Board | None = None) -> tuple[ContextGate, dict[str, Any]]:
+def lifted(budget: float, made: GateTargets | None = None) -> tuple[ContextGate, dict[str, Any]]:
     gate, folds = random_gate(), Folds([random_gate()], [torch.arange(ASKED)])
-    return gate, lift_cold(gate, inputs(), made or board(), budget, folds)
+    return gate, lift_cold(gate, inputs(), made or targets_by_hand(), budget, folds)
 
 
 def by_lifts(done: dict[str, Any]) -> list[float]:
-    """What was added to the priors, by context."""
+    """What was added to the biases, by context."""
     return [done["new"]["lift"], done["cold"]["lift"], done["cold"]["lift"], 0.0, 0.0]
 
 
 def held_out_ndcg(folds: Folds, weight: Dense, raised: Dense) -> float:
-    """Weighted NDCG of every query under the gate that leaves it out, with priors that are raised by so much."""
+    """Weighted NDCG of every query under the gate that leaves it out, with biases that are raised by so much."""
     total = 0.0
     for gate, rows in zip(folds.gates, folds.held_out, strict=True):
         w = doubles(gate)
-        w["prior"] += raised
+        w["context_bias"] += raised
         for query in rows.tolist():
             total += weight[query] * ndcg(np.array([gated(w, query, item) for item in range(ITEMS)]), query)
     return total / ASKED
@@ -375,11 +375,11 @@ def two_folds() -> Folds:
 
 
 @pytest.mark.parametrize("budget", [0.005, 0.01, 0.05, 0.1, 0.5])
-def test_what_a_lift_costs_is_asked_of_gates_that_have_not_seen_the_targets(budget: float) -> None:
+def test_the_cost_of_a_lift_is_measured_on_gates_that_have_not_seen_the_targets(budget: float) -> None:
     weight = torch.linspace(1.8, 0.2, ASKED)
     expected = lifts_by_loops(two_folds(), weight.double().numpy(), budget / 2)
     gate, folds = random_gate(), two_folds()
-    done = lift_cold(gate, inputs(), replace(board(), weight=weight), budget, folds)
+    done = lift_cold(gate, inputs(), replace(targets_by_hand(), weight=weight), budget, folds)
     assert list(done) == ["cold", "new"]
     for kind, wanted in expected.items():
         assert done[kind]["lift"] == wanted["lift"]
@@ -388,18 +388,18 @@ def test_what_a_lift_costs_is_asked_of_gates_that_have_not_seen_the_targets(budg
     assert done["cold"]["targets"] == len(COLD_TARGETS)
     assert done["new"]["targets"] == len(NEW_TARGETS)
     for one, start in zip((gate, *folds.gates), (random_gate(), *two_folds().gates), strict=True):
-        moved = (one.prior - start.prior).detach()  # all gates alike, and they stay lifted
+        moved = (one.context_bias - start.context_bias).detach()  # all gates alike, and they stay lifted
         torch.testing.assert_close(moved, torch.tensor(by_lifts(done)), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("budget", [0.001, 0.05, 0.1, 0.2, 1.0])
 def test_each_lift_spends_no_more_than_half_of_the_budget(budget: float) -> None:
     gate, done = lifted(budget)
-    raised, before = random_gate(), float(board().ndcg(random_gate(), inputs()).mean())
+    raised, before = random_gate(), float(targets_by_hand().ndcg(random_gate(), inputs()).mean())
     first = before
     for kind, places in RAISED.items():
-        raised.prior.data[places] += done[kind]["lift"]
-        after, tried = float(board().ndcg(raised, inputs()).mean()), done[kind]["tried"]
+        raised.context_bias.data[places] += done[kind]["lift"]
+        after, tried = float(targets_by_hand().ndcg(raised, inputs()).mean()), done[kind]["tried"]
         assert tried["0.0"] == pytest.approx(before)
         assert tried[str(float(done[kind]["lift"]))] == pytest.approx(after)
         assert after >= before * (1 - budget / 2)
@@ -408,7 +408,7 @@ def test_each_lift_spends_no_more_than_half_of_the_budget(budget: float) -> None
             assert float(list(tried)[-1]) == steps[steps.index(done[kind]["lift"]) + 1]
             assert list(tried.values())[-1] < before * (1 - budget / 2)
         before = after
-    assert float(board().ndcg(gate, inputs()).mean()) == pytest.approx(before)
+    assert float(targets_by_hand().ndcg(gate, inputs()).mean()) == pytest.approx(before)
     assert before >= first * (1 - budget)
 
 
@@ -419,20 +419,20 @@ def test_steps_are_fine_where_a_little_costs_much_and_never_coarse() -> None:
     assert 0 < steps.min() < steps.max() <= 0.25
 
 
-def test_the_lift_raises_the_priors_of_cold_and_new_items_and_nothing_else() -> None:
+def test_the_lift_raises_the_biases_of_cold_and_new_items_and_nothing_else() -> None:
     gate, done = lifted(2.0)
     assert done["cold"]["lift"] == done["new"]["lift"] == max(fitting.LIFTS)  # a budget of everything, twice
     start = random_gate()
     for name, value in gate.named_parameters():
         moved = value.detach() - dict(start.named_parameters())[name].detach()
-        wanted = torch.tensor(by_lifts(done)) if name == "prior" else torch.zeros_like(moved)
+        wanted = torch.tensor(by_lifts(done)) if name == "context_bias" else torch.zeros_like(moved)
         torch.testing.assert_close(moved, wanted, rtol=1e-6, atol=1e-6)
 
 
-def without(items: list[int]) -> Board:
-    """The board with a warm item in the place of these targets."""
+def without(items: list[int]) -> GateTargets:
+    """The targets with a warm item in the place of these targets."""
     assert DEGREES[20] == max(DEGREES)
-    return replace(board(), target=torch.tensor([20 if item in items else item for item in TARGET]))
+    return replace(targets_by_hand(), target=torch.tensor([20 if item in items else item for item in TARGET]))
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_nothing_is_lifted_without_a_budget_or_without_targets_of_its_kind(
         if kind not in kinds:
             assert list(done[kind]["tried"]) == ["0.0"]
     before, after = doubles(random_gate()), doubles(gate)
-    np.testing.assert_allclose(after.pop("prior"), before.pop("prior") + by_lifts(done), atol=1e-6)
+    np.testing.assert_allclose(after.pop("context_bias"), before.pop("context_bias") + by_lifts(done), atol=1e-6)
     assert all(np.array_equal(before[name], value) for name, value in after.items())
 
 
@@ -472,9 +472,9 @@ def test_a_stage_of_other_z_scores_is_another_stage(monkeypatch: pytest.MonkeyPa
     """The same start and features, and experts that differ in one item: what is kept of one run is not another's."""
     kept: list[TrainingStage] = []
     monkeypatch.setattr(fitting, "train", lambda stage, task: kept.append(stage))
-    other = board()
+    other = targets_by_hand()
     other.experts[2, ROW[3], TARGET[3]] += 0.5
-    for made in (board(), board(), other):
+    for made in (targets_by_hand(), targets_by_hand(), other):
         fit_gate("gate", random_gate(), inputs(), made, GateConfig(), Task(SPLIT))
     first, again, different = ([tensor.tolist() for tensor in stage.inputs] for stage in kept)
     assert first == again != different

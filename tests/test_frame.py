@@ -68,7 +68,7 @@ def films(tmp_path, monkeypatch):
     (tmp_path / "films").mkdir()
     data = small_films(tmp_path / "films")
     monkeypatch.setattr("graphllmrec.data.demo_data", lambda: data)
-    monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_first_word)
+    monkeypatch.setattr("graphllmrec.text.prepare.encode_items", encode_first_word)
     monkeypatch.chdir(tmp_path)
 
 
@@ -183,12 +183,12 @@ def test_the_quickstart_example_runs(films, capsys):
 
 
 @pytest.mark.slow
-def test_the_grokking_example_tells_that_the_matrix_was_found(capsys):
+def test_the_grokking_example_detects_the_event(capsys):
     runpy.run_path(str(ROOT / "examples" / "grokking.py"), run_name="__main__")
-    told = capsys.readouterr().out
-    assert "memorised since" in told
-    assert "generalising since" in told
-    assert "nothing to wait for" in told
+    output = capsys.readouterr().out
+    assert "memorised since" in output
+    assert "generalising since" in output
+    assert "no later event expected" in output
 
 
 def test_the_example_with_own_tables_recommends_the_new_spade_to_gardeners(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ from graphllmrec.nn.gate import (
     ROUTED,
     ContextGate,
     GateInputs,
-    head_degree_of,
+    head_degree,
     memberships,
     routed,
 )
@@ -90,10 +90,10 @@ def test_head_items_are_the_most_clicked_that_hold_half_of_all_clicks(degrees: l
     for degree in sorted(degrees, reverse=True):
         if held < sum(degrees) / 2:
             held, wanted = held + degree, float(degree)
-    assert head_degree_of(np.array(degrees, dtype=np.int64)) == wanted == expected
+    assert head_degree(np.array(degrees, dtype=np.int64)) == wanted == expected
 
 
-# weights and priors
+# weights and biases
 
 EXPERTS, ITEM_FEATURES, QUERY_FEATURES = 3, 2, 2
 
@@ -106,24 +106,24 @@ def inputs() -> GateInputs:
 
 def random_gate() -> ContextGate:
     gate, random = ContextGate(EXPERTS, ITEM_FEATURES, QUERY_FEATURES), rng(4, "gate-test")
-    for tensor in gate.state_dict().values():  # `moved` too
+    for tensor in gate.state_dict().values():  # `shift` too
         tensor.copy_(torch.from_numpy(random.normal(size=tuple(tensor.shape)).astype(np.float32)))
     return gate
 
 
-def test_weights_and_priors_equal_the_formula() -> None:
+def test_weights_and_biases_equal_the_formula() -> None:
     gate, given = random_gate(), inputs()
     asked = torch.from_numpy(rng(5, "gate-test").normal(size=(4, QUERY_FEATURES)).astype(np.float32))
     with torch.no_grad():
-        (weights, prior), factors = gate.of_items(given), gate.of_queries(asked)
+        (weights, bias), factors = gate.weigh_items(given), gate.query_factors(asked)
     a, s, t, b, m = (
         value.detach().double().numpy()
-        for value in (gate.log_weight, gate.item_slope, gate.query_slope, gate.prior, gate.moved)
+        for value in (gate.log_weight, gate.item_slope, gate.query_slope, gate.context_bias, gate.shift)
     )
     x, y = given.features.double().numpy(), asked.double().numpy()
     for item, degree in enumerate(DEGREES):
         share = shares(degree, 3.0, 30.0)
-        assert float(prior[item]) == pytest.approx(sum(share[c] * b[c] for c in range(5)), abs=1e-6)
+        assert float(bias[item]) == pytest.approx(sum(share[c] * b[c] for c in range(5)), abs=1e-6)
         for expert in range(EXPERTS):
             inner = sum(share[c] * a[c, expert] for c in range(5))
             inner += sum(x[item, f] * s[f, expert] for f in range(ITEM_FEATURES)) + m[expert]
@@ -135,51 +135,51 @@ def test_weights_and_priors_equal_the_formula() -> None:
 
 
 @torch.no_grad()
-def test_a_new_item_has_weights_and_a_prior_of_its_own() -> None:
+def test_a_new_item_has_weights_and_a_bias_of_its_own() -> None:
     gate, given = random_gate(), inputs()
-    weights, prior = gate.of_items(given)
+    weights, bias = gate.weigh_items(given)
     new, clicked = DEGREES.index(0), [item for item, degree in enumerate(DEGREES) if degree]
     gate.log_weight[0] += torch.tensor([math.log(2), 0.0, -1.0])
-    gate.prior[0] += 0.7
-    after, prior_after = gate.of_items(given)
+    gate.context_bias[0] += 0.7
+    after, bias_after = gate.weigh_items(given)
     assert torch.equal(after[clicked], weights[clicked])
-    assert torch.equal(prior_after[clicked], prior[clicked])
+    assert torch.equal(bias_after[clicked], bias[clicked])
     torch.testing.assert_close(after[new], weights[new] * torch.tensor([2.0, 1.0, math.exp(-1)]), rtol=1e-5, atol=0)
-    assert float(prior_after[new]) == pytest.approx(float(prior[new]) + 0.7, abs=1e-6)
+    assert float(bias_after[new]) == pytest.approx(float(bias[new]) + 0.7, abs=1e-6)
     gate.log_weight[1:] += 1.0  # what is said of clicked items does not concern it
-    gate.prior[1:] += 1.0
-    last, prior_last = gate.of_items(given)
+    gate.context_bias[1:] += 1.0
+    last, bias_last = gate.weigh_items(given)
     assert torch.equal(last[new], after[new])
-    assert torch.equal(prior_last[new], prior_after[new])
+    assert torch.equal(bias_last[new], bias_after[new])
     torch.testing.assert_close(last[clicked], math.e * after[clicked], rtol=1e-5, atol=0)
 
 
-def test_a_moved_prior_multiplies_an_experts_weight_everywhere() -> None:
+def test_a_shift_multiplies_an_experts_weight_everywhere() -> None:
     gate, given = random_gate(), inputs()
-    before, _ = gate.of_items(given)
-    gate.moved += torch.tensor([0.0, math.log(3), -1.0])
-    after, _ = gate.of_items(given)
+    before, _ = gate.weigh_items(given)
+    gate.shift += torch.tensor([0.0, math.log(3), -1.0])
+    after, _ = gate.weigh_items(given)
     torch.testing.assert_close(after, before * torch.tensor([1.0, 3.0, math.exp(-1)]), rtol=1e-5, atol=1e-6)
-    assert "moved" in gate.state_dict()  # saved
-    assert "moved" not in dict(gate.named_parameters())  # and not trained
+    assert "shift" in gate.state_dict()  # saved
+    assert "shift" not in dict(gate.named_parameters())  # and not trained
 
 
 def test_a_static_gate_gives_every_item_and_query_the_same_weights() -> None:
     gate = random_gate()
-    gate.moved.zero_()
+    gate.shift.zero_()
     gate.set_static(torch.tensor([0.6, 0.0, 1.4]))
-    weights, prior = gate.of_items(inputs())
+    weights, bias = gate.weigh_items(inputs())
     expected = torch.tensor([0.3, 0.0, 0.7]).expand(len(DEGREES), -1)
     torch.testing.assert_close(weights.detach(), expected, rtol=2e-6, atol=1e-20)
-    assert prior.tolist() == [0.0] * len(DEGREES)
-    assert gate.of_queries(torch.ones(2, QUERY_FEATURES)).tolist() == [[1.0] * EXPERTS] * 2
+    assert bias.tolist() == [0.0] * len(DEGREES)
+    assert gate.query_factors(torch.ones(2, QUERY_FEATURES)).tolist() == [[1.0] * EXPERTS] * 2
 
 
 def test_where_the_gate_learns_no_expert_starts_from_nothing() -> None:
     gate = random_gate()
-    gate.moved.zero_()
+    gate.shift.zero_()
     gate.set_static(torch.tensor([1.0, 0.0, 0.0]), LEARNABLE)
-    weights, _ = gate.of_items(inputs())
+    weights, _ = gate.weigh_items(inputs())
     expected = torch.tensor([1.0, LEARNABLE, LEARNABLE]).expand(len(DEGREES), -1)
     torch.testing.assert_close(weights.detach(), expected, rtol=2e-6, atol=0)
     weights[:, 1].sum().backward()

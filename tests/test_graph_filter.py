@@ -115,8 +115,8 @@ def test_the_item_graph_blurs_with_any_powers(user_power: float, item_power: flo
         for item, click in enumerate(row):
             norm[user, item] = click * sum(row) ** -user_power * max(sum(CLICKS[:, item]), 1) ** -item_power
     signals = np.random.default_rng(0).normal(size=(ITEMS, 70)).astype(np.float32)  # more than one block of columns
-    np.testing.assert_allclose(graph.blurred(torch.from_numpy(signals)).numpy(), norm.T @ norm @ signals, atol=2e-6)
-    blurred = graph.blurred_histories(sp.csr_array(signals.T))
+    np.testing.assert_allclose(graph.blur(torch.from_numpy(signals)).numpy(), norm.T @ norm @ signals, atol=2e-6)
+    blurred = graph.blur_histories(sp.csr_array(signals.T))
     np.testing.assert_allclose(blurred.numpy(), norm.T @ norm @ signals, atol=2e-6)
 
 

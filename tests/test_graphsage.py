@@ -30,7 +30,14 @@ from world import block_world
 DIMS, HIDDEN, SEED = 4, 3, 5
 ROWS = np.array([3, 0, 11, 7, 4, 7])  # examples of one batch; one comes twice
 AT = (SEED, "graphsage", 2, 1)  # seed, stage, epoch, step
-SMALL = {"dims": DIMS, "hidden": HIDDEN, "decay": DECAY, "temperature": 0.8, "users_per_item": 20, "items_per_user": 20}
+SMALL = {
+    "text_dim": DIMS,
+    "hidden": HIDDEN,
+    "decay": DECAY,
+    "temperature": 0.8,
+    "users_per_item": 20,
+    "items_per_user": 20,
+}
 WORDS = unit(Whitening.fit(TEXT, DIMS).apply(TEXT)).double().numpy()
 CLICKED = CLICKS.sum(0) > 0
 POPULARITY = np.log1p(CLICKS.sum(0))
@@ -75,7 +82,7 @@ def encoded(item: int, weights: Weights, words: Dense, warm: np.ndarray, avoid: 
 def asked(vectors: Sequence[Dense], weights: Weights, decay: float) -> Dense:
     """q W_q / temperature of a history's vectors, oldest first."""
     total = sum((decay ** (len(vectors) - 1 - place) * vector for place, vector in enumerate(vectors)), np.zeros(DIMS))
-    return unit_of(total) @ weights["turn"] / SMALL["temperature"]
+    return unit_of(total) @ weights["query_map"] / SMALL["temperature"]
 
 
 def assert_step(stage: TrainingStage, weights: Weights, expected: Callable[[], float]) -> None:

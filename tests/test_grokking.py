@@ -1,4 +1,4 @@
-"""The grokking detector on curves whose story is known."""
+"""The grokking detector on curves with known events."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def ramp(start: int, end: int, low: float = 0.0, high: float = 1.0) -> np.ndarra
     return low + (high - low) * np.clip((np.arange(LENGTH) - start) / max(end - start, 1), 0, 1)
 
 
-def shown(train: np.ndarray, valid: np.ndarray, detector: GrokkingDetector | None = None) -> tuple[list[Event], str]:
-    """Events of a run with these levels, told as losses from a chance level of 4 and metrics alike."""
+def detect(train: np.ndarray, valid: np.ndarray, detector: GrokkingDetector | None = None) -> tuple[list[Event], str]:
+    """Events and final state for these levels, given as losses (chance level 4) and as metrics."""
     detector = detector or GrokkingDetector(SCALES)
     events = []
     for place, (known, new) in enumerate(zip(train, valid, strict=True)):
-        told = ({"loss": 4 * (1 - level), "accuracy": float(level)} for level in (known, new))
-        events += detector.update(step_at(place), train=next(told), valid=next(told))
+        values = ({"loss": 4 * (1 - level), "accuracy": float(level)} for level in (known, new))
+        events += detector.update(step_at(place), train=next(values), valid=next(values))
     return events, detector.state()
 
 
@@ -44,15 +44,15 @@ def kinds(events: list[Event]) -> list[str]:
     return [event.kind for event in events]
 
 
-MEMORY = ramp(5, 20)  # of the training data
+MEMORISED = ramp(5, 20)  # training level
 
 
-# what is an event
+# events
 
 
 @pytest.mark.parametrize(("start", "end"), [(150, 170), (100, 300), (60, 390)], ids=["jump", "slow", "very slow"])
 def test_a_late_rise_is_an_event_with_its_onset(start: int, end: int) -> None:
-    events, _ = shown(MEMORY, ramp(start, end))
+    events, _ = detect(MEMORISED, ramp(start, end))
     assert kinds(events) == ["memorised", "generalising"]
     memorised, event = events
     assert step_at(15) <= memorised.onset <= step_at(25)
@@ -62,10 +62,10 @@ def test_a_late_rise_is_an_event_with_its_onset(start: int, end: int) -> None:
     assert event.confidence > 0.99
 
 
-def test_an_event_is_over_when_nothing_gets_better() -> None:
-    assert shown(MEMORY, ramp(100, 120))[1] == "settled"
-    assert shown(MEMORY, ramp(200, 398))[1] == "generalising"
-    assert shown(MEMORY, ramp(500, 600))[1] == "plateau"
+def test_an_event_settles_when_the_level_stops_rising() -> None:
+    assert detect(MEMORISED, ramp(100, 120))[1] == "settled"
+    assert detect(MEMORISED, ramp(200, 398))[1] == "generalising"
+    assert detect(MEMORISED, ramp(500, 600))[1] == "plateau"
 
 
 @pytest.mark.parametrize(
@@ -74,15 +74,15 @@ def test_an_event_is_over_when_nothing_gets_better() -> None:
         (ramp(0, 100), ramp(0, 100)),
         (ramp(0, 100), ramp(0, 130, high=0.9)),
         (ramp(0, 300, high=0.8), ramp(100, 300)),
-        (MEMORY, ramp(0, 20, high=0.5)),
-        (MEMORY, ramp(0, 15, high=0.6) - ramp(20, 100, high=0.3)),
-        (MEMORY, ramp(100, 300, high=0.05)),
-        (MEMORY, np.zeros(LENGTH)),
+        (MEMORISED, ramp(0, 20, high=0.5)),
+        (MEMORISED, ramp(0, 15, high=0.6) - ramp(20, 100, high=0.3)),
+        (MEMORISED, ramp(100, 300, high=0.05)),
+        (MEMORISED, np.zeros(LENGTH)),
     ],
     ids=["ordinary", "a little behind", "not memorised", "good at once", "overfitting", "next to nothing", "nothing"],
 )
-def test_what_is_no_event(train: np.ndarray, valid: np.ndarray) -> None:
-    assert "generalising" not in kinds(shown(train, valid)[0])
+def test_runs_without_an_event(train: np.ndarray, valid: np.ndarray) -> None:
+    assert "generalising" not in kinds(detect(train, valid)[0])
 
 
 def noises(count: int, size: float, memory: float) -> Iterator[np.ndarray]:
@@ -97,7 +97,7 @@ def noises(count: int, size: float, memory: float) -> Iterator[np.ndarray]:
 
 @pytest.mark.parametrize(("size", "memory"), [(0.01, 0.0), (0.03, 0.0), (0.02, 0.8)])
 def test_noise_on_a_plateau_is_no_event(size: float, memory: float) -> None:
-    alarms = sum("generalising" in kinds(shown(MEMORY, valid)[0]) for valid in noises(50, size, memory))
+    alarms = sum("generalising" in kinds(detect(MEMORISED, valid)[0]) for valid in noises(50, size, memory))
     assert alarms <= 1
 
 
@@ -109,38 +109,38 @@ def test_a_metric_alone_that_jumps_counts_half() -> None:
     assert kinds(events) == ["memorised"]
 
 
-# and back
+# collapse and forgetting
 
 
-def test_a_collapse_is_told_and_another_event_can_follow() -> None:
+def test_a_collapse_is_detected_and_another_event_can_follow() -> None:
     valid = ramp(100, 120) - ramp(200, 210) + ramp(300, 320)
-    events, _ = shown(MEMORY, valid)
+    events, _ = detect(MEMORISED, valid)
     assert kinds(events) == ["memorised", "generalising", "collapse", "generalising"]
     assert step_at(200) < events[2].onset <= events[2].detected <= step_at(220)
     assert events[3].detected >= step_at(300)
 
 
-def test_a_training_that_forgets_starts_again() -> None:
-    events, state = shown(MEMORY - ramp(200, 210, high=0.6), ramp(100, 120))
+def test_forgetting_the_training_data_leads_back_to_the_baseline() -> None:
+    events, state = detect(MEMORISED - ramp(200, 210, high=0.6), ramp(100, 120))
     assert kinds(events) == ["memorised", "generalising", "forgotten"]
     assert state == "baseline"
 
 
-def test_the_lift_is_what_validation_gained_and_goes_with_a_collapse() -> None:
+def test_the_lift_is_the_rise_of_validation_and_zero_after_a_collapse() -> None:
     detector = GrokkingDetector(SCALES)
-    shown(MEMORY, 0.2 + 0.5 * ramp(100, 120), detector)
+    detect(MEMORISED, 0.2 + 0.5 * ramp(100, 120), detector)
     assert detector.lift() == pytest.approx(0.5, abs=0.02)
     collapsing = GrokkingDetector(SCALES)
-    shown(MEMORY, ramp(100, 120) - ramp(200, 210), collapsing)
+    detect(MEMORISED, ramp(100, 120) - ramp(200, 210), collapsing)
     assert collapsing.lift() == 0.0
     assert GrokkingDetector().lift("graph") == 0.0
 
 
-# scales, branches, patience
+# scales, branches, waiting
 
 
-def test_a_metric_is_seen_relative_to_chance_and_to_what_is_perfect() -> None:
-    """NDCG from .01 to .07 where .12 is the best there is: an event, and next to nothing where it is 1."""
+def test_a_metric_is_scaled_from_chance_to_its_best_value() -> None:
+    """NDCG from .01 to .07 is an event if the best value is .12, and none if it is 1."""
     for perfect, expected in ((0.12, ["memorised", "generalising"]), (1.0, ["memorised"])):
         detector, events = GrokkingDetector({"ndcg@20": Scale(0.01, perfect)}), []
         for place, level in enumerate(ramp(100, 150)):
@@ -149,29 +149,29 @@ def test_a_metric_is_seen_relative_to_chance_and_to_what_is_perfect() -> None:
         assert kinds(events) == expected
 
 
-def test_a_loss_without_a_chance_level_is_seen_relative_to_its_first_value() -> None:
+def test_a_loss_without_a_chance_level_is_scaled_by_its_first_value() -> None:
     detector, events = GrokkingDetector(), []
-    for place, (known, level) in enumerate(zip(MEMORY, ramp(100, 150), strict=True)):
+    for place, (known, level) in enumerate(zip(MEMORISED, ramp(100, 150), strict=True)):
         events += detector.update(step_at(place), train={"loss": 7 * (1 - known)}, valid={"loss": 9 * (1 - level)})
     assert kinds(events) == ["memorised", "generalising"]
 
 
-def test_branches_know_nothing_of_each_other() -> None:
+def test_branches_are_independent() -> None:
     detector, found = GrokkingDetector(SCALES), {"graph": [], "text": []}
     for place in range(LENGTH):
         for branch, valid in (("graph", ramp(150, 170)), ("text", ramp(5, 20, high=0.5))):
-            train, new = {"loss": 4 * (1 - MEMORY[place])}, {"loss": 4 * (1 - valid[place])}
+            train, new = {"loss": 4 * (1 - MEMORISED[place])}, {"loss": 4 * (1 - valid[place])}
             found[branch] += detector.update(step_at(place), train=train, valid=new, branch=branch)
     assert kinds(found["graph"]) == ["memorised", "generalising"]
     assert kinds(found["text"]) == ["memorised"]
     assert {event.branch for event in found["graph"]} == {"graph"}
     assert detector.state("text") == "plateau"
-    assert detector.state("nobody") == "baseline"
+    assert detector.state("unknown") == "baseline"
 
 
-def test_evidence_tells_how_progress_measures_moved_since_memorisation() -> None:
+def test_evidence_has_the_ratio_of_progress_measures_since_memorisation() -> None:
     detector, events = GrokkingDetector(SCALES), []
-    for place, (known, level) in enumerate(zip(MEMORY, ramp(100, 120), strict=True)):
+    for place, (known, level) in enumerate(zip(MEMORISED, ramp(100, 120), strict=True)):
         values = ({"loss": 4 * (1 - each)} for each in (known, level))
         norm = {"weight_norm": 10.0 if place < 50 else 4.0}
         events += detector.update(step_at(place), train=next(values), valid=next(values), progress=norm)
@@ -180,21 +180,21 @@ def test_evidence_tells_how_progress_measures_moved_since_memorisation() -> None
     assert json.loads(json.dumps(events[1].to_json()))["kind"] == "generalising"
 
 
-def test_waiting_is_worth_it_while_something_is_memorised_and_not_generalised() -> None:
+def test_an_event_is_plausible_only_for_a_branch_that_has_memorised_and_not_generalised() -> None:
     detector = GrokkingDetector(SCALES)
     assert detector.waits_until(0.01, 0.1) is None
-    events, _ = shown(MEMORY, np.zeros(LENGTH), detector)
+    events, _ = detect(MEMORISED, np.zeros(LENGTH), detector)
     assert detector.waits_until(0.01, 0.1) == events[0].onset + 5 / (0.01 * 0.1)
     assert detector.waits_until(0.01, 0.0) is None
-    shown_to_the_end = GrokkingDetector(SCALES)
-    shown(MEMORY, ramp(100, 120), shown_to_the_end)
-    assert shown_to_the_end.waits_until(0.01, 0.1) is None
+    after_event = GrokkingDetector(SCALES)
+    detect(MEMORISED, ramp(100, 120), after_event)
+    assert after_event.waits_until(0.01, 0.1) is None
 
 
-# what it keeps, what it refuses
+# memory and errors
 
 
-def test_it_keeps_no_more_after_many_updates_than_after_few() -> None:
+def test_memory_does_not_grow_with_the_number_of_updates() -> None:
     detector, sizes = GrokkingDetector(SCALES), []
     for place in range(20_000):
         detector.update(place, train={"loss": 0.0}, valid={"loss": 4.0 + 0.1 * math.sin(place)})
@@ -203,12 +203,12 @@ def test_it_keeps_no_more_after_many_updates_than_after_few() -> None:
     assert abs(sizes[1] - sizes[0]) < 64
 
 
-def test_what_is_not_finite_counts_as_knowing_nothing() -> None:
-    events, _ = shown(MEMORY, np.where(np.arange(LENGTH) < 200, np.nan, 0.0))
+def test_values_that_are_not_finite_count_as_chance_level() -> None:
+    events, _ = detect(MEMORISED, np.where(np.arange(LENGTH) < 200, np.nan, 0.0))
     assert kinds(events) == ["memorised"]
 
 
-def test_steps_must_rise_and_something_must_be_told() -> None:
+def test_steps_must_rise_and_values_must_be_given() -> None:
     detector = GrokkingDetector()
     detector.update(5, train={"loss": 1.0}, valid={"loss": 1.0})
     with pytest.raises(ValueError, match="steps must rise: 5 after 5"):
@@ -218,12 +218,12 @@ def test_steps_must_rise_and_something_must_be_told() -> None:
             detector.update(6, train=train, valid=valid)
 
 
-# beside a Hugging Face Trainer
+# Hugging Face Trainer
 
 
 def test_the_callback_follows_a_trainer(tmp_path: Path) -> None:
-    told: list[Event] = []
-    callback = GrokkingCallback(GrokkingDetector(SCALES), metrics=["accuracy"], tell=told.append)
+    received: list[Event] = []
+    callback = GrokkingCallback(GrokkingDetector(SCALES), metrics=["accuracy"], on_event=received.append)
     model, data = torch.nn.Linear(2, 1), [{"x": torch.ones(2), "labels": torch.zeros(1)}] * 8
 
     class Toy(torch.nn.Module):
@@ -244,11 +244,11 @@ def test_the_callback_follows_a_trainer(tmp_path: Path) -> None:
         compute_metrics=lambda _: {"accuracy": 0.1},
     ).train()  # fmt: skip
     assert kinds(callback.events) == ["memorised"]
-    assert told == callback.events
+    assert received == callback.events
     assert callback.detector.state() in ("memorised", "plateau")
 
 
-def test_evaluations_before_the_first_training_loss_are_passed_over() -> None:
+def test_evaluations_before_the_first_training_loss_are_skipped() -> None:
     callback = GrokkingCallback(metrics=["accuracy"])
     state = SimpleNamespace(global_step=0)
     callback.on_evaluate(None, state, None, metrics={"eval_loss": 1.0, "eval_accuracy": 0.5})

@@ -31,7 +31,7 @@ from graphllmrec.train.checkpoint import Checkpoints
 from tiny import DIM, ITEMS, SPLIT, TEXT, USERS, Notes
 
 SMALL: dict[str, Any] = {
-    "settings": {"sign": {"epochs": 2, "dims": 4, "hidden": 8, "batch_size": 8, "min_steps": 0, "warmup": 0}},
+    "settings": {"sign": {"epochs": 2, "text_dim": 4, "hidden": 8, "batch_size": 8, "min_steps": 0, "warmup": 0}},
     "gate": {"epochs": 2, "min_steps": 0, "batch_size": 4},
 }
 EXPERTS = ("sign", "item-knn", "transitions", "text-knn")
@@ -117,7 +117,7 @@ def weight(model: Any, item: int, expert: int, asked: Dense | None = None) -> fl
     """w_e(q, i); for the average query without `asked`."""
     gate = {name: value.double().numpy() for name, value in model.gate.state_dict().items()}
     features = item_features(model)
-    inner = contexts_of(item) @ gate["log_weight"][:, expert] + gate["moved"][expert]
+    inner = contexts_of(item) @ gate["log_weight"][:, expert] + gate["shift"][expert]
     inner += (features[item] - features.mean(0)) @ gate["item_slope"][:, expert]
     return math.exp(inner + (asked @ gate["query_slope"][:, expert] if asked is not None else 0.0))
 
@@ -137,14 +137,14 @@ def contexts_of(item: int) -> Dense:
 
 
 @pytest.mark.parametrize("queries", [KNOWN, STRANGER], ids=["known", "stranger"])
-def test_a_score_is_the_sum_of_weighted_z_scores_and_the_prior(queries: Queries) -> None:
+def test_a_score_is_the_sum_of_weighted_z_scores_and_the_bias(queries: Queries) -> None:
     model = stir(tiny_hybrid())
     asked, experts = asked_features(model, queries) - model.query_centre.double().numpy(), zscores(model, queries)
-    found, prior = model.scores(queries), model.gate.prior.detach().double().numpy()
+    found, bias = model.scores(queries), model.gate.context_bias.detach().double().numpy()
     for item in range(ITEMS):
         for query in range(len(queries)):
             parts = [weight(model, item, e, asked[query]) * experts[e][query, item] for e in range(len(EXPERTS))]
-            expected = sum(parts) + float(contexts_of(item) @ prior)
+            expected = sum(parts) + float(contexts_of(item) @ bias)
             assert float(found[query, item]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
@@ -158,20 +158,20 @@ def test_gamma_is_the_share_of_the_text_experts_and_contexts_those_of_the_clicks
 
 
 @torch.no_grad()
-def test_a_new_item_is_scored_by_a_prior_and_weights_of_its_own() -> None:
+def test_a_new_item_is_scored_by_a_bias_and_weights_of_its_own() -> None:
     model = stir(tiny_hybrid())
     model.add_items(TextVectors(TEXT.vectors[[0]], TEXT.present[[0]], (TEXTS[0],)))
     new, clicked = [UNCLICKED, ITEMS], [item for item in range(ITEMS) if item != UNCLICKED]
     (parts, _), before = model._parts(KNOWN), model.scores(KNOWN)
-    model.gate.prior[0] += 0.7
+    model.gate.context_bias[0] += 0.7
     model.gate.log_weight[0] += torch.tensor([math.log(2), 0.0, -1.0, math.log(3)])
     after = model.scores(KNOWN)
     assert torch.equal(after[:, clicked], before[:, clicked])
     for item in new:
         expected = 2 * parts[0, :, item] + parts[1, :, item] + math.exp(-1) * parts[2, :, item] + 3 * parts[3, :, item]
-        expected += model.gate.prior[0]
+        expected += model.gate.context_bias[0]
         torch.testing.assert_close(after[:, item], expected, rtol=1e-5, atol=1e-5)
-    for parameter in (model.gate.prior, model.gate.log_weight):
+    for parameter in (model.gate.context_bias, model.gate.log_weight):
         parameter[1:] += 1  # what is said of clicked items does not concern it
     assert torch.equal(model.scores(KNOWN)[:, new], after[:, new])
     assert model.explain(STRANGER, ITEMS).context == {"new": 1} | dict.fromkeys(CONTEXTS[1:], 0)
@@ -222,11 +222,11 @@ def test_a_branch_is_scored_alone_by_its_static_weights() -> None:
         model.branch_scores(KNOWN, "clicks")
 
 
-def test_a_moved_prior_shifts_weight_between_the_branches() -> None:
+def test_a_shift_moves_weight_between_the_branches() -> None:
     model = tiny_hybrid()
     before, _ = model.gate_values()
     share = model.explain(STRANGER, 0).shares["text"]
-    model.gate.moved[WORDS] += math.log(3)
+    model.gate.shift[WORDS] += math.log(3)
     after, _ = model.gate_values()
     torch.testing.assert_close(after, 3 * before / (1 + 2 * before), rtol=1e-5, atol=1e-6)
     assert model.explain(STRANGER, 0).shares["text"] == pytest.approx(3 * share, rel=1e-5)
@@ -277,8 +277,8 @@ def test_agreement_is_the_cosine_with_the_text_of_co_clicked_items() -> None:
 
 
 def test_words_are_counted_where_texts_are_at_hand() -> None:
-    assert stored("gate").words.tolist() == [0 if item == SILENT else item + 1 for item in range(ITEMS)]
-    assert hybrid._word_counts(TEXT).tolist() == [float(item != SILENT) for item in range(ITEMS)]
+    assert stored("gate").num_words.tolist() == [0 if item == SILENT else item + 1 for item in range(ITEMS)]
+    assert hybrid._count_words(TEXT).tolist() == [float(item != SILENT) for item in range(ITEMS)]
 
 
 # without something
@@ -388,7 +388,7 @@ class Log(SilentLogger):
 
 def test_a_gate_that_is_worse_for_users_it_has_not_seen_is_not_kept() -> None:
     log = Log()
-    wild = SMALL["gate"] | {"learning_rate": 10.0, "prior": 0.0, "cold_budget": 0.0}
+    wild = SMALL["gate"] | {"learning_rate": 10.0, "l2": 0.0, "cold_budget": 0.0}
     model = fit(replace(TASK, logger=log), gate=wild)
     [said] = log.of("gate-or-static")
     assert said["gate"] < said["static"]
@@ -400,11 +400,11 @@ def test_a_gate_that_is_worse_for_users_it_has_not_seen_is_not_kept() -> None:
 
 def test_a_gate_that_is_better_is_fitted_from_the_static_weights(keeps: None) -> None:
     log = Log()
-    model = fit(replace(TASK, logger=log), gate=SMALL["gate"] | {"prior": 1e6, "cold_budget": 0.0})
+    model = fit(replace(TASK, logger=log), gate=SMALL["gate"] | {"l2": 1e6, "cold_budget": 0.0})
     assert log.of("gate-or-static")[0]["kept"]
     assert "train gate" in log.trained
     assert float((model.scores(KNOWN) - stored("static").scores(KNOWN)).abs().max()) > 0
-    free = fit(gate=SMALL["gate"] | {"prior": 0.0, "cold_budget": 0.0})
+    free = fit(gate=SMALL["gate"] | {"l2": 0.0, "cold_budget": 0.0})
 
     start = stored("static").gate.log_weight.detach().clamp_min(math.log(LEARNABLE))
 
@@ -424,7 +424,7 @@ def test_cold_and_new_items_are_lifted_where_the_gate_is_not_kept() -> None:
     assert said["new"]["targets"] == (CUT.valid.item == UNCLICKED).sum() > 0
     assert said["cold"]["tried"]["0.0"] == pytest.approx(log.of("gate-or-static")[0]["static"])
     cold, new = said["cold"]["lift"], said["new"]["lift"]
-    assert model.gate.prior.tolist() == [new, cold, cold, 0, 0] == [5, 5, 5, 0, 0]
+    assert model.gate.context_bias.tolist() == [new, cold, cold, 0, 0] == [5, 5, 5, 0, 0]
 
 
 def test_cold_and_new_items_are_lifted_where_the_gate_is_kept(keeps: None) -> None:
@@ -436,7 +436,7 @@ def test_cold_and_new_items_are_lifted_where_the_gate_is_kept(keeps: None) -> No
     unlifted = fit(gate=SMALL["gate"] | {"cold_budget": 0.0})
     cold, new = said["cold"]["lift"], said["new"]["lift"]
     assert cold == new == 5
-    moved = (model.gate.prior - unlifted.gate.prior).detach()
+    moved = (model.gate.context_bias - unlifted.gate.context_bias).detach()
     torch.testing.assert_close(moved, torch.tensor([new, cold, cold, 0, 0]), rtol=1e-6, atol=1e-6)
 
 
@@ -448,7 +448,7 @@ def test_new_items_are_not_lifted_where_validation_has_none() -> None:
     [said] = log.of("cold-lift")
     assert not log.of("gate-or-static")[0]["kept"]
     assert (said["new"]["lift"], said["new"]["targets"], len(said["new"]["tried"])) == (0, 0, 1)
-    assert model.gate.prior.tolist() == [0, said["cold"]["lift"], said["cold"]["lift"], 0, 0]
+    assert model.gate.context_bias.tolist() == [0, said["cold"]["lift"], said["cold"]["lift"], 0, 0]
     assert said["cold"]["lift"] > 0
 
 
@@ -498,7 +498,7 @@ def test_the_log_tells_with_every_epoch_how_much_the_text_counts_in_every_contex
     "other",
     [
         {"settings": {"sign": SMALL["settings"]["sign"] | {"temperature": 0.5}}},
-        {"settings": SMALL["settings"] | {"text-knn": {"dims": 2}}},
+        {"settings": SMALL["settings"] | {"text-knn": {"text_dim": 2}}},
         {"settings": SMALL["settings"] | {"transitions": {"window": 1}}},
         {"settings": SMALL["settings"] | {"item-knn": {"neighbours": 1}}},
         {"gate": SMALL["gate"] | {"cold_degree": 1.0}},

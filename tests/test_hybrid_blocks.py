@@ -87,7 +87,7 @@ def test_the_gate_shuts_where_text_misleads() -> None:
     )
 
 
-@pytest.mark.parametrize("graph", [["lightgcn", "transitions"], ["graphsage"]])
+@pytest.mark.parametrize("graph", [["lightgcn-history", "transitions"], ["graphsage"]])
 def test_other_models_can_be_the_graph_branch(graph: list[str]) -> None:
     small = {"epochs": 10, "batch_size": 64}
     model = build("hybrid", {"graph": graph, "settings": {graph[0]: small}})

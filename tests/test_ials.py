@@ -13,7 +13,7 @@ import torch
 from graphllmrec.data.tables import Histories, Interactions
 from graphllmrec.errors import RecipeError
 from graphllmrec.models.baselines import ials
-from graphllmrec.models.baselines.ials import L2, UNTUNED_L2, IALSConfig, solved, turned
+from graphllmrec.models.baselines.ials import L2, UNTUNED_L2, IALSConfig, rotate, solve_rows
 from graphllmrec.models.registry import build
 from graphllmrec.protocol import Queries, SilentLogger, Task
 from tiny import CLICKS, ITEMS, QUERIES, QUERY, SPLIT, TASK, USERS, fitted
@@ -50,8 +50,8 @@ def wide() -> np.ndarray:
 def test_a_half_sweep_solves_the_normal_equations(dim: int, settings: dict[str, float]) -> None:
     config, clicks, vectors = IALSConfig(**settings), wide(), RANDOM.normal(size=(40, dim)) * 0.3
     expected = normal_equations(clicks, vectors, config)
-    rotated, spectrum = turned(torch.from_numpy(vectors))
-    found = solved(sp.csr_array(clicks), rotated, spectrum, config, 40)
+    rotated, spectrum = rotate(torch.from_numpy(vectors))
+    found = solve_rows(sp.csr_array(clicks), rotated, spectrum, config, 40)
     assert found.dtype == torch.float64
     scores = found @ rotated.T  # the same in every basis
     torch.testing.assert_close(scores, torch.from_numpy(expected @ vectors.T), rtol=1e-6, atol=1e-9)
@@ -60,15 +60,15 @@ def test_a_half_sweep_solves_the_normal_equations(dim: int, settings: dict[str, 
 
 def test_batches_of_one_system_give_what_large_ones_give(monkeypatch: pytest.MonkeyPatch) -> None:
     clicks = sp.csr_array(wide())
-    rotated, spectrum = turned(torch.from_numpy(RANDOM.normal(size=(40, 16))))
-    whole = solved(clicks, rotated, spectrum, IALSConfig(), 40)
+    rotated, spectrum = rotate(torch.from_numpy(RANDOM.normal(size=(40, 16))))
+    whole = solve_rows(clicks, rotated, spectrum, IALSConfig(), 40)
     monkeypatch.setattr(ials, "_BLOCK", 1)
-    torch.testing.assert_close(solved(clicks, rotated, spectrum, IALSConfig(), 40), whole, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(solve_rows(clicks, rotated, spectrum, IALSConfig(), 40), whole, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dim", [3, 6])
 def test_sweeps_from_the_same_start_are_the_loops(dim: int) -> None:
-    settings = {"dim": dim, "unobserved": 0.2, "l2": 0.05, "frequency": 0.8}
+    settings = {"embedding_dim": dim, "unobserved": 0.2, "l2": 0.05, "frequency": 0.8}
     start = fitted("ials", sweeps=1, **settings)
     users = normal_equations(CLICKS, start.items.double().numpy(), start.config)
     items = normal_equations(CLICKS.T, users, start.config)  # the second sweep
@@ -79,7 +79,7 @@ def test_sweeps_from_the_same_start_are_the_loops(dim: int) -> None:
 
 def test_a_sweep_lowers_the_papers_loss() -> None:
     def loss(sweeps: int) -> float:
-        model = fitted("ials", dim=4, sweeps=sweeps, l2=0.01)
+        model = fitted("ials", embedding_dim=4, sweeps=sweeps, l2=0.01)
         items = model.items.double().numpy()
         users = normal_equations(CLICKS, items, model.config)
         scores, total = users @ items.T, 0.0
@@ -97,7 +97,7 @@ def test_a_sweep_lowers_the_papers_loss() -> None:
 
 
 def test_strangers_are_folded_in_like_users_and_order_and_repeats_do_not_count() -> None:
-    model = fitted("ials", dim=4)
+    model = fitted("ials", embedding_dim=4)
     expected = np.zeros((len(QUERY), ITEMS))
     for row, history in enumerate(QUERY):
         expected[row, history] = 1.0
@@ -113,13 +113,13 @@ def test_strangers_are_folded_in_like_users_and_order_and_repeats_do_not_count()
 def test_a_repeated_click_of_the_training_part_counts_once() -> None:
     train = SPLIT.train
     twice = Interactions.sort(np.tile(train.user, 2), np.tile(train.item, 2))
-    model = fitted("ials", Task(replace(SPLIT, train=twice)), dim=4)
-    assert torch.equal(model.items, fitted("ials", dim=4).items)
+    model = fitted("ials", Task(replace(SPLIT, train=twice)), embedding_dim=4)
+    assert torch.equal(model.items, fitted("ials", embedding_dim=4).items)
 
 
 def test_items_without_clicks_are_zero_and_added_ones_change_nothing() -> None:
     train = SPLIT.train.where(SPLIT.train.item != 5)
-    model = fitted("ials", Task(replace(SPLIT, train=train)), dim=4)
+    model = fitted("ials", Task(replace(SPLIT, train=train)), embedding_dim=4)
     assert not model.items[5].any()
     before = model.scores(QUERIES)
     model.add_items(TASK.text)
@@ -142,15 +142,15 @@ def test_the_seed_decides_the_start_and_progress_is_told() -> None:
             self.told.append(steps)
 
     bar = Bar()
-    first = fitted("ials", replace(TASK, logger=bar), dim=4, sweeps=3)
+    first = fitted("ials", replace(TASK, logger=bar), embedding_dim=4, sweeps=3)
     assert bar.told == [("ials", 3), 1, 1, 1]
-    assert torch.equal(first.items, fitted("ials", dim=4, sweeps=3).items)
-    assert not torch.equal(first.items, fitted("ials", replace(TASK, seed=1), dim=4, sweeps=3).items)
+    assert torch.equal(first.items, fitted("ials", embedding_dim=4, sweeps=3).items)
+    assert not torch.equal(first.items, fitted("ials", replace(TASK, seed=1), embedding_dim=4, sweeps=3).items)
 
 
 def test_a_penalty_too_small_for_float32_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"model\.l2: 1e-15 is too small for this data.*raise it"):
-        fitted("ials", dim=4, l2=1e-15, unobserved=1e-9, start=100.0)
+        fitted("ials", embedding_dim=4, l2=1e-15, unobserved=1e-9, init_scale=100.0)
 
 
 def test_a_tuned_penalty_is_the_best_of_those_tried_and_is_kept() -> None:
@@ -161,12 +161,12 @@ def test_a_tuned_penalty_is_the_best_of_those_tried_and_is_kept() -> None:
             logged[event] = values
 
     world = block_world()
-    model = fitted("ials", Task(world.split, logger=Notes()), dim=8, sweeps=3, l2="tune")
+    model = fitted("ials", Task(world.split, logger=Notes()), embedding_dim=8, sweeps=3, l2="tune")
     event = logged["l2-tuned"]
     assert list(event["tried"]) == [str(l2) for l2 in L2]
     best = max(L2, key=lambda l2: event["tried"][str(l2)])
     assert event["l2"] == best
-    alone = fitted("ials", Task(world.split), dim=8, sweeps=3, l2=best)
+    alone = fitted("ials", Task(world.split), embedding_dim=8, sweeps=3, l2=best)
     queries = Queries.of(world.split.known("test"), np.arange(10))
     assert torch.equal(model.scores(queries), alone.scores(queries))
     again = build("ials", model.config.model_dump())
@@ -176,5 +176,5 @@ def test_a_tuned_penalty_is_the_best_of_those_tried_and_is_kept() -> None:
 
 def test_without_validation_the_usual_penalty_is_taken() -> None:
     nobody = replace(SPLIT, valid=SPLIT.valid.where(np.zeros(len(SPLIT.valid), dtype=bool)))
-    tuned, usual = (fitted("ials", Task(nobody), dim=4, l2=l2) for l2 in ("tune", UNTUNED_L2))
+    tuned, usual = (fitted("ials", Task(nobody), embedding_dim=4, l2=l2) for l2 in ("tune", UNTUNED_L2))
     assert torch.equal(tuned.item_vectors(), usual.item_vectors())

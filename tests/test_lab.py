@@ -1,8 +1,9 @@
-"""The grokking lab: what counts as an event, how rules are judged, and real small trainings."""
+"""The grokking lab: ground truth, scores of rules, and real small training runs."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from graphllmrec.cli import app
 from graphllmrec.errors import CheckpointError
 from graphllmrec.grokking.lab import runner
 from graphllmrec.grokking.lab.collection import PARTS, Run, collection
-from graphllmrec.grokking.lab.engine import POINTS, Problem, Training, effective_rank, follow
-from graphllmrec.grokking.lab.protocol import Judged, compare, outcome, score
-from graphllmrec.grokking.lab.rules import RULES, watch
+from graphllmrec.grokking.lab.engine import POINTS, Problem, Training, effective_rank, train_problem
+from graphllmrec.grokking.lab.protocol import ScoredRun, compare, outcome, score
+from graphllmrec.grokking.lab.rules import RULES, observe
 from graphllmrec.grokking.lab.tasks import completion, modular, parity, sparse, tastes, teacher
 from graphllmrec.grokking.lab.trajectory import CURVES, Trajectory, read_trajectories, write_trajectories
-from graphllmrec.grokking.lab.truth import Truth, levels, truth_of
+from graphllmrec.grokking.lab.truth import Truth, find_truth, levels
 
 LENGTH, EVERY = 400, 10
 
@@ -30,8 +31,8 @@ def ramp(start: float, end: float, high: float = 1.0) -> np.ndarray:
     return high * np.clip((np.arange(LENGTH) - start) / (end - start), 0, 1)
 
 
-def run_of(train: np.ndarray, valid: np.ndarray) -> Trajectory:
-    """A run whose levels are these: losses from a chance level of 3, accuracies from one of .2."""
+def build_run(train: np.ndarray, valid: np.ndarray) -> Trajectory:
+    """A run with these levels: losses with chance level 3, accuracies with chance level .2."""
     curves = {f"{part}_loss": 3 * (1 - level) for part, level in (("train", train), ("valid", valid))}
     curves |= {f"{part}_metric": 0.2 + 0.8 * level for part, level in (("train", train), ("valid", valid))}
     flat = np.ones(LENGTH)
@@ -42,11 +43,11 @@ def run_of(train: np.ndarray, valid: np.ndarray) -> Trajectory:
 MEMORY = ramp(0, 20)  # reaches .9 at 18
 
 
-# what counts
+# ground truth
 
 
 def test_a_late_rise_is_an_event_with_the_steps_of_the_definition() -> None:
-    truth = truth_of(run_of(MEMORY, ramp(100, 200, high=0.8)))
+    truth = find_truth(build_run(MEMORY, ramp(100, 200, high=0.8)))
     assert (truth.label, truth.memorised, truth.collapse) == ("event", 180, None)
     assert truth.rise == pytest.approx(0.8)
     assert truth.onset == 1090  # the last point below a tenth of the rise, reached at 1,100
@@ -66,25 +67,25 @@ def test_a_late_rise_is_an_event_with_the_steps_of_the_definition() -> None:
         (MEMORY - ramp(100, 110, high=0.2), ramp(100, 200), "unclear"),  # not memorised any more
     ],
 )
-def test_what_is_an_event_what_is_none_and_what_is_unclear(train: np.ndarray, valid: np.ndarray, label: str) -> None:
-    assert truth_of(run_of(train, valid)).label == label
+def test_the_label_is_event_none_or_unclear(train: np.ndarray, valid: np.ndarray, label: str) -> None:
+    assert find_truth(build_run(train, valid)).label == label
 
 
 def test_a_collapse_is_a_fall_below_half_of_the_rise_that_lasts() -> None:
     falls = ramp(100, 200) - ramp(300, 320)
-    assert truth_of(run_of(MEMORY, falls)).collapse == 3110  # the first point below a half
+    assert find_truth(build_run(MEMORY, falls)).collapse == 3110  # the first point below a half
     blip = ramp(100, 200) - 0.9 * ((np.arange(LENGTH) >= 300) & (np.arange(LENGTH) < 310))
-    assert truth_of(run_of(MEMORY, blip)).collapse is None
+    assert find_truth(build_run(MEMORY, blip)).collapse is None
 
 
 def test_levels_are_the_mean_of_loss_and_metric_between_chance_and_perfect() -> None:
-    run = run_of(MEMORY, ramp(100, 200))
+    run = build_run(MEMORY, ramp(100, 200))
     np.testing.assert_allclose(levels(run, "valid"), ramp(100, 200), atol=1e-12)
-    worse = run_of(MEMORY, ramp(100, 200) - 0.5)  # below chance is chance
+    worse = build_run(MEMORY, ramp(100, 200) - 0.5)  # below chance is chance
     np.testing.assert_allclose(levels(worse, "valid"), np.maximum(ramp(100, 200) - 0.5, 0), atol=1e-12)
 
 
-# how rules are judged
+# scores of rules
 
 EVENT = Truth("event", memorised=100, onset=900, event=1100)
 
@@ -102,7 +103,7 @@ def test_outcomes(truth: Truth, detected: int | None, expected: str) -> None:
 
 
 def test_a_score_counts_hits_alarms_and_delays() -> None:
-    runs = [run_of(MEMORY, ramp(100, 200)) for _ in range(6)]
+    runs = [build_run(MEMORY, ramp(100, 200)) for _ in range(6)]
     truths = [EVENT, EVENT, EVENT, Truth("none"), Truth("none"), Truth("unclear")]
     answers = iter([950, 500, None, None, 10, 10])
     found = score(lambda _run, _threshold: next(answers), 0.0, runs, truths)
@@ -112,10 +113,10 @@ def test_a_score_counts_hits_alarms_and_delays() -> None:
     assert found.alarms_per_run == pytest.approx(2 / 5)
 
 
-def test_thresholds_are_chosen_on_the_first_part_and_judged_on_the_second() -> None:
+def test_thresholds_are_chosen_on_the_first_part_and_scored_on_the_second() -> None:
     [some, *_] = collection("build")
-    build = [Judged.of(some, run_of(MEMORY, valid)) for valid in (ramp(100, 200), ramp(100, 200, high=0.09))]
-    held_out = [Judged.of(some, run_of(MEMORY, valid)) for valid in (ramp(150, 220), ramp(100, 200, high=0.04))]
+    build = [ScoredRun.of(some, build_run(MEMORY, valid)) for valid in (ramp(100, 200), ramp(100, 200, high=0.09))]
+    held_out = [ScoredRun.of(some, build_run(MEMORY, valid)) for valid in (ramp(150, 220), ramp(100, 200, high=0.04))]
     table = compare({"build": build, "held-out": held_out})
     assert set(table) == set(RULES)
     for name in ("detector", "points, tuned", "gap"):
@@ -125,19 +126,19 @@ def test_thresholds_are_chosen_on_the_first_part_and_judged_on_the_second() -> N
     assert table["+2 points"].parts["build"].false_alarms == 1
 
 
-# real trainings
+# real training runs
 
 
-def test_low_rank_matrices_come_late_with_weight_decay_and_never_without() -> None:
+def test_matrix_completion_generalises_late_with_weight_decay_and_never_without() -> None:
     settings: dict[str, Any] = {"n": 20, "share": 0.6, "start": 3.0}
     late = completion(0, Training(1600, 0.03, 0.1, "sgd"), **settings)
     never = completion(0, Training(1600, 0.03, 0.0, "sgd"), **settings)
-    truth = truth_of(late)
-    assert (truth.label, truth_of(never).label) == ("event", "none")
-    assert truth_of(never).memorised is not None
-    found = [event for event in watch(late).events if event.kind == "generalising"]
+    truth = find_truth(late)
+    assert (truth.label, find_truth(never).label) == ("event", "none")
+    assert find_truth(never).memorised is not None
+    found = [event for event in observe(late).events if event.kind == "generalising"]
     assert outcome(truth, found[0].detected) == "hit"
-    assert watch(never).states[-1] == "plateau"
+    assert observe(never).states[-1] == "plateau"
     assert late.curves["effective_rank"][-1] < 4 < late.curves["effective_rank"][0]
 
 
@@ -176,21 +177,21 @@ def line(weight: torch.Tensor) -> Problem:
 
 
 def test_a_trajectory_has_points_evenly_spaced_from_the_start() -> None:
-    run = follow("line", 0, {}, line(torch.ones(2, 2, requires_grad=True)), Training(4 * POINTS, 1e-3))
+    run = train_problem("line", 0, {}, line(torch.ones(2, 2, requires_grad=True)), Training(4 * POINTS, 1e-3))
     assert run.step.tolist() == list(range(0, 4 * POINTS + 1, 4))
     assert run.curves["gradient_norm"][0] == pytest.approx(2.0)
     assert run.curves["weight_norm"][0] == pytest.approx(2.0)
 
 
-def test_step_sizes_drop_to_a_tenth_where_they_shall() -> None:
+def test_the_step_size_drops_to_a_tenth() -> None:
     weight = torch.zeros(1, 1, requires_grad=True)
-    follow("line", 0, {}, line(weight), Training(10, 0.1, optimizer="sgd", drops=(0.5,)))
+    train_problem("line", 0, {}, line(weight), Training(10, 0.1, optimizer="sgd", drops=(0.5,)))
     assert float(weight.detach()) == pytest.approx(-(5 * 0.1 + 6 * 0.01))
 
 
-def test_orthograd_steps_across_the_weights_at_full_length() -> None:
+def test_orthograd_steps_are_orthogonal_to_the_weights_at_full_length() -> None:
     weight = torch.tensor([[3.0, 4.0]], requires_grad=True)
-    follow("line", 0, {}, line(weight), Training(0, 1.0, optimizer="sgd", orthograd=True))
+    train_problem("line", 0, {}, line(weight), Training(0, 1.0, optimizer="sgd", orthograd=True))
     step = weight.detach() - torch.tensor([[3.0, 4.0]])
     assert float((step * torch.tensor([[3.0, 4.0]])).sum()) == pytest.approx(0.0, abs=1e-5)
     assert float(step.norm()) == pytest.approx(2**0.5, abs=1e-5)
@@ -208,7 +209,7 @@ def test_the_effective_rank_counts_equal_singular_values() -> None:
 
 
 def test_trajectories_are_kept_in_single_precision(tmp_path: Path) -> None:
-    runs = [run_of(MEMORY, ramp(100, 200)), completion(3, Training(30, 0.01, 0.1, "sgd"), n=6)]
+    runs = [build_run(MEMORY, ramp(100, 200)), completion(3, Training(30, 0.01, 0.1, "sgd"), n=6)]
     write_trajectories(tmp_path / "runs.parquet", runs)
     for run, read in zip(runs, read_trajectories(tmp_path / "runs.parquet"), strict=True):
         assert (read.task, read.seed, read.settings, read.name) == (run.task, run.seed, run.settings, run.name)
@@ -245,7 +246,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     return runs("build")
 
 
-def test_the_lab_makes_runs_judges_rules_and_draws(few: list[Run], tmp_path: Path) -> None:
+def test_the_lab_trains_runs_scores_rules_and_draws(few: list[Run], tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["grok-lab", "--all", "--out", str(tmp_path / "lab"), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
@@ -254,34 +255,33 @@ def test_the_lab_makes_runs_judges_rules_and_draws(few: list[Run], tmp_path: Pat
     assert found["rules"]["detector"]["held-out"]["recall"] == 1.0
     page = (tmp_path / "lab" / "index.html").read_text()
     assert page.count("<svg") == 6  # one run of every part and kind
-    assert "generalising" in page
+    assert page.count(">generalising</text>") == 3  # an event of every run that comes late
+    assert not re.search(r"<script|(src|href)=['\"]?https?:", page)
     kept = read_trajectories(tmp_path / "lab" / "trajectories-all-held-out.parquet")
     assert [run.seed for run in kept] == [1, 11, 1]
     assert len(json.loads((tmp_path / "lab" / "lab.json").read_text())["runs"]) == 9
 
 
-def test_runs_that_are_there_are_not_made_again(
-    few: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_existing_runs_are_not_trained_again(few: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = CliRunner().invoke(app, ["grok-lab", "--out", str(tmp_path)])
     assert "2 runs: 1 hit, 1 quiet. Open" in first.stdout
-    monkeypatch.setattr(Run, "make", lambda _: pytest.fail("made again"))
+    monkeypatch.setattr(Run, "train", lambda _: pytest.fail("trained again"))
     again = CliRunner().invoke(app, ["grok-lab", "--out", str(tmp_path)])
     assert again.exit_code == 0
     assert again.stdout == first.stdout
 
 
 def test_a_folder_with_other_runs_is_refused(few: list[Run], tmp_path: Path) -> None:
-    write_trajectories(tmp_path / "trajectories-quick-build.parquet", [run_of(MEMORY, MEMORY)] * 2)
+    write_trajectories(tmp_path / "trajectories-quick-build.parquet", [build_run(MEMORY, MEMORY)] * 2)
     result = CliRunner().invoke(app, ["grok-lab", "--out", str(tmp_path)])
     assert result.exit_code == 2
     assert "holds other runs" in result.stderr
 
 
-def test_judging_without_ruptures_says_what_to_install_before_anything_is_trained(
+def test_scoring_without_ruptures_names_the_package_before_training(
     few: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Run, "make", lambda _: pytest.fail("trained"))
+    monkeypatch.setattr(Run, "train", lambda _: pytest.fail("trained"))
     monkeypatch.setitem(sys.modules, "ruptures", None)
     result = CliRunner().invoke(app, ["grok-lab", "--all", "--out", str(tmp_path / "lab")])
     assert result.exit_code == 2
@@ -289,15 +289,15 @@ def test_judging_without_ruptures_says_what_to_install_before_anything_is_traine
 
 
 def test_a_score_without_events_has_no_recall_and_no_delay() -> None:
-    found = score(lambda _run, _threshold: None, 0.0, [run_of(MEMORY, MEMORY)], [Truth("none")])
+    found = score(lambda _run, _threshold: None, 0.0, [build_run(MEMORY, MEMORY)], [Truth("none")])
     assert (found.recall, found.delay, found.alarms_per_run) == (None, None, 0)
 
 
 @pytest.mark.parametrize("part", ["held-out", "new task"])
-def test_the_detector_keeps_its_promise_on_runs_it_was_not_built_on(part: Any) -> None:
+def test_the_detector_reaches_its_published_figures_on_runs_not_used_to_build_it(part: Any) -> None:
     folder = Path(__file__).parents[1] / "benchmarks" / "results" / "grok-lab"
     made = read_trajectories(folder / f"trajectories-all-{part.replace(' ', '-')}.parquet")
-    runs = [Judged.of(run, each) for run, each in zip(collection(part), made, strict=True)]
+    runs = [ScoredRun.of(run, each) for run, each in zip(collection(part), made, strict=True)]
     rule, _ = RULES["detector"]
     found = score(rule, 0.0, made, [each.truth for each in runs])
     assert found.recall is not None

@@ -1,9 +1,10 @@
-"""The fusion experiment of the lab, small: what is compared, how, and what must not change."""
+"""The fusion experiment of the lab at small size: variants, paired tests, and runs without an event."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,33 @@ from typer.testing import CliRunner
 
 from graphllmrec.cli import app
 from graphllmrec.grokking.lab import fusion
-from graphllmrec.grokking.lab.fusion import STATIC, Course, Quiet, compare_courses, courses, follow, quiet
+from graphllmrec.grokking.lab.fusion import (
+    STATIC,
+    Curves,
+    NoEventRun,
+    compare_variants,
+    train_fusion,
+    train_no_event,
+    train_variants,
+)
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred steps of a tenth of the items."""
-    for name, value in (("_STEPS", 100), ("_EVERY", 20), ("_USERS", 16), ("_CLICKED", 12), ("_NEW", 4), ("_DIMS", 8)):
+    for name, value in (
+        ("_STEPS", 100),
+        ("_EVERY", 20),
+        ("_USERS", 16),
+        ("_CLICKED", 12),
+        ("_NEW", 4),
+        ("_EMBEDDING_DIM", 8),
+    ):
         monkeypatch.setattr(fusion, name, value)
 
 
-def test_a_course_is_a_function_of_its_seed_and_has_a_point_per_measurement() -> None:
-    first, again, other = follow(1), follow(1), follow(2)
+def test_curves_are_a_function_of_the_seed_and_have_a_point_per_measurement() -> None:
+    first, again, other = train_fusion(1), train_fusion(1), train_fusion(2)
     assert first.digest == again.digest != other.digest
     assert first.step == list(range(0, 101, 20))
     for curve in (first.valid, first.test, first.gate, *first.branches.values()):
@@ -34,7 +50,7 @@ def test_a_course_is_a_function_of_its_seed_and_has_a_point_per_measurement() ->
     assert first.final == first.test[-1]
 
 
-def test_new_items_are_ranked_by_words_alone_whatever_the_weight() -> None:
+def test_new_items_are_ranked_by_text_alone_at_any_weight() -> None:
     net = fusion._Net(0, "late", 0.3)
     assert not net.known[:, 12:].any()
     for static in (None, 0.1):
@@ -44,47 +60,47 @@ def test_new_items_are_ranked_by_words_alone_whatever_the_weight() -> None:
         torch.testing.assert_close(gamma[:12], torch.as_tensor(expected).expand(12))
 
 
-def test_a_gate_that_was_moved_gives_the_text_more() -> None:
+def test_a_positive_shift_raises_the_weight_of_the_text() -> None:
     net = fusion._Net(0, "late", 0.3)
     before = net.gamma(None)[:12]
-    net.moved.fill_(0.5)
+    net.shift.fill_(0.5)
     torch.testing.assert_close(net.gamma(None)[:12], before + 0.5 * (1 - before))
     assert float(net.gamma(0.2)[0]) == pytest.approx(0.2)  # a static weight stays
 
 
 def test_static_weights_are_chosen_on_validation() -> None:
-    found = courses(3)
-    static = {weight: follow(3, static=weight) for weight in STATIC}
-    on_the_way = max(STATIC, key=lambda weight: static[weight].valid.mean())
-    in_the_end = max(STATIC, key=lambda weight: static[weight].valid[-1])
-    assert found["static, best on the way"].digest == static[on_the_way].digest
-    assert found["static, best in the end"].digest == static[in_the_end].digest
-    assert found["gate"].digest == follow(3, first=on_the_way).digest
+    found = train_variants(3)
+    static = {weight: train_fusion(3, static=weight) for weight in STATIC}
+    best_area = max(STATIC, key=lambda weight: static[weight].valid.mean())
+    best_final = max(STATIC, key=lambda weight: static[weight].valid[-1])
+    assert found["static, best on the way"].digest == static[best_area].digest
+    assert found["static, best in the end"].digest == static[best_final].digest
+    assert found["gate"].digest == train_fusion(3, init=best_area).digest
     assert list(found)[3:] == ["gate, grokking", "gate, ratio", "gate, late"]
 
 
 @pytest.mark.parametrize("world", ["no decay", "small start"])
-def test_without_an_event_the_control_changes_nothing(world: fusion.World) -> None:
-    assert quiet(0, world) == Quiet(told=False, identical=True)
+def test_without_an_event_the_schedule_changes_nothing(world: fusion.World) -> None:
+    assert train_no_event(0, world) == NoEventRun(detected=False, identical=True)
 
 
-def test_a_control_that_moves_the_gate_changes_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = follow(0)
+def test_a_schedule_that_shifts_the_gate_changes_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = train_fusion(0)
     monkeypatch.setattr(fusion, "build_gate_schedule", lambda *_: lambda _moment: {"text": 0.5, "graph": 0.0})
-    moved = follow(0)
-    assert moved.digest != plain.digest
-    assert moved.gate[1:].mean() > plain.gate[1:].mean() + 0.1
+    shifted = train_fusion(0)
+    assert shifted.digest != plain.digest
+    assert shifted.gate[1:].mean() > plain.gate[1:].mean() + 0.1
 
 
-def course(values: list[float]) -> Course:
+def curves(values: list[float]) -> Curves:
     curve = np.array(values)
-    return Course([0, 1], curve, curve, {}, curve, [], "")
+    return Curves([0, 1], curve, curve, {}, curve, [], "")
 
 
 def test_differences_are_paired_and_tested_by_all_flips_of_their_signs() -> None:
     ours, theirs = [0.9, 0.8, 0.95, 0.7, 0.85], [0.8, 0.75, 0.97, 0.6, 0.8]
-    runs = [{"gate, grokking": course([x, x]), "gate": course([y, y])} for x, y in zip(ours, theirs, strict=True)]
-    rows = {row["name"]: row for row in compare_courses(range(5), runs)}
+    runs = [{"gate, grokking": curves([x, x]), "gate": curves([y, y])} for x, y in zip(ours, theirs, strict=True)]
+    rows = {row["name"]: row for row in compare_variants(range(5), runs)}
     assert "p" not in rows["gate, grokking"]["area"]
     found, differences = rows["gate"]["final"], np.array(ours) - theirs
     assert found["difference"] == pytest.approx(differences.mean())
@@ -104,5 +120,6 @@ def test_the_command_writes_table_and_page(tmp_path: Path, monkeypatch: pytest.M
     assert json.loads((tmp_path / "lab" / "fusion.json").read_text())["table"] == found["table"]
     page = (tmp_path / "lab" / "fusion.html").read_text()
     assert page.count("<svg") == 3
-    assert "nothing is told in 2 of 2 runs" in page
-    assert "identical to the last bit in 2 of these" in page
+    assert page.count("no event is detected in 2 of 2 runs") == 2
+    assert page.count("and in 2 of these all weights are identical to the last bit") == 2
+    assert not re.search(r"<script|(src|href)=['\"]?https?:", page)

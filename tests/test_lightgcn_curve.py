@@ -16,11 +16,12 @@ from dense import Dense
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Interactions, Ints
 from graphllmrec.models.registry import build
+from graphllmrec.nn.examples import UnclickedItems
 from graphllmrec.protocol import Queries, SilentLogger, Task
 from graphllmrec.recipe import load_recipe
 from graphllmrec.rng import rng
 from graphllmrec.train import validation
-from graphllmrec.train.batches import UnclickedItems, epoch_order
+from graphllmrec.train.batches import epoch_order
 from graphllmrec.train.loop import TrainingStage
 
 NODES, EPOCHS, SEED, STAGE = 100, 200, 3, "graph"  # users, and as many items

@@ -200,7 +200,7 @@ def small_task(folder: Path, **changes: Any) -> Task:
 
 
 SMALL = {
-    "dim": 8, "dims": 6, "epochs": 1, "warmup_epochs": 1, "batch_size": 8, "learning_rate": 0.05,
+    "embedding_dim": 8, "text_dim": 6, "epochs": 1, "warmup_epochs": 1, "batch_size": 8, "learning_rate": 0.05,
     "lora": {"epochs": 2, "rank": 2, "learning_rate": 0.05, "texts_per_step": 4},
 }  # fmt: skip
 
@@ -217,7 +217,7 @@ def test_recmind_serves_what_the_adapters_read(tmp_path: Path) -> None:
     model = adapted_model(task)  # without validation the last epoch's adapters are kept
     assert task.text is not None
     assert any(bool(value.any()) for name, value in model.adapters.items() if "lora_B" in name)
-    again = model.vectors_of(task.text)
+    again = model.project_text(task.text)
     present = task.text.present
     torch.testing.assert_close(model.tables["text"][present], again[present], rtol=1e-4, atol=1e-5)
 

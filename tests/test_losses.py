@@ -12,13 +12,17 @@ from dense import cross_entropy, softplus
 from graphllmrec.nn import losses
 from graphllmrec.nn.losses import (
     bpr_loss,
+    click_scores,
     contrast_loss,
     direct_au_loss,
+    drawn_softmax_loss,
     grouped_softmax_loss,
     in_batch_softmax_loss,
     log_partition,
     sampled_softmax_loss,
     slk_loss,
+    slk_refresh_due,
+    slk_thresholds,
     softmax_loss,
 )
 
@@ -103,7 +107,7 @@ def test_sampled_softmax_estimates_the_partition_function_without_bias() -> None
 def test_in_batch_softmax_takes_the_other_targets_as_negatives() -> None:
     scores = RANDOM.normal(size=(BATCH, BATCH)).astype(np.float32)
     expected = 0.0
-    for row in range(BATCH):  # rows 0 and 3 ask for the same item: neither is the other's negative
+    for row in range(BATCH):  # rows 0 and 3 have the same target: neither is the other's negative
         others = [column for column in range(BATCH) if column == row or TARGETS[column] != TARGETS[row]]
         values = [float(scores[row, column]) for column in others]
         expected += cross_entropy(values, others.index(row)) / BATCH
@@ -190,11 +194,59 @@ def test_grouped_softmax_is_the_weighted_mean_over_clicks() -> None:
 
 
 def test_slk_counts_a_click_by_how_surely_it_is_among_the_best() -> None:
-    floor, expected = RANDOM.normal(size=BATCH).astype(np.float32), 0.0
+    threshold, expected = RANDOM.normal(size=BATCH).astype(np.float32), 0.0
     for row, item, weight in zip(ROW.tolist(), ITEM, WEIGHT, strict=True):
-        within = 1 / (1 + math.exp(-(float(SCORES[row, item]) - float(floor[row])) / 1.5))
+        within = 1 / (1 + math.exp(-(float(SCORES[row, item]) - float(threshold[row])) / 1.5))
         expected += weight * within * cross_entropy(SCORES[row].astype(float).tolist(), item) / sum(WEIGHT)
-    assert float(slk_loss(*of_clicks(), torch.from_numpy(floor), 1.5)) == pytest.approx(expected, abs=1e-6)
+    assert float(slk_loss(*of_clicks(), torch.from_numpy(threshold), 1.5)) == pytest.approx(expected, abs=1e-6)
+
+
+QUERIES, VECTORS = RANDOM.normal(size=(BATCH, 4)), RANDOM.normal(size=(ITEMS, 4))
+BIAS = RANDOM.normal(size=ITEMS)
+
+
+def biased(row: int) -> list[float]:
+    """Scores of all items for one query: a product and a bias."""
+    return [float(QUERIES[row] @ VECTORS[item] + BIAS[item]) for item in range(ITEMS)]
+
+
+def tensors() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    queries, items, bias = (torch.from_numpy(values).float() for values in (QUERIES, VECTORS, BIAS))
+    return queries, items, bias
+
+
+def test_scores_of_clicks_come_with_the_partition_over_all_items() -> None:
+    partition, positive = click_scores(*tensors(), ROW, torch.tensor(ITEM))
+    for row in range(BATCH):
+        assert float(partition[row]) == pytest.approx(math.log(sum(math.exp(s) for s in biased(row))), abs=1e-6)
+    for place, (row, item) in enumerate(zip(ROW.tolist(), ITEM, strict=True)):
+        assert float(positive[place]) == pytest.approx(biased(row)[item], abs=1e-6)
+
+
+@pytest.mark.parametrize("cutoff", [1, 3, 20])
+def test_thresholds_of_slk_are_the_kth_largest_scores(monkeypatch: pytest.MonkeyPatch, cutoff: int) -> None:
+    monkeypatch.setattr(losses, "SLK_CUTOFF", cutoff)
+    monkeypatch.setattr(losses, "_ROWS", 2)  # blocks of queries, the last one smaller
+    expected = [sorted(biased(row))[-min(cutoff, ITEMS)] for row in range(BATCH)]
+    np.testing.assert_allclose(slk_thresholds(*tensors()).numpy(), expected, atol=1e-6)
+
+
+def test_thresholds_are_due_before_the_first_step_of_every_twentieth_epoch() -> None:
+    assert [epoch for epoch in range(50) if slk_refresh_due(epoch, 0)] == [0, 20, 40]
+    assert not slk_refresh_due(20, 1)
+
+
+def test_drawn_softmax_leaves_out_draws_of_the_target() -> None:
+    drawn = [3, 5, 3, 0]
+    queries, items, bias = tensors()
+    nodes = torch.tensor([*TARGETS, *drawn])
+    expected = 0.0
+    for row, target in enumerate(TARGETS):
+        scores = biased(row)
+        others = sum(ITEMS / len(drawn) * math.exp(scores[item]) for item in drawn if item != target)
+        expected += (math.log(math.exp(scores[target]) + others) - scores[target]) / BATCH
+    found = drawn_softmax_loss(queries, items[nodes], bias[nodes], nodes, ITEMS)
+    assert float(found) == pytest.approx(expected, abs=1e-6)
 
 
 def units(count: int) -> torch.Tensor:

@@ -14,7 +14,8 @@ from graphllmrec.data.tables import Histories
 from graphllmrec.errors import RecipeError, TextError
 from graphllmrec.evaluation.evaluation import validation_metric
 from graphllmrec.models.baselines import ease
-from graphllmrec.models.baselines.transitions import REACH, Followers, no_transitions
+from graphllmrec.models.baselines.transitions import REACH, Followers
+from graphllmrec.models.scoring import empty_csr
 from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.train.batches import Places
 from graphllmrec.train.validation import tuning_users
@@ -200,7 +201,7 @@ def whitened(dims: int) -> np.ndarray:
 def test_text_knn_is_the_similarity_to_the_faded_history(dims: int) -> None:
     vectors = whitened(dims)
     expected = faded(vectors) @ vectors.T
-    assert_scores(fitted("text-knn", dims=dims, decay=DECAY), expected)
+    assert_scores(fitted("text-knn", text_dim=dims, decay=DECAY), expected)
 
 
 def test_text_knn_gives_an_item_without_text_no_score() -> None:
@@ -289,7 +290,7 @@ def test_what_follows_does_not_hear_of_the_users_own_steps(max_history: int, dec
             reach = range(1, min(place, REACH) + 1)
             expected.append(sum(decay ** (back - 1) * share(counts, kept[place - back], kept[place]) for back in reach))
     places = Places.of(Histories.from_lists(FOLLOWED), True, max_history)
-    found = followers.of_targets(places, decay, leave_one_out=True).numpy()
+    found = followers.score_targets(places, decay, leave_one_out=True).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     assert found.dtype == np.float32
     assert (found > 0).any()
@@ -308,31 +309,31 @@ def test_what_follows_with_the_users_own_steps() -> None:
                 [sum(DECAY ** (back - 1) * share(counts, walk[place - back], item) for back in reach) for item in drawn]
             )
     places = Places.of(Histories.from_lists(FOLLOWED), True, 50)
-    np.testing.assert_allclose(followers.of_targets(places, DECAY, False).numpy(), of_targets, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(followers.of_items(places, DECAY, drawn).numpy(), of_items, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(followers.score_targets(places, DECAY, False).numpy(), of_targets, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(followers.score_items(places, DECAY, drawn).numpy(), of_items, rtol=0, atol=1e-6)
 
 
 def test_nobody_else_went_there() -> None:
     walks = Histories.from_lists([[0, 1, 2], [3, 4]])
     followers, places = Followers.of(walks, 5), Places.of(walks, True, 50)
-    assert followers.of_targets(places, DECAY, leave_one_out=True).tolist() == [0.0, 0.0, 0.0]
-    assert (followers.of_targets(places, DECAY, leave_one_out=False) > 0).all()
+    assert followers.score_targets(places, DECAY, leave_one_out=True).tolist() == [0.0, 0.0, 0.0]
+    assert (followers.score_targets(places, DECAY, leave_one_out=False) > 0).all()
 
 
 @pytest.mark.parametrize("leave_one_out", [True, False])
 def test_what_follows_repeated_clicks_stays_within_its_bounds(leave_one_out: bool) -> None:
     walks = Histories.from_lists([[0, 0, 1, 0, 1, 1], [1, 0, 0], [0, 1, 2]])
-    found = Followers.of(walks, 3).of_targets(Places.of(walks, True, 50), 0.0, leave_one_out)
+    found = Followers.of(walks, 3).score_targets(Places.of(walks, True, 50), 0.0, leave_one_out)
     assert ((found >= 0) & (found <= 1)).all()
 
 
 def test_nothing_follows_nothing() -> None:
     alone = Histories.from_lists([[3], [], [1]])
     followers, places = Followers.of(alone, 5), Places.of(alone, True, 50)
-    assert followers.of_targets(places, DECAY, True).shape == (0,)
-    assert followers.of_items(places, DECAY, np.arange(5)).shape == (0, 5)
-    assert followers.weights.nnz == no_transitions(5).nnz == 0
-    assert no_transitions(5).shape == (5, 5)
+    assert followers.score_targets(places, DECAY, True).shape == (0,)
+    assert followers.score_items(places, DECAY, np.arange(5)).shape == (0, 5)
+    assert followers.weights.nnz == empty_csr(5, 5).nnz == 0
+    assert empty_csr(5, 5).shape == (5, 5)
 
 
 # --- recency decay ---

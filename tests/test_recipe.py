@@ -114,28 +114,86 @@ def test_a_value_of_several_types_is_one_problem():
     assert "'tune'" in caught.value.problems[0]
 
 
-UNORDERED = {"model": {"name": "lightgcn", "dim": 8}, "unordered": {"dim": 16, "query": "user"}}
+UNORDERED = {"model": {"name": "recmind", "embedding_dim": 8}, "unordered": {"embedding_dim": 16, "query": "user"}}
+TWO_MODELS = {
+    "model": {"name": "lightgcn-history", "embedding_dim": 8, "decay": 0.4},
+    "unordered": {"name": "lightgcn-softmax", "embedding_dim": 16, "user_weight": 0.5},
+}
 
 
 def test_unordered_settings_take_the_place_of_the_models_where_clicks_have_no_order():
     recipe = load_recipe(UNORDERED)
     ordered, unordered = recipe.for_data(ordered=True), recipe.for_data(ordered=False)
-    assert (ordered.model.config.dim, ordered.model.config.query) == (8, "history")
-    assert (unordered.model.config.dim, unordered.model.config.query) == (16, "user")
+    assert (ordered.model.config.embedding_dim, ordered.model.config.query) == (8, "history")
+    assert (unordered.model.config.embedding_dim, unordered.model.config.query) == (16, "user")
     assert not ordered.unordered
     assert "unordered" not in unordered.values()
     assert load_recipe(tomllib.loads(recipe.to_toml())) == recipe
 
 
-@pytest.mark.parametrize("override", [{"model.dim": 4}, {"model": {"dim": 4}}])
+@pytest.mark.parametrize("override", [{"model.embedding_dim": 4}, {"model": {"embedding_dim": 4}}])
 def test_a_setting_asked_for_outright_holds_with_and_without_an_order(override):
     recipe = load_recipe(UNORDERED, override)
-    assert recipe.for_data(ordered=True).model.config.dim == recipe.for_data(ordered=False).model.config.dim == 4
+    assert (
+        recipe.for_data(ordered=True).model.config.embedding_dim
+        == recipe.for_data(ordered=False).model.config.embedding_dim
+        == 4
+    )
     assert recipe.for_data(ordered=False).model.config.query == "user"
 
 
 def test_unordered_settings_are_checked_when_the_recipe_is_read():
     with pytest.raises(
-        RecipeError, match=r"\[unordered\] in its place, model\.dimm: unknown setting; did you mean 'dim'"
+        RecipeError, match=r"\[unordered\] in its place, model\.text_dimm: unknown setting; did you mean 'text_dim'"
     ):
-        load_recipe(UNORDERED, {"unordered.dimm": 3})
+        load_recipe(UNORDERED, {"unordered.text_dimm": 3})
+
+
+def test_an_unordered_section_with_a_name_replaces_the_model():
+    recipe = load_recipe(TWO_MODELS)
+    ordered, unordered = recipe.for_data(ordered=True), recipe.for_data(ordered=False)
+    assert (ordered.model.name, ordered.model.config.embedding_dim, ordered.model.config.decay) == (
+        "lightgcn-history", 8, 0.4,
+    )  # fmt: skip
+    assert (unordered.model.name, unordered.model.config.embedding_dim) == ("lightgcn-softmax", 16)
+    assert unordered.model.config.num_layers == type(unordered.model.config)().num_layers  # nothing of [model] is left
+    assert not unordered.unordered
+    assert load_recipe(tomllib.loads(recipe.to_toml())) == recipe
+
+
+@pytest.mark.parametrize("override", [{"model.epochs": 3}, {"model": {"epochs": 3}}])
+def test_an_override_goes_to_both_models_where_both_have_the_setting(override):
+    recipe = load_recipe(TWO_MODELS, override)
+    assert [recipe.for_data(ordered).model.config.epochs for ordered in (True, False)] == [3, 3]
+    fast = load_recipe("lightgcn-fast", override)
+    assert [fast.for_data(ordered).model.config.epochs for ordered in (True, False)] == [3, 3]
+
+
+def test_an_override_goes_to_the_one_model_that_has_the_setting():
+    recipe = load_recipe(TWO_MODELS, {"model.decay": 0.9, "model": {"user_weight": 0.1, "l2": 0.2}})
+    assert recipe.for_data(ordered=True).model.config.decay == 0.9
+    assert recipe.for_data(ordered=False).model.config.user_weight == 0.1
+    assert recipe.for_data(ordered=False).model.config.l2 == 0.2
+    assert load_recipe(TWO_MODELS, {"unordered.epochs": 3}).for_data(ordered=True).model.config.epochs != 3
+
+
+def test_a_setting_that_neither_model_has_is_unknown():
+    with pytest.raises(RecipeError, match=r"model\.userweight: unknown setting"):
+        load_recipe(TWO_MODELS, {"model.userweight": 0.1})
+
+
+@pytest.mark.parametrize(
+    "override", [{"model.l2": 0.5, "model.name": "lightgcn"}, {"model": {"l2": 0.5, "name": "lightgcn"}}]
+)
+def test_a_model_asked_for_by_name_holds_for_any_data(override):
+    recipe = load_recipe({**TWO_MODELS, "model": {"name": "lightgcn-history", "embedding_dim": 8}}, override)
+    assert recipe.for_data(ordered=False) == recipe.for_data(ordered=True)
+    assert (recipe.model.name, recipe.model.config.l2, recipe.model.config.embedding_dim) == ("lightgcn", 0.5, 8)
+
+
+def test_problems_of_the_other_model_are_told_with_its_own_settings():
+    with pytest.raises(
+        RecipeError,
+        match=r"\[unordered\] in its place, model\.user_weigth: unknown setting; did you mean 'user_weight'",
+    ):
+        load_recipe(TWO_MODELS, {"unordered.user_weigth": 0.1})

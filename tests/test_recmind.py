@@ -19,14 +19,16 @@ from graphllmrec import run_folder as run
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import Interrupted, TextError
 from graphllmrec.evaluation.evaluation import evaluate_model
-from graphllmrec.models.fusion import recmind
+from graphllmrec.models.fusion.recmind import RecMindConfig
+from graphllmrec.models.fusion.recmind import model as recmind
 from graphllmrec.models.registry import build
+from graphllmrec.nn.examples import NextClicks, UnclickedItems
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Queries, SilentLogger, Task, TextVectors
 from graphllmrec.recipe import load_recipe
 from graphllmrec.rng import At, rng, torch_rng
 from graphllmrec.text.whiten import Whitening
-from graphllmrec.train.batches import NextClicks, UnclickedItems
+from graphllmrec.train import validation
 from graphllmrec.train.checkpoint import Checkpoints
 from graphllmrec.train.loop import TrainingStage
 from tiny import CLICKS, DECAY, DIM, ITEMS, QUERY, SPLIT, TASK, TEXT, TRAIN, USERS, fitted
@@ -37,10 +39,22 @@ TEMPERATURE, CLOSE, LAMBDA = 0.8, 0.5, 0.7
 AT = (SEED, "recmind", 2, 1)
 ROWS = np.array([3, 0, 11, 7, 4, 7])
 SMALL = {
-    "dim": WIDTH, "dims": AXES, "num_layers": LAYERS, "decay": DECAY, "temperature": TEMPERATURE, "queue": 5,
-    "align": LAMBDA, "align_temperature": CLOSE, "hardness": 0.0, "dropout": 0.0, "cold_dropout": 0.0, "hidden": 0,
+    "embedding_dim": WIDTH, "text_dim": AXES, "num_layers": LAYERS, "decay": DECAY, "temperature": TEMPERATURE,
+    "align": LAMBDA, "align_temperature": CLOSE, "hardness": 0.0, "queue": 5, "dropout": 0.0, "cold_dropout": 0.0,
+    "hidden": 0,
 }  # fmt: skip
-WORDS = unit(Whitening.fit(TEXT, AXES).apply(TEXT)).double().numpy()
+ALIGNMENT = ("align", "align_temperature", "hardness", "queue", "warmup_epochs", "align_size")
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """SMALL with changes, less what would do nothing then."""
+    settings = SMALL | changes
+    idle = set(ALIGNMENT) if settings.get("fusion") in ("text", "graph") else set()
+    idle |= set() if settings.get("cosine", True) else {"temperature"}
+    return {key: value for key, value in settings.items() if key not in idle}
+
+
+FEATURES = unit(Whitening.fit(TEXT, AXES).apply(TEXT)).double().numpy()
 HAS_TEXT = TEXT.present.numpy()
 NORM = normalised(CLICKS)
 DEGREE = (CLICKS.sum(1), CLICKS.sum(0))
@@ -64,8 +78,9 @@ def staged(
         kept.append(stage)
         return 0.0
 
-    monkeypatch.setattr(recmind, "train", instead_of_training)
-    model = build("recmind", SMALL | settings)
+    for module in (recmind, validation):
+        monkeypatch.setattr(module, "train", instead_of_training)
+    model = build("recmind", small(**settings))
     model.fit(replace(task, seed=SEED))
     weights = {name: value.detach().double().numpy().copy() for name, value in kept[0].module.named_parameters()}
     return model, kept, weights
@@ -80,28 +95,28 @@ def unit_of(vector: Dense) -> Dense:
     return vector / length if length else vector
 
 
-def projected(words: Dense, weights: Weights) -> Dense:
+def projected(features: Dense, weights: Weights) -> Dense:
     """W_proj x, behind the residual network where it has hidden units."""
     inner, outer = weights["projection.inner"], weights["projection.outer"]
     if len(inner):
-        raw = inner @ words
+        raw = inner @ features
         gelu = np.array([x * 0.5 * (1 + math.erf(x / math.sqrt(2))) for x in raw])
-        words = unit_of(words + outer @ gelu)
-    out: Dense = weights["projection.matrix"] @ words
+        features = unit_of(features + outer @ gelu)
+    out: Dense = weights["projection.matrix"] @ features
     return out
 
 
-def language(weights: Weights, user_words: dict[int, Dense] | None = None) -> Pair:
+def language(weights: Weights, user_features: dict[int, Dense] | None = None) -> Pair:
     """z_L of users and items."""
     items = np.zeros((ITEMS, WIDTH))
     for item in range(ITEMS):
         if HAS_TEXT[item]:
-            items[item] = projected(WORDS[item], weights)
+            items[item] = projected(FEATURES[item], weights)
         else:
-            items[item] = weights["stand_in"] + weights["stand_in_turn"] @ weights["items"][item]
+            items[item] = weights["stand_in"] + weights["stand_in_map"] @ weights["items"][item]
     users = np.zeros((USERS, WIDTH))
     for user in range(USERS):
-        own = (user_words or {}).get(user)
+        own = (user_features or {}).get(user)
         users[user] = np.mean([items[i] for i in TRAIN[user]], axis=0) if own is None else projected(own, weights)
     return users, items
 
@@ -166,17 +181,17 @@ def fused(weights: Weights, text: Pair, fusion: str) -> tuple[Pair, Dense]:
     return h, np.mean(seen, axis=0)
 
 
-def asked(query: Dense, weights: Weights, cosine: bool) -> Dense:
+def scaled_query(query: Dense, weights: Weights, cosine: bool) -> Dense:
     query = unit_of(query) if cosine else query
-    query = query @ weights["turn"] if "turn" in weights else query
+    query = query @ weights["query_map"] if "query_map" in weights else query
     return query / TEMPERATURE if cosine else query
 
 
-def scored(item: Dense, cosine: bool) -> Dense:
+def scaled_item(item: Dense, cosine: bool) -> Dense:
     return unit_of(item) if cosine else item
 
 
-def prior(weights: Weights) -> Dense:
+def item_bias(weights: Weights) -> Dense:
     bias = weights.get("bias", np.zeros(ITEMS))
     out: Dense = float(weights["popularity"]) * np.log1p(DEGREE[1]) + bias * (DEGREE[1] > 0)
     return out
@@ -216,8 +231,8 @@ def test_a_step_of_histories(monkeypatch: pytest.MonkeyPatch, fusion: str, cosin
         total = 0.0
         for row in ROWS:
             history = EXAMPLES.histories(np.array([row])).items.tolist()
-            query = asked(faded_mean(history, h, DECAY), weights, cosine)
-            scores = [float(query @ scored(h[i], cosine)) + prior(weights)[i] for i in range(ITEMS)]
+            query = scaled_query(faded_mean(history, h, DECAY), weights, cosine)
+            scores = [float(query @ scaled_item(h[i], cosine)) + item_bias(weights)[i] for i in range(ITEMS)]
             total += cross_entropy(scores, int(EXAMPLES.target[row])) / len(ROWS)
         return total + (LAMBDA * alignment(weights, users, items) if fusion in ("intra", "late") else 0.0)
 
@@ -241,7 +256,7 @@ def test_a_step_as_published(monkeypatch: pytest.MonkeyPatch, fusion: str) -> No
 
     def expected() -> float:
         (users, items), _ = fused(weights, language(weights), fusion)
-        own = users @ items.T + prior(weights)
+        own = users @ items.T + item_bias(weights)
         losses = [softplus(own[u, j] - own[u, i]) for u, i, j in zip(user, liked, other, strict=True)]
         return float(np.mean(losses)) + LAMBDA * alignment(weights, sorted(set(user)), sorted(set(liked)))
 
@@ -256,15 +271,15 @@ def test_a_step_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
         (users, items), _ = fused(weights, language(weights), "intra")
         losses = []
         for user in rows:
-            query = asked(users[user], weights, cosine=True)
-            scores = [float(query @ unit_of(items[i])) + prior(weights)[i] for i in range(ITEMS)]
+            query = scaled_query(users[user], weights, cosine=True)
+            scores = [float(query @ unit_of(items[i])) + item_bias(weights)[i] for i in range(ITEMS)]
             losses += [cross_entropy(scores, int(item)) for item in TRAIN[user]]
         return float(np.mean(losses))
 
     assert_step(stages[-1], weights, rows, expected)
 
 
-def test_items_that_play_cold_are_their_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropped_items_are_items_without_clicks(monkeypatch: pytest.MonkeyPatch) -> None:
     _, stages, weights = staged(monkeypatch, cold_dropout=0.5, align=0.0)
     cold = (torch.rand(ITEMS, 1, generator=torch_rng(SEED, "recmind/cold", 2, 1)) < 0.5).numpy()
     assert 0 < cold.sum() < ITEMS
@@ -276,8 +291,8 @@ def test_items_that_play_cold_are_their_words_alone(monkeypatch: pytest.MonkeyPa
         total = 0.0
         for row in ROWS:
             history = EXAMPLES.histories(np.array([row])).items.tolist()
-            query = asked(faded_mean(history, h, DECAY), weights, cosine=True)
-            scores = [float(query @ unit_of(h[i])) + prior(weights)[i] for i in range(ITEMS)]
+            query = scaled_query(faded_mean(history, h, DECAY), weights, cosine=True)
+            scores = [float(query @ unit_of(h[i])) + item_bias(weights)[i] for i in range(ITEMS)]
             total += cross_entropy(scores, int(EXAMPLES.target[row])) / len(ROWS)
         return total
 
@@ -292,18 +307,18 @@ def test_histories_get_the_scores_of_the_equation(monkeypatch: pytest.MonkeyPatc
     model, _, weights = staged(monkeypatch, fusion=fusion)
     text = language(weights)
     (_, h), gates = fused(weights, text, fusion)
-    views = {"fused": h, "text": text[1], "graph": lightgcn(weights)[1]}
+    branches = {"fused": h, "text": text[1], "graph": lightgcn(weights)[1]}
     queries = Queries.anonymous(Histories.from_lists(QUERY))
-    for view, vectors in views.items():
+    for branch, vectors in branches.items():
         expected = [
-            [float(asked(faded_mean(list(q), vectors, DECAY), weights, True) @ unit_of(v)) for v in vectors]
+            [float(scaled_query(faded_mean(list(q), vectors, DECAY), weights, True) @ unit_of(v)) for v in vectors]
             for q in QUERY
         ]
-        found = model.scores(queries) if view == "fused" else model.branch_scores(queries, view)
-        np.testing.assert_allclose(found.numpy(), np.array(expected) + prior(weights), rtol=1e-5, atol=2e-6)
+        found = model.scores(queries) if branch == "fused" else model.branch_scores(queries, branch)
+        np.testing.assert_allclose(found.numpy(), np.array(expected) + item_bias(weights), rtol=1e-5, atol=2e-6)
     np.testing.assert_allclose(model.gate_values()[0].numpy(), gates, atol=1e-6)
-    with pytest.raises(ValueError, match="unknown branch 'words'"):
-        model.branch_scores(queries, "words")
+    with pytest.raises(ValueError, match="unknown branch 'prose'"):
+        model.branch_scores(queries, "prose")
 
 
 @pytest.mark.parametrize("fusion", ["intra", "late", "text", "graph"])
@@ -311,22 +326,22 @@ def test_users_of_training_get_the_scores_of_training(monkeypatch: pytest.Monkey
     """Their vector is made from their history when they ask; with the history of training it is that of training."""
     model, _, weights = staged(monkeypatch, fusion=fusion, query="user", loss="bpr", cosine=False)
     text = language(weights)
-    everybody = Queries.of(SPLIT.train.histories(USERS), np.arange(USERS))
-    for view, pair in {"": fused(weights, text, fusion)[0], "text": text, "graph": lightgcn(weights)}.items():
-        found = model.branch_scores(everybody, view) if view else model.scores(everybody)
-        np.testing.assert_allclose(found.numpy(), pair[0] @ pair[1].T + prior(weights), rtol=1e-5, atol=5e-6)
+    all_users = Queries.of(SPLIT.train.histories(USERS), np.arange(USERS))
+    for branch, pair in {"": fused(weights, text, fusion)[0], "text": text, "graph": lightgcn(weights)}.items():
+        found = model.branch_scores(all_users, branch) if branch else model.scores(all_users)
+        np.testing.assert_allclose(found.numpy(), pair[0] @ pair[1].T + item_bias(weights), rtol=1e-5, atol=5e-6)
 
 
-def test_somebody_new_is_a_user_whose_embedding_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_user_is_a_node_whose_embedding_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     model, stages, weights = staged(monkeypatch, query="user", loss="bpr", cosine=False)
     net = stages[-1].module
     net.users.data[4] = 0
     weights["users"][4] = 0
     model._export_vectors(net)
     expected = fused(weights, language(weights), "intra")[0]
-    stranger = Queries.anonymous(Histories.from_lists([TRAIN[4]]))
-    found = model.scores(stranger)[0].numpy()
-    np.testing.assert_allclose(found, expected[1] @ expected[0][4] + prior(weights), rtol=1e-5, atol=5e-6)
+    unknown = Queries.anonymous(Histories.from_lists([TRAIN[4]]))
+    found = model.scores(unknown)[0].numpy()
+    np.testing.assert_allclose(found, expected[1] @ expected[0][4] + item_bias(weights), rtol=1e-5, atol=5e-6)
 
 
 def test_a_later_click_moves_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,29 +350,29 @@ def test_a_later_click_moves_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.allclose(model.scores(now), model.scores(then), atol=1e-3)
 
 
-def test_what_users_wrote_stands_in_for_the_mean_of_their_items(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_of_users_stand_in_for_the_mean_of_their_items(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = torch.from_numpy(rng(SEED, "reviews").normal(size=(USERS, DIM)).astype(np.float32))
     present = torch.arange(USERS) % 3 == 0
     reviews = TextVectors(vectors * present[:, None], present)
     task = replace(TASK, user_text=reviews)
     model, _, weights = staged(monkeypatch, task, query="user", loss="bpr", cosine=False)
-    words = unit(Whitening.fit(TEXT, AXES).apply(reviews)).double().numpy()
-    text = language(weights, {user: words[user] for user in range(0, USERS, 3)})
+    features = unit(Whitening.fit(TEXT, AXES).apply(reviews)).double().numpy()
+    text = language(weights, {user: features[user] for user in range(0, USERS, 3)})
     expected = fused(weights, text, "intra")[0]
-    everybody = Queries.of(SPLIT.train.histories(USERS), np.arange(USERS))
-    found = model.scores(everybody).numpy()
-    np.testing.assert_allclose(found, expected[0] @ expected[1].T + prior(weights), rtol=1e-5, atol=5e-6)
+    all_users = Queries.of(SPLIT.train.histories(USERS), np.arange(USERS))
+    found = model.scores(all_users).numpy()
+    np.testing.assert_allclose(found, expected[0] @ expected[1].T + item_bias(weights), rtol=1e-5, atol=5e-6)
     with pytest.raises(TextError, match="13 text vectors for 14 users"):
-        build("recmind", SMALL).fit(replace(task, user_text=TextVectors(vectors[1:], present[1:])))
+        build("recmind", small()).fit(replace(task, user_text=TextVectors(vectors[1:], present[1:])))
 
 
 @pytest.mark.parametrize("fusion", ["intra", "late", "text", "graph"])
-def test_new_items_are_their_words(monkeypatch: pytest.MonkeyPatch, fusion: str) -> None:
+def test_new_items_are_their_text(monkeypatch: pytest.MonkeyPatch, fusion: str) -> None:
     model, _, weights = staged(monkeypatch, fusion=fusion, query="user", loss="bpr", cosine=False)
     before = model.scores(Queries.anonymous(Histories.from_lists(QUERY)))
     model.add_items(TextVectors(TEXT.vectors[:2], torch.tensor([True, False])))
     share = {"intra": LAYERS / (LAYERS + 1), "graph": 0.0}.get(fusion, 1.0)
-    expected = [share * projected(WORDS[0], weights), share * weights["stand_in"]]
+    expected = [share * projected(FEATURES[0], weights), share * weights["stand_in"]]
     np.testing.assert_allclose(model.item_vectors()[-2:, :-1].numpy(), expected, atol=1e-6)
     after = model.scores(Queries.anonymous(Histories.from_lists(QUERY)))
     assert torch.equal(after[:, :ITEMS], before)
@@ -369,10 +384,10 @@ def test_new_items_are_their_words(monkeypatch: pytest.MonkeyPatch, fusion: str)
 @pytest.mark.parametrize("query", ["user", "history"])
 def test_shares_of_an_explanation_add_up_to_the_score(monkeypatch: pytest.MonkeyPatch, fusion: str, query: str) -> None:
     model, _, _ = staged(monkeypatch, fusion=fusion, query=query)
-    asking = Queries.of(SPLIT.train.histories(USERS), np.array([3]))
+    queries = Queries.of(SPLIT.train.histories(USERS), np.array([3]))
     for item in range(ITEMS):
-        found = model.explain(asking, item)
-        assert found.score == pytest.approx(float(model.scores(asking)[0, item]), abs=1e-5)
+        found = model.explain(queries, item)
+        assert found.score == pytest.approx(float(model.scores(queries)[0, item]), abs=1e-5)
         assert sum(found.shares.values()) == pytest.approx(found.score, abs=1e-6)
         assert found.gate == pytest.approx(float(model.gate_values()[0][item]))
         if fusion == "graph":
@@ -385,7 +400,7 @@ def test_shares_of_an_explanation_add_up_to_the_score(monkeypatch: pytest.Monkey
 
 
 def test_at_the_start_fewer_clicks_mean_more_language() -> None:
-    model = build("recmind", SMALL | {"epochs": 0, "warmup_epochs": 0})
+    model = build("recmind", small() | {"epochs": 0, "warmup_epochs": 0})
     model.fit(TASK)
     gates, degree = model.gate_values()[0].numpy(), DEGREE[1]
     order = np.argsort(degree, kind="stable")
@@ -395,7 +410,7 @@ def test_at_the_start_fewer_clicks_mean_more_language() -> None:
 
 
 def test_ablations_are_settings() -> None:
-    kind = recmind.RecMindConfig
+    kind = RecMindConfig
     assert kind().aligned
     assert not kind(align=0.0).aligned
     assert not kind(fusion="text").aligned
@@ -405,26 +420,57 @@ def test_ablations_are_settings() -> None:
         kind(loss="slk", query="history")
 
 
+@pytest.mark.parametrize(
+    ("settings", "idle", "needed"),
+    [
+        ({"cosine": False, "temperature": 0.3}, "temperature", "cosine = true"),
+        ({"text_dropout": 0.4}, "text_dropout", "hidden above 0"),
+        ({"fusion": "text", "cold_dropout": 0.4}, "cold_dropout", "a graph branch"),
+        ({"fusion": "graph", "align": 0.3}, "align", 'fusion "intra" or "late"'),
+        ({"fusion": "text", "warmup_epochs": 3}, "warmup_epochs", 'fusion "intra" or "late"'),
+        ({"fusion": "text", "gate_schedule": "late"}, "gate_schedule", 'fusion "intra" or "late"'),
+        ({"align": 0.0, "warmup_epochs": 0, "queue": 9}, "queue", "an alignment"),
+        ({"fusion": "text", "align_size": 9}, "align_size", "an alignment"),
+        ({"fusion": "text", "hardness": 0.1}, "hardness", "an alignment"),
+        ({"fusion": "text", "align_temperature": 0.1}, "align_temperature", "an alignment"),
+        ({"monitor_users": 0, "gate_schedule": "ratio"}, "gate_schedule", "monitor_users above 0"),
+        ({"gate_schedule": "ratio", "gate_schedule_strength": 1.0}, "gate_schedule_strength", '"grokking" or "late"'),
+        ({"gate_schedule": "late", "gate_schedule_half_life": 1.0}, "gate_schedule_half_life", '"grokking"'),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], idle: str, needed: str) -> None:
+    with pytest.raises(ValidationError, match=f"{idle} would do nothing: only with .*{needed}"):
+        RecMindConfig(**settings)
+
+
+def test_settings_of_adapters_need_epochs_of_them() -> None:
+    with pytest.raises(ValidationError, match=r"lora.epochs of at least 1"):
+        RecMindConfig(lora={"rank": 4})
+    assert RecMindConfig(lora={"rank": 4, "epochs": 1}).lora.rank == 4
+
+
 @pytest.mark.parametrize("name", ["recmind", "recmind-lora"])
 def test_recipes(name: str) -> None:
     recipe = load_recipe(name)
     config = recipe.model.config
-    assert isinstance(config, recmind.RecMindConfig)
+    assert isinstance(config, RecMindConfig)
     assert config.query == "history"
     assert bool(config.lora.epochs) == (name == "recmind-lora")
     unordered = recipe.for_data(ordered=False).model.config
-    assert isinstance(unordered, recmind.RecMindConfig)
+    assert isinstance(unordered, RecMindConfig)
     assert unordered.query == "user"
 
 
 @pytest.mark.parametrize("loss", ["bpr", "softmax", "slk"])
-def test_users_who_ask_learn_their_block(loss: str) -> None:
+def test_user_queries_learn_their_block(loss: str) -> None:
     world = block_world()
-    model = build("recmind", {"query": "user", "loss": loss, "batch_size": 32, "epochs": 8, "dim": 16, "queue": 32})
+    model = build(
+        "recmind", {"query": "user", "loss": loss, "batch_size": 32, "epochs": 8, "embedding_dim": 16, "queue": 32}
+    )
     model.fit(world.task())
-    everybody = Queries.of(world.split.known("test"), np.arange(world.split.num_users))
-    scores = model.scores(everybody)
-    known = everybody.histories
+    all_users = Queries.of(world.split.known("test"), np.arange(world.split.num_users))
+    scores = model.scores(all_users)
+    known = all_users.histories
     scores[torch.from_numpy(known.row_of_entry), torch.from_numpy(known.items)] = -torch.inf
     assert (world.item_block[scores.argmax(1).numpy()] == world.user_block).mean() > 0.9
     new = model.scores(Queries.anonymous(Histories.from_lists([[12, 13, 14]])))[0]
@@ -433,26 +479,30 @@ def test_users_who_ask_learn_their_block(loss: str) -> None:
 
 
 @pytest.mark.parametrize("query", ["history", "user"])
-def test_cold_items_are_found_by_their_words(query: str) -> None:
+def test_cold_items_are_found_by_their_text(query: str) -> None:
     world = block_world()
-    model = build("recmind", {"query": query, "batch_size": 64, "epochs": 5, "dim": 16})
+    model = build("recmind", {"query": query, "batch_size": 64, "epochs": 5, "embedding_dim": 16})
     model.fit(world.task())
     cold = evaluate_model(model, world.cold_split()).overall["recall@10"]
-    alone = build("recmind", {"query": query, "batch_size": 64, "epochs": 5, "dim": 16, "fusion": "graph"})
+    alone = build("recmind", {"query": query, "batch_size": 64, "epochs": 5, "embedding_dim": 16, "fusion": "graph"})
     alone.fit(world.task())
     assert cold > 0.95 > evaluate_model(alone, world.cold_split()).overall["recall@10"]
 
 
-def test_the_warm_up_brings_the_views_together() -> None:
+def test_the_warm_up_brings_the_branches_together() -> None:
     world = block_world()
     likeness = []
     for epochs in (0, 20):
-        model = build("recmind", {"epochs": 0, "warmup_epochs": epochs, "batch_size": 64, "dim": 8, "dims": 8})
+        model = build(
+            "recmind", {"epochs": 0, "warmup_epochs": epochs, "batch_size": 64, "embedding_dim": 8, "text_dim": 8}
+        )
         model.fit(replace(world.task(), split=replace(world.split, valid=world.split.valid.where(np.zeros(120) > 0))))
         warm = np.setdiff1d(np.arange(world.split.num_items), [*world.cold, 0])
-        graph, text = (unit(model.tables[view])[warm] for view in ("graph", "text"))
+        graph, text = (unit(model.tables[branch])[warm] for branch in ("graph", "text"))
         scores = graph @ text.T
-        likeness.append(float((scores.diag()[:, None] >= scores).float().mean()))  # rank of the own words among all
+        likeness.append(
+            float((scores.diag()[:, None] >= scores).float().mean())
+        )  # rank of the own text vector among all
     assert likeness[1] > likeness[0] + 0.2
 
 
@@ -475,7 +525,7 @@ class _Stops(SilentLogger):
 def test_stopped_and_resumed_is_never_stopped(tmp_path: Path, after: int) -> None:
     """The queue is training state: what it holds must come back with the checkpoint."""
     world = block_world()
-    settings = {"warmup_epochs": 1, "epochs": 2, "batch_size": 64, "dim": 8, "queue": 100, "align_size": 16}
+    settings = {"warmup_epochs": 1, "epochs": 2, "batch_size": 64, "embedding_dim": 8, "queue": 100, "align_size": 16}
     whole = build("recmind", settings)
     whole.fit(world.task())
     stopped = build("recmind", settings)
@@ -490,16 +540,16 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path: Path, after: int) -> Non
 def test_without_text_there_is_an_error_that_says_what_to_do() -> None:
     for text in (None, TextVectors(torch.zeros(ITEMS, DIM), torch.zeros(ITEMS, dtype=torch.bool))):
         with pytest.raises(TextError, match="use lightgcn-fast"):
-            build("recmind", SMALL).fit(replace(TASK, text=text))
+            build("recmind", small()).fit(replace(TASK, text=text))
     with pytest.raises(TextError, match="8 text vectors for 9 items"):
-        build("recmind", SMALL).fit(replace(TASK, text=TextVectors(TEXT.vectors[1:], TEXT.present[1:])))
+        build("recmind", small()).fit(replace(TASK, text=TextVectors(TEXT.vectors[1:], TEXT.present[1:])))
 
 
 @pytest.mark.parametrize("query", ["history", "user"])
 def test_state_holds_all_that_is_served(query: str) -> None:
-    model = build("recmind", SMALL | {"query": query, "epochs": 1})
+    model = build("recmind", small() | {"query": query, "epochs": 1})
     model.fit(TASK)
-    other = build("recmind", SMALL | {"query": query})
+    other = build("recmind", small() | {"query": query})
     other.restore(load(save(model.state())))
     known = Queries.of(SPLIT.known("test"), np.arange(USERS))
     for branch in model.branches:
@@ -510,7 +560,7 @@ def test_state_holds_all_that_is_served(query: str) -> None:
 
 @pytest.mark.parametrize("fusion", ["intra", "late", "text", "graph"])
 def test_every_ablation_can_be_kept_and_read_again(fusion: str, tmp_path: Path) -> None:
-    model = fitted("recmind", TASK, **SMALL | {"fusion": fusion, "epochs": 1})
+    model = fitted("recmind", TASK, **small(fusion=fusion, epochs=1))
     run.finish(tmp_path, model)
     again = build("recmind", model.config.model_dump())
     again.restore(load_file(tmp_path / "model.safetensors"))
@@ -523,9 +573,9 @@ def test_every_ablation_can_be_kept_and_read_again(fusion: str, tmp_path: Path) 
 
 def test_following_the_branches_changes_no_weight() -> None:
     world = block_world()
-    settings = {"warmup_epochs": 1, "epochs": 3, "batch_size": 64, "dim": 8, "queue": 100, "align_size": 16}
+    settings = {"warmup_epochs": 1, "epochs": 3, "batch_size": 64, "embedding_dim": 8, "queue": 100, "align_size": 16}
     saved = []
-    for more in ({"monitor_users": 0}, {"monitor_users": 30}, {"monitor_users": 30, "control": "none"}):
+    for more in ({"monitor_users": 0}, {"monitor_users": 30}, {"monitor_users": 30, "gate_schedule": "none"}):
         model = build("recmind", settings | more)
         model.fit(world.task())
         saved.append(save(model.state()))
@@ -534,21 +584,21 @@ def test_following_the_branches_changes_no_weight() -> None:
 
 def test_every_validation_tells_what_graph_text_and_both_can_do() -> None:
     notes = _Everything()
-    build("recmind", SMALL | {"epochs": 2}).fit(replace(TASK, logger=notes))
+    build("recmind", small() | {"epochs": 2}).fit(replace(TASK, logger=notes))
     epochs = [entry for entry in notes.logged if entry["event"] == "epoch" and entry["stage"] == "recmind"]
     assert [entry["epoch"] for entry in epochs] == [0, 1, 2]
     for entry in epochs:
         assert list(entry["branches"]) == ["graph", "text", "fused"]
-        assert entry["prior"] == {"graph": 0.0, "text": 0.0}
+        assert entry["share"] == {"graph": 0.0, "text": 0.0}
         for found in entry["branches"].values():
             assert set(found["train"]) == set(found["valid"]) == {"loss", "ndcg@20"}
 
 
 @pytest.mark.parametrize("query", ["history", "user"])
-def test_a_gate_that_was_moved_is_served_and_kept(monkeypatch: pytest.MonkeyPatch, query: str) -> None:
-    """γ' = γ + m (1 - γ) of items and users with clicks, in training, for whoever asks, and from the file."""
+def test_a_shifted_gate_is_served_and_kept(monkeypatch: pytest.MonkeyPatch, query: str) -> None:
+    """γ' = γ + m (1 - γ) of items and users with clicks, in training, for every query, and from the file."""
     monkeypatch.setattr(recmind, "build_gate_schedule", lambda *_: lambda _moment: {"graph": 0.0, "text": 0.5})
-    settings = SMALL | {
+    settings = small() | {
         "query": query,
         "loss": "softmax",
         "epochs": 1,
@@ -562,7 +612,7 @@ def test_a_gate_that_was_moved_is_served_and_kept(monkeypatch: pytest.MonkeyPatc
     plain.fit(TASK)
     before = plain.gate_values()[0]
     net = kept[-1]
-    net.move_gates({"graph": 0.0, "text": 0.5})
+    net.shift_gates({"graph": 0.0, "text": 0.5})
     plain._export_vectors(net)
     clicked = torch.from_numpy(CLICKS.sum(0) > 0)
     after = plain.gate_values()[0]
@@ -571,9 +621,9 @@ def test_a_gate_that_was_moved_is_served_and_kept(monkeypatch: pytest.MonkeyPatc
     moved.fit(TASK)
     again = build("recmind", settings)
     again.restore(load(save(moved.state())))
-    everybody = Queries.of(SPLIT.train.histories(USERS), np.arange(USERS))
-    assert torch.equal(again.scores(everybody), moved.scores(everybody))
-    assert float(kept[-1].item_gate.moved) in (0.0, 0.5)  # as it was when the best weights were measured
+    all_users = Queries.of(SPLIT.train.histories(USERS), np.arange(USERS))
+    assert torch.equal(again.scores(all_users), moved.scores(all_users))
+    assert float(kept[-1].item_gate.shift) in (0.0, 0.5)  # as it was when the best weights were measured
 
 
 def _keeping(export_vectors: Any, kept: list[Any]) -> Any:

@@ -38,8 +38,8 @@ def ease(world):
 
 @pytest.fixture
 def text(world, monkeypatch):
-    monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_first_word)
-    return Recommender.from_recipe("text-knn", model={"dims": 3, "decay": 1.0}).fit(world)
+    monkeypatch.setattr("graphllmrec.text.prepare.encode_items", encode_first_word)
+    return Recommender.from_recipe("text-knn", model={"text_dim": 3, "decay": 1.0}).fit(world)
 
 
 def block(entry):
@@ -53,7 +53,7 @@ def test_users_get_unseen_items_of_their_own_circle_with_titles(ease):
     lists = ease.recommend(users=["u0", "u1"], k=2)
     assert [[block(entry) for entry in entries] for entries in lists] == [[0, 0], [1, 1]]
     assert lists[0][0].title == f"gears pump valve {lists[0][0].item_id[1:]}"
-    seen = set(ease.dataset.items.ids.of(run.joined(ease.split).histories(40)[0]))
+    seen = set(ease.dataset.items.ids.of(ease.split.interactions().histories(40)[0]))
     assert len(seen) == 8
     assert not seen & {entry.item_id for entry in lists[0]}
 
@@ -127,7 +127,7 @@ def test_reasons_name_the_nearest_history_items(ease):
 
 
 def test_an_item_of_the_history_is_not_explained_by_itself(ease):
-    known = ease.dataset.items.ids.of(run.joined(ease.split).histories(40)[0])[0]
+    known = ease.dataset.items.ids.of(ease.split.interactions().histories(40)[0])[0]
     reason = ease.explain("u0", known)
     assert known not in [entry.item_id for entry in reason.history]
     assert len(reason.history) == 7

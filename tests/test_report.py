@@ -6,14 +6,20 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pytest
 
+import graphllmrec.report
 from evaluation_toys import Oracle, random_split
 from graphllmrec.errors import EvaluationError
 from graphllmrec.evaluation.evaluation import evaluate_model, protocol_line
-from graphllmrec.report.page import ReportEntry, write_report
-from graphllmrec.report.plots import GateTable, _course, _spread, looks
+from graphllmrec.report.elements import difference_cell, number_cells
+from graphllmrec.report.format import interval, number, p_value, percent, relative, short, signed, spread
+from graphllmrec.report.plots.look import looks, spread_labels
+from graphllmrec.report.plots.training import GateTable, gate_shares, stage_curves
+from graphllmrec.report.render import write_page
+from graphllmrec.report.run_report import ReportEntry, write_report
 
 SPLIT = random_split(num_users=150)
 DEGREE = SPLIT.item_degree()
@@ -111,7 +117,7 @@ def test_the_verdict_names_winner_interval_and_significance(outline):
     low, high = strong.overall_ci["ndcg@20"]
     value = strong.overall["ndcg@20"]
     assert f"strong ranks best: ndcg@20 {value:.4f} (95 % interval {low:.4f} to {high:.4f})" in outline.text
-    assert "against weak <b>, a difference that chance does not explain (p<.001, Holm-corrected)" in outline.text
+    assert "against weak <b> (significant, p<.001, Holm-corrected)" in outline.text
     assert f"For {100 * strong.overall['hr@20']:.0f} of 100 users" in outline.text
 
 
@@ -126,7 +132,7 @@ def test_every_model_value_and_stratum_is_there_with_its_protocol(page, outline)
     figures = re.findall(r"<figure>.*?</figure>", page, flags=re.DOTALL)
     assert len(figures) == 6  # two of strata, gate, contexts, metric and loss by epoch
     assert all("<svg role=" in figure and "<figcaption>" in figure for figure in figures)
-    assert sum(protocol_line(rows[0].evaluation.protocol) in figure for figure in figures) == 4
+    assert page.count(protocol_line(rows[0].evaluation.protocol)) == 1  # once for all, at the top
     assert sum("On the validation part" in figure for figure in figures) == 1
 
 
@@ -147,8 +153,8 @@ def test_a_model_that_is_not_better_is_not_praised(tmp_path):
     weak, _, twin = entries()
     write_report(tmp_path / "two.html", "Two", [weak, twin])
     text = (tmp_path / "two.html").read_text(encoding="utf-8")
-    assert "a difference that may be chance" in text or "and it is the baseline" in text
-    assert "class='good'" not in text
+    assert "(not significant, p" in text or "and it is the baseline" in text
+    assert 'class="good"' not in text
 
 
 def test_entries_that_cannot_be_on_one_page(tmp_path):
@@ -175,16 +181,34 @@ def test_a_model_keeps_its_look_and_the_baseline_is_apart():
 
 
 def test_labels_are_moved_apart_as_little_as_needed():
-    assert _spread([0.1, 0.5, 0.9], 0.05) == pytest.approx([0.1, 0.5, 0.9])
-    assert _spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
-    places = _spread(np.sort(np.random.default_rng(0).random(12)), 0.06)
+    assert spread_labels([0.1, 0.5, 0.9], 0.05) == pytest.approx([0.1, 0.5, 0.9])
+    assert spread_labels([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+    places = spread_labels(np.sort(np.random.default_rng(0).random(12)), 0.06)
     assert np.diff(places).min() >= 0.06 - 1e-9
+
+
+def test_labels_stay_beside_the_axis_where_there_is_room():
+    assert spread_labels([0.0, 0.0, 0.0, 0.5], 0.1) == pytest.approx([0.0, 0.1, 0.2, 0.5])
+    assert spread_labels([1.0, 1.0], 0.1) == pytest.approx([0.9, 1.0])
+    assert spread_labels([0.5, 0.5, 0.5], 0.6) == pytest.approx([0.0, 0.6, 1.2])
 
 
 def test_epochs_that_start_again_in_a_later_stage_are_counted_through():
     stages = [(2, 0.1), (4, 0.2), (5, None), (1, None), (2, 0.3)]  # evaluated every second epoch; stage two starts at 1
-    x, y = _course([{"epoch": epoch} | ({"ndcg@20": value} if value else {}) for epoch, value in stages], "ndcg@20")
-    assert (x.tolist(), y.tolist()) == ([2, 4, 7], [0.1, 0.2, 0.3])
+    log = [{"epoch": epoch} | ({"ndcg@20": value} if value else {}) for epoch, value in stages]
+    first, second = stage_curves(log, "ndcg@20")
+    assert (first.epochs, first.values) == ([2, 4], [0.1, 0.2])
+    assert (second.epochs, second.values) == ([7], [0.3])
+
+
+def test_stages_with_different_losses_are_different_curves():
+    log = [{"event": "epoch", "stage": "align", "epoch": epoch, "loss": 5.0 - epoch} for epoch in (1, 2)]
+    log += [{"event": "epoch", "stage": "rank", "epoch": epoch, "loss": 8.0 - epoch} for epoch in (1, 2, 3)]
+    log += [{"event": "epoch", "stage": "gate-fold-1", "epoch": 1, "loss": 1.0}]
+    log += [{"event": "grokking", "stage": "rank", "epoch": 9, "branch": "text", "kind": "generalising", "loss": 2.0}]
+    found = [(curve.epochs, curve.values) for curve in stage_curves(log, "loss")]
+    assert found == [([1, 2], [4.0, 3.0]), ([3, 4, 5], [7.0, 6.0, 5.0])]
+    assert stage_curves(log, "ndcg@20") == []
 
 
 def branch_log(event=None):
@@ -196,7 +220,7 @@ def branch_log(event=None):
                 name: {"train": {"loss": 1.0, "ndcg@20": 0.9}, "valid": {"loss": 2.0, "ndcg@20": level}}
                 for name, level in (("graph", 0.1), ("text", 0.1 * epoch), ("fused", 0.2))
             },
-            "prior": {"graph": 0.0, "text": 0.5 if event and epoch else 0.0},
+            "share": {"graph": 0.0, "text": 0.5 if event and epoch else 0.0},
         }
         for epoch in range(3)
     ]  # fmt: skip
@@ -211,6 +235,83 @@ def test_branches_are_drawn_by_part_and_an_event_is_told(tmp_path):
         write_report(tmp_path / "a.html", "A", [ReportEntry("m", strong.evaluation, branch_log(told))])
         text = (tmp_path / "a.html").read_text(encoding="utf-8")
         assert sum(title in text for title in ("Branches on validation, m", "Branches on training, m")) == 2
-        assert text.count("Gate moved, m") == parts - 2
-        assert ("text: generalising, told at epoch 1." in text) == (told is event)
+        assert (text.count("<h3>Gate share handed over, m</h3>") == 1) == (parts == 3)
+        assert ("text: generalising, detected at epoch 1." in text) == (told is event)
         assert ("No branch generalised late" in text) == (told is not event)
+
+
+def test_shares_of_the_gate_are_read_from_old_and_new_logs():
+    assert gate_shares({"prior": {"text": 0.5}}) == gate_shares({"share": {"text": 0.5}}) == {"text": 0.5}
+    assert gate_shares({}) == {}
+
+
+def test_models_with_the_same_contexts_share_a_figure(tmp_path):
+    weak, strong, twin = entries()
+    other = GateTable(DEGREE, GATE.gamma, {"cold": np.ones(len(DEGREE), dtype=np.float32)})
+    rows = [
+        ReportEntry(row.name, row.evaluation, [], gate) for row, gate in ((strong, GATE), (twin, GATE), (weak, other))
+    ]
+    write_report(tmp_path / "a.html", "A", rows)
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert text.count("<h3>Contexts by training clicks</h3>") == 2
+    assert "with so many clicks, strong and twin." in text
+    assert "with so many clicks, weak &lt;b&gt;." in text
+
+
+# parts of pages
+
+
+def test_every_text_from_data_is_escaped(tmp_path):
+    bad = "<script>alert('$x_{&')</script>"
+    evaluation, other = (evaluate_model(Oracle(SPLIT, noise, 1, bad), SPLIT) for noise in (0.3, 1.0))
+    gate = GateTable(DEGREE, GATE.gamma, {f"{bad}/{name}": values for name, values in GATE.contexts.items()})
+    event = {"event": "grokking", "stage": bad, "epoch": 1, "branch": bad, "kind": "generalising"}
+    log = [entry | {"branches": {bad: entry["branches"]["text"]}, "prior": {bad: 0.5}} for entry in branch_log()]
+    summary = {"mean": 0.5, "q25": 0.4, "q50": 0.5, "q75": 0.6}
+    log = [entry | {"gate": {bad: summary, f"clicks {bad}": summary}} for entry in log]
+    rows = [ReportEntry(bad, evaluation, [*log, event], gate), ReportEntry(bad + "2", other)]
+    write_report(tmp_path / "a.html", bad, rows, notes=[bad])
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") > 20
+    parser = Outline()
+    parser.feed(text)
+    assert parser.open == []
+
+
+def test_a_name_that_the_context_lacks_is_an_error_and_writes_nothing(tmp_path):
+    with pytest.raises(jinja2.UndefinedError, match="'title' is undefined"):
+        write_page(tmp_path / "a.html", "lab.html.j2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_value_is_bold_only_where_there_is_a_best_one():
+    assert [cell.best for cell in number_cells([0.1, 0.3, 0.2])] == [False, True, False]
+    assert [cell.best for cell in number_cells([0.3, 0.3, 0.2])] == [True, True, False]
+    for values in ([0.0, 0.0], [0.2, 0.2], [0.4], []):
+        assert not any(cell.best for cell in number_cells(values))
+
+
+def test_numbers_as_text():
+    assert [percent(value) for value in (0.08, -0.5, 12.0)] == ["+8.0 %", "−50.0 %", "×13.0"]
+    assert percent(-0.034, 0) == "−3 %"
+    assert [number(0.07951), short(0.07951), short(-0.0042, "+"), short(1.0)] == ["0.0795", ".0795", "-.0042", "1.0000"]
+    assert [signed(value) for value in (0.0042, -0.0042, -0.00001, 0.0)] == ["+0.0042", "−0.0042", "0", "0"]
+    assert [spread(value) for value in (None, 0.0, 0.0012)] == ["", "±0", "±0.0012"]
+    assert interval(0.1, 0.25) == "0.1000–0.2500"
+    assert [p_value(p) for p in (0.0002, 0.034)] == ["<.001", ".034"]
+
+
+def test_a_difference_from_zero_is_said_in_words():
+    assert relative(None, 0.1) == "from 0"
+    assert relative(None, 0.0) == "both 0"
+    assert (difference_cell(None, 0.0, 1.0).text, difference_cell(None, 0.0, 1.0).note) == ("both 0", "")
+    assert difference_cell(None, 0.1, 0.001).note == "p .001"
+    kinds = [difference_cell(share, share, p).kind for share, p in ((0.1, 0.01), (-0.1, 0.01), (0.1, 0.2))]
+    assert kinds == ["good", "bad", "same"]
+
+
+def test_the_presentation_knows_nothing_of_studies_and_the_lab():
+    files = Path(graphllmrec.report.__file__).parent.rglob("*.py")
+    found = [path for path in files if re.search(r"graphllmrec\.(study|cli|grokking\.lab)", path.read_text())]
+    assert found == []

@@ -17,7 +17,7 @@ from graphllmrec.errors import TextError
 from graphllmrec.evaluation.evaluation import evaluate_model
 from graphllmrec.models.graph.sign import Neighbourhood
 from graphllmrec.models.registry import build
-from graphllmrec.nn.gate import head_degree_of
+from graphllmrec.nn.gate import head_degree
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.rng import At, rng, torch_rng
@@ -41,7 +41,7 @@ VECTORS = torch.cat([TEXT.vectors, torch.ones(1, TEXT.vectors.shape[1])])
 TASK = Task(SPLIT, TextVectors(VECTORS, torch.arange(ITEMS) != WORDLESS))
 CLICKS = clicks_of(SPLIT.train, USERS, ITEMS)
 SMALL = {
-    "dims": DIMS,
+    "text_dim": DIMS,
     "hidden": 4,
     "temperature": 0.8,
     "dropout": 0.0,
@@ -84,12 +84,12 @@ def encoded(item: int, without: int | None, warm: bool, words: Dense, w: Weights
 
 def terms(degree: int, w: Weights) -> tuple[float, float, float]:
     """α, β + p log(1 + d) and ω of an item with `degree` clicks."""
-    head = head_degree_of(CLICKS.sum(0).astype(np.int64))
+    head = head_degree(CLICKS.sum(0).astype(np.int64))
     is_cold = 1 / (1 + math.exp(-3 * (math.log(1 + 3.0) - math.log(1 + degree))))
     is_head = 1 / (1 + math.exp(-3 * (math.log(1 + degree) - math.log(1 + head))))
     mix = [is_cold * (1 - is_head), is_cold * is_head, (1 - is_cold) * (1 - is_head), (1 - is_cold) * is_head]
     scale = sum(share * math.exp(w["log_scale"][context]) for context, share in enumerate(mix))
-    prior = sum(share * w["prior"][context] for context, share in enumerate(mix))
+    prior = sum(share * w["context_bias"][context] for context, share in enumerate(mix))
     following = sum(share * w["following"][context] for context, share in enumerate(mix))
     return scale, prior + float(w["popularity"]) * math.log(1 + degree), following
 
@@ -115,7 +115,7 @@ def after(history: list[int], item: int, steps: Dense) -> float:
 
 
 def query(summed: Dense, w: Weights) -> Dense:
-    return unit_row(summed) @ w["turn"] / 0.8
+    return unit_row(summed) @ w["query_map"] / 0.8
 
 
 STEPS: list[tuple[dict[str, Any], dict[str, Any]]] = [

@@ -13,13 +13,11 @@ import pytest
 from front_door_world import encode_first_word, write_world
 from graphllmrec.evaluation.compare import compare, compare_values, holm
 from graphllmrec.evaluation.evaluation import Evaluation
+from graphllmrec.report.plots.evaluation import Difference, forest_figure
+from graphllmrec.report.study_report import study_markdown, write_study
 from graphllmrec.study import run_study
 from graphllmrec.study.display import remaining
-from graphllmrec.study.drawing import forest
-from graphllmrec.study.format import percent
 from graphllmrec.study.outcome import _mean_by_user
-from graphllmrec.study.page import page_of
-from graphllmrec.study.tables import markdown
 
 LIGHT = {"model.epochs": 3, "model.dim": 8, "model.batch_size": 64}
 STUDY = {
@@ -45,7 +43,7 @@ def found(tmp_path_factory):
 
 
 def evaluation(out, data, model, seed):
-    return Evaluation.read(out / "cells" / data / model / "none" / f"seed-{seed}" / "run")
+    return Evaluation.read(out / "fits" / data / model / "none" / f"seed-{seed}" / "run")
 
 
 def test_a_mean_over_users_of_means_over_seeds_with_its_interval(found):
@@ -112,10 +110,10 @@ def test_where_the_split_follows_the_seed_models_are_compared_on_the_seeds_they_
     a, b = (evaluation(tmp_path / "out", "books", name, 0).overall["ndcg@10"] for name in ("popularity", "ease"))
     assert (row["a"], row["difference"]) == ("popularity", pytest.approx(a - b))
     assert found["missing"] == [{"data": "books", "a": "item-knn", "b": "ease"}]
-    assert "| item-knn | ease | missing |" in markdown(found)
+    assert "| item-knn | ease | missing |" in study_markdown(found)
 
 
-def test_means_by_user_where_not_everybody_was_asked_each_time():
+def test_means_by_user_where_tables_hold_different_users():
     tables = [pl.DataFrame({"user": [4, 1], "m": [1.0, 0.0]}), pl.DataFrame({"user": [2, 4], "m": [0.25, 0.5]})]
     assert _mean_by_user(tables).rows() == [(1, 0.0), (2, 0.25), (4, 0.75)]
     assert _mean_by_user(tables[:1]).rows() == [(1, 0.0), (4, 1.0)]
@@ -125,7 +123,7 @@ def test_means_by_user_where_not_everybody_was_asked_each_time():
 
 
 def test_markdown_has_a_table_per_data_set_with_figures_intervals_and_p(found):
-    text = markdown(found[1])
+    text = study_markdown(found[1])
     assert text.startswith("# Books <&>\n")
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## books", "## films"]
     assert "| model | ndcg@10 | 95 % interval | ± seeds | recall@20 | validation | vs ease | p | fit, s |" in text
@@ -145,35 +143,51 @@ def test_the_page_is_self_contained_and_escaped(found):
     assert json.loads((found[0] / "study.json").read_text()) == json.loads(json.dumps(found[1]))
 
 
-def test_the_tables_stand_with_nothing_in_them(found):
+def test_the_tables_stand_with_nothing_in_them(found, tmp_path):
     outcome = copy.deepcopy(found[1])
     for entry in outcome["entries"]:
         for key in ("test", "valid", "strata", "fit_seconds", "users"):
             del entry[key]
-        entry["cells"] = [{"seed": 0, "state": "failed", "error": "no <luck>\nat all"}]
+        entry["fits"] = [{"seed": 0, "state": "failed", "error": "no <luck>\nat all"}]
     outcome |= {"comparisons": [], "missing": [{"data": "books", "a": "graph", "b": "ease"}]}
     outcome["data"]["films"]["protocol"] = {}
-    assert "books · graph · seed 0: no <luck>\n" in markdown(outcome)
-    page = page_of(outcome)
+    assert "books · graph · seed 0: no <luck>\n" in study_markdown(outcome)
+    write_study(tmp_path, outcome)
+    page = (tmp_path / "index.html").read_text()
     assert "no &lt;luck&gt;" in page
     assert "films: no model has figures." in page
 
 
 def test_a_forest_plot_has_a_line_per_comparison_and_says_when_the_second_model_has_nothing():
     rows = [
-        {"a": "a", "b": "b", "relative": 0.1, "relative_ci": [0.02, 0.18], "p_holm": 0.01, "difference": 0.1},
-        {"a": "c", "b": "b", "relative": -0.1, "relative_ci": [-0.3, 0.1], "p_holm": 0.4, "difference": -0.1},
-        {"a": "d", "b": "e", "relative": None, "relative_ci": None, "p_holm": 0.001, "difference": 0.1},
+        Difference("a vs b", 0.1, (0.02, 0.18), 0.1, 0.01),
+        Difference("c vs b", -0.1, (-0.3, 0.1), -0.1, 0.4),
+        Difference("d vs e", None, None, 0.1, 0.001),
+        Difference("f vs e", None, None, 0.0, 1.0),
     ]
-    drawn = forest(rows, "title")
-    assert drawn.count("<circle") == 2
-    assert "var(--good)'/>" in drawn
+    drawn = forest_figure(rows, "title")
+    assert [drawn.count(f">{row.name}</text>") for row in rows] == [1, 1, 1, 1]
+    assert len(set(re.findall(r"<use [^>]*y=\"([\d.]+)\"[^>]*style=\"fill: var\(--(?:good|muted)\)", drawn))) >= 2
+    assert ">+10.0 %  p .010<" in drawn
     assert "var(--bad)" not in drawn
-    assert "from 0" in drawn
+    assert ">from 0  p .001<" in drawn
+    assert "both 0" in drawn
+    assert "p 1.000" not in drawn
 
 
-def test_words():
-    assert [percent(value) for value in (0.08, -0.5, 12.0, None)] == ["+8.0 %", "−50.0 %", "×13.0", "from 0"]
+def test_a_seed_that_changes_nothing_is_told_from_one_that_hardly_does(found, tmp_path):
+    rows = re.findall(r"^\| popularity \| .* \| (±\S+) \|", study_markdown(found[1]), re.MULTILINE)
+    assert rows == ["±0", "±0"]
+
+
+def test_a_script_in_any_text_of_a_study_is_escaped(found, tmp_path):
+    bad = "<script>alert(1)</script>"
+    text = json.dumps(found[1]).replace('"graph"', json.dumps(bad)).replace('"ease"', json.dumps(bad + " 2"))
+    outcome = json.loads(text.replace('"books"', json.dumps(bad + " 3"))) | {"title": bad, "notes": bad}
+    write_study(tmp_path, outcome)
+    page = (tmp_path / "index.html").read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") > 20
 
 
 def test_the_time_left_is_estimated_from_fits_of_the_same_kind_then_model_then_any():
@@ -186,4 +200,4 @@ def test_the_time_left_is_estimated_from_fits_of_the_same_kind_then_model_then_a
 
 @pytest.fixture(autouse=True)
 def no_language_model(monkeypatch):
-    monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_first_word)
+    monkeypatch.setattr("graphllmrec.text.prepare.encode_items", encode_first_word)

@@ -11,7 +11,7 @@ import pytest
 from graphllmrec.errors import RecipeError
 from graphllmrec.recipe import load_recipe
 from graphllmrec.study import load_study
-from graphllmrec.study.plan import Range
+from graphllmrec.study.config import Range
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,9 +28,9 @@ def problems(**values):
 
 def test_a_model_is_called_by_its_recipe_or_by_a_name_of_its_own():
     found = study(models=[{"recipe": "ease"}, {"recipe": "ease", "name": "ease 50", "set": {"model.l2": 50.0}}])
-    assert [case.label for case in found.cases] == ["ease", "ease 50"]
-    assert [case.recipe(3).model.config.l2 for case in found.cases] == [100.0, 50.0]
-    assert [case.recipe(3).seed for case in found.cases] == [3, 3]
+    assert [variant.label for variant in found.variants] == ["ease", "ease 50"]
+    assert [variant.recipe(3).model.config.l2 for variant in found.variants] == [100.0, 50.0]
+    assert [variant.recipe(3).seed for variant in found.variants] == [3, 3]
 
 
 def test_dotted_and_nested_keys_mean_the_same():
@@ -46,7 +46,7 @@ def test_dotted_and_nested_keys_mean_the_same():
 
 def test_the_cut_offs_of_all_metrics_are_evaluated_and_the_headline_metric_is_first():
     found = study(metric="hr@5", metrics=["ndcg@50", "hr@5"])
-    recipe = found.cases[0].recipe(0)
+    recipe = found.variants[0].recipe(0)
     assert (recipe.evaluate.ks, recipe.evaluate.metric) == ((5, 50), "hr@5")
     assert found.all_metrics == ("hr@5", "ndcg@50")
 
@@ -56,44 +56,48 @@ def test_settings_of_the_study_hold_for_all_models_and_those_of_a_model_come_aft
         set={"data.k_core": 2, "text.max_tokens": 12},
         models=[{"recipe": "popularity"}, {"recipe": "text-knn", "set": {"text.max_tokens": 9}}],
     )
-    recipes = [case.recipe(0) for case in found.cases]
+    recipes = [variant.recipe(0) for variant in found.variants]
     assert [recipe.data.k_core for recipe in recipes] == [2, 2]
     assert [recipe.text.max_tokens for recipe in recipes] == [12, 9]
 
 
 def test_what_is_set_or_tuned_holds_for_clicks_without_order_too():
-    """[unordered] of a recipe is for what nobody asked for outright."""
-    found = study(models=[{"recipe": "lightgcn-fast", "set": {"model.dim": 24}, "tune": {"model.dim": [24, 48]}}])
-    recipe = found.cases[0].recipe(0, {"model.dim": 48})
-    assert load_recipe("lightgcn-fast").for_data(False).model.config.dim != 48
-    assert recipe.for_data(False).model.config.dim == recipe.for_data(True).model.config.dim == 48
+    """[unordered] of a recipe replaces only what is not set explicitly."""
+    found = study(
+        models=[
+            {"recipe": "lightgcn-fast", "set": {"model.embedding_dim": 24}, "tune": {"model.embedding_dim": [24, 48]}}
+        ]
+    )
+    recipe = found.variants[0].recipe(0, {"model.embedding_dim": 48})
+    assert load_recipe("lightgcn-fast").for_data(False).model.config.embedding_dim != 48
+    assert recipe.for_data(False).model.config.embedding_dim == recipe.for_data(True).model.config.embedding_dim == 48
 
 
-def test_pairs_are_the_baseline_what_is_asked_for_and_each_control(monkeypatch):
-    monkeypatch.setattr("graphllmrec.study.plan.PLACEBO_KEY", "text.revision")
+def test_pairs_are_the_baseline_those_of_compare_and_each_placebo(monkeypatch):
+    monkeypatch.setattr("graphllmrec.study.config.PLACEBO_KEY", "text.revision")
     found = study(
         models=[{"recipe": "ease"}, {"recipe": "text-knn"}, {"recipe": "z-sum", "placebos": []}],
         placebos=["none", "shuffled"],
         baseline="ease",
         compare=[["z-sum", "text-knn"], ["text-knn", "ease"]],
     )
-    assert [case.label for case in found.cases] == ["ease", "text-knn", "text-knn [shuffled]", "z-sum"]
+    assert [variant.label for variant in found.variants] == ["ease", "text-knn", "text-knn [shuffled]", "z-sum"]
     assert found.pairs() == [
         ("text-knn", "ease"),
         ("z-sum", "ease"),
         ("z-sum", "text-knn"),
         ("text-knn", "text-knn [shuffled]"),
     ]
-    assert found.cases[1].recipe(0).text.revision is None
-    assert found.cases[2].recipe(0).text.revision == "shuffled"
+    assert found.variants[1].recipe(0).text.revision is None
+    assert found.variants[2].recipe(0).text.revision == "shuffled"
 
 
 def test_a_recipe_beside_the_study_file_is_found(tmp_path, monkeypatch):
     (tmp_path / "own.toml").write_text('title = "mine"\n[model]\nname = "ease"\nl2 = 7.0\n')
     (tmp_path / "study.toml").write_text('[[models]]\nrecipe = "own.toml"\n')
     monkeypatch.chdir("/")
-    [case] = load_study(tmp_path / "study.toml").cases
-    assert (case.label, case.recipe(0).model.config.l2) == ("own", 7.0)
+    [variant] = load_study(tmp_path / "study.toml").variants
+    assert (variant.label, variant.recipe(0).model.config.l2) == ("own", 7.0)
 
 
 def test_every_problem_is_reported_at_once():
@@ -176,6 +180,24 @@ def test_recipes_of_different_data_sections_are_refused(tmp_path):
 )
 def test_single_problems(values, message):
     assert re.search(message, "\n".join(problems(**values)))
+
+
+def test_keys_of_version_0_1_work_with_a_warning_that_names_the_new_key():
+    models = [{"recipe": "text-knn", "controls": ["random"]}, {"recipe": "z-sum"}]
+    with pytest.warns(FutureWarning) as caught:
+        old = study(models=models, controls=["shuffled"], tune_controls=False)
+    assert [str(warning.message).split(";")[0] for warning in caught] == [
+        "study: 'controls' is now called 'placebos'",
+        "study: 'controls' is now called 'placebos'",
+        "study: 'tune_controls' is now called 'tune_placebos'",
+    ]
+    models = [{"recipe": "text-knn", "placebos": ["random"]}, {"recipe": "z-sum"}]
+    assert old == study(models=models, placebos=["shuffled"], tune_placebos=False)
+    with (
+        pytest.warns(FutureWarning),
+        pytest.raises(RecipeError, match="controls: placebos is given as well, which is the new name of this key"),
+    ):
+        study(controls=["shuffled"], placebos=["random"])
 
 
 def test_a_file_that_is_absent_or_no_toml(tmp_path):

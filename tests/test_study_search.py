@@ -8,7 +8,7 @@ import math
 import pytest
 
 from graphllmrec.errors import GraphLLMRecError
-from graphllmrec.study.plan import Range
+from graphllmrec.study.config import Range
 from graphllmrec.study.search import Trial, best_trial, budget, needs_optuna, next_settings
 
 PLANE = {

@@ -20,7 +20,7 @@ from graphllmrec.models.baselines.text_knn import TextKNN
 from graphllmrec.protocol import TextVectors
 from graphllmrec.recommender import Recommender
 from graphllmrec.report.console import models_table
-from graphllmrec.report.page import ReportEntry, write_report
+from graphllmrec.report.run_report import ReportEntry, write_report
 from graphllmrec.rng import rng
 from graphllmrec.text import placebo as placebos
 from graphllmrec.text.config import TextConfig
@@ -197,13 +197,13 @@ def seen(monkeypatch):
         tasks.append(task)
         fit(self, task)
 
-    monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_first_word)
+    monkeypatch.setattr("graphllmrec.text.prepare.encode_items", encode_first_word)
     monkeypatch.setattr(TextKNN, "fit", keep)
     return tasks
 
 
 def recommender(kind, **settings):
-    return Recommender.from_recipe("text-knn", model={"dims": 3, "decay": 1.0}, text={"placebo": kind}, **settings)
+    return Recommender.from_recipe("text-knn", model={"text_dim": 3, "decay": 1.0}, text={"placebo": kind}, **settings)
 
 
 def test_the_text_itself_is_no_control(world, seen):
@@ -261,7 +261,7 @@ def test_the_encoder_is_left_alone_where_it_says_nothing(world, monkeypatch, kin
     def refuse(*_, **__):
         raise AssertionError("encoded")
 
-    monkeypatch.setattr("graphllmrec.recommender.encode_items", refuse)
+    monkeypatch.setattr("graphllmrec.text.prepare.encode_items", refuse)
     found = recommender(kind).fit(world)
     found.add_items([{"item_id": "fresh", "title": "poems for winter"}])
     assert found.dataset.num_items == 49

@@ -108,7 +108,7 @@ def test_refusals() -> None:
         Whitening.fit(TextVectors(torch.ones(3, 4), torch.ones(3, dtype=torch.bool)))
     with pytest.raises(TextError, match=r"fitted on vectors of 8 dimensions, these have 6"):
         Whitening.fit(text).apply(text_vectors(dim=6))
-    with pytest.raises(ValueError, match="dims must be at least 1"):
+    with pytest.raises(ValueError, match="text_dim must be at least 1"):
         Whitening.fit(text, 0)
     with pytest.raises(ValueError, match="shrink must lie in"):
         Whitening.fit(text, 2, shrink=1.5)

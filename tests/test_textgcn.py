@@ -33,7 +33,7 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize("num_layers", [0, 1, 3])
 def test_the_users_of_the_graph_score_as_the_paper_says(num_layers: int) -> None:
-    model = fitted("textgcn", dims=4, num_layers=num_layers, popularity=0.0, decay=1.0)
+    model = fitted("textgcn", text_dim=4, num_layers=num_layers, popularity=0.0, decay=1.0)
     users, items = (np.mean(side, axis=0) for side in layered(num_layers))
     found = model.scores(Queries.of(SPLIT.train.histories(USERS), np.arange(USERS)))
     expected = [[cosine(user, item) for item in items] for user in users]
@@ -41,7 +41,7 @@ def test_the_users_of_the_graph_score_as_the_paper_says(num_layers: int) -> None
 
 
 def test_any_history_with_recency_and_popularity() -> None:
-    model = fitted("textgcn", dims=4, num_layers=2, popularity=0.3, decay=DECAY)
+    model = fitted("textgcn", text_dim=4, num_layers=2, popularity=0.3, decay=DECAY)
     _, items = layered(2)
     degree = CLICKS.sum(0)
     for place, history in enumerate(QUERY):
@@ -81,9 +81,9 @@ def test_what_is_tuned_is_the_best_that_was_tried() -> None:
 def test_without_a_validation_part_nothing_is_tuned() -> None:
     split = SPLIT
     none = replace(split.valid, user=split.valid.user[:0], item=split.valid.item[:0], order=split.valid.order[:0])
-    model = build("textgcn", {"dims": 4})
+    model = build("textgcn", {"text_dim": 4})
     model.fit(Task(replace(split, valid=none), TEXT))
-    usual = fitted("textgcn", dims=4, num_layers=2, popularity=0.0, decay=0.7)
+    usual = fitted("textgcn", text_dim=4, num_layers=2, popularity=0.0, decay=0.7)
     assert torch.equal(model.scores(QUERIES), usual.scores(QUERIES))
 
 

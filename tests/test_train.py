@@ -14,7 +14,7 @@ import torch
 
 from graphllmrec.errors import Interrupted
 from graphllmrec.rng import torch_rng
-from graphllmrec.train import loop
+from graphllmrec.train import checkpoint, loop
 from graphllmrec.train.checkpoint import Checkpoints, Progress
 from toy_training import CONFIG, EPOCHS, EXAMPLES, INPUT, OUTPUT, STEPS, Run, Toy, send
 
@@ -253,7 +253,7 @@ def test_slow_checkpoints_are_written_less_often(tmp_path: Path, monkeypatch: py
     def tick(number: int) -> None:
         now[0] += 1
 
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(Checkpoints, "save", save)
     Run(CONFIG.model_copy(update={"epochs": 60}), tmp_path, at_step=tick, metric=None, every=10).train()
     assert saved == [10, 110, 210, 240]  # the last one marks the end

@@ -40,7 +40,7 @@ def encode_words(texts, config=None, **_):
 
 @pytest.fixture(autouse=True)
 def no_language_model(monkeypatch):
-    monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_first_word)
+    monkeypatch.setattr("graphllmrec.text.prepare.encode_items", encode_first_word)
     monkeypatch.setattr("graphllmrec.text.reviews.encode_texts", encode_words)
 
 
@@ -174,7 +174,7 @@ def test_tags_of_a_user_are_what_the_user_wrote(tmp_path):
 
 def test_the_run_folder_keeps_reviews_with_their_parts(readers, tmp_path):
     fitted = Recommender.from_recipe("popularity").fit(readers, out=tmp_path / "run")
-    tables = run.read_tables(tmp_path / "run")
+    tables = run.load_tables(tmp_path / "run")
     for part in ("train", "valid", "test"):
         assert getattr(tables.split, part).review.to_list() == getattr(fitted.split, part).review.to_list()
     assert tables.fingerprint == run.fingerprint(fitted.dataset) == run.fingerprint(tables.dataset)
@@ -189,7 +189,7 @@ def test_no_review_column_where_nobody_wrote(tmp_path):
                  orient="row").write_csv(tmp_path / "data" / "interactions.csv")  # fmt: skip
     Recommender.from_recipe("popularity").fit(tmp_path / "data", out=tmp_path / "run")
     assert "review" not in pl.read_parquet_schema(tmp_path / "run" / "interactions.parquet")
-    assert run.read_tables(tmp_path / "run").split.train.review is None
+    assert run.load_tables(tmp_path / "run").split.train.review is None
 
 
 # vectors
@@ -278,7 +278,9 @@ def tasks(monkeypatch):
 
 
 def fit(data, **text):  # the stand-ins for items and reviews differ in size, so text-knn must not add them
-    return Recommender.from_recipe("text-knn", model={"dims": 3, "decay": 1.0, "user_weight": 0.0}, text=text).fit(data)
+    return Recommender.from_recipe("text-knn", model={"text_dim": 3, "decay": 1.0, "user_weight": 0.0}, text=text).fit(
+        data
+    )
 
 
 def test_a_model_that_asks_is_given_user_text(readers, tasks, monkeypatch):
@@ -310,7 +312,7 @@ def test_the_control_holds_for_user_text(readers, tasks, monkeypatch, kind):
 
 def test_reviews_join_item_text_when_asked(readers, tasks, monkeypatch):
     titles = TextVectors(torch.eye(6, 3), torch.arange(6) < 3)
-    monkeypatch.setattr("graphllmrec.recommender.encode_items", lambda *_, **__: titles)
+    monkeypatch.setattr("graphllmrec.text.prepare.encode_items", lambda *_, **__: titles)
     fit(readers)
     fit(readers, reviews=True)
     assert torch.equal(tasks[0].text.vectors, titles.vectors)

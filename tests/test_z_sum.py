@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from graphllmrec.data.tables import Interactions
 from graphllmrec.errors import RecipeError
 from graphllmrec.models.fusion import score_fusion as blend
-from graphllmrec.models.fusion.score_fusion import Variant, collect, search, zscores
+from graphllmrec.models.fusion.score_fusion import Variant, build_score_table, search, zscores
 from graphllmrec.models.registry import build
 from graphllmrec.protocol import Queries, Task
 from graphllmrec.train.validation import tuning_users
@@ -69,8 +69,8 @@ def test_the_board_ranks_like_a_loop_over_all_items() -> None:
             )  # fmt: skip
             gain += 1 / math.log2(rank + 2)
         gains.append(gain / sum(1 / math.log2(place + 2) for place in range(len(targets))))
-    board = collect(variants, [[0, 1], [2, 3]], split, users)
-    assert board.ndcg([1, 2], weights) == pytest.approx(np.mean(gains), abs=1e-6)
+    table = build_score_table(variants, [[0, 1], [2, 3]], split, users)
+    assert table.ndcg([1, 2], weights) == pytest.approx(np.mean(gains), abs=1e-6)
 
 
 def test_a_model_with_huge_scores_does_not_crowd_out_the_candidates_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,19 +84,21 @@ def test_a_model_with_huge_scores_does_not_crowd_out_the_candidates_of_another(m
 def test_the_search_never_ends_below_equal_weights_or_a_single_model() -> None:
     variants = [Variant(fitted(name, decay=DECAY), decay) for name in ("ease", "transitions") for decay in (1.0, 0.5)]
     groups = [[0, 1], [2, 3]]
-    board = collect(variants, groups, SPLIT, tuning_users(SPLIT, 0))
-    found = search(board, groups)
-    assert found.ndcg == pytest.approx(board.ndcg(found.chosen, found.weights))
+    table = build_score_table(variants, groups, SPLIT, tuning_users(SPLIT, 0))
+    found = search(table, groups)
+    assert found.ndcg == pytest.approx(table.ndcg(found.chosen, found.weights))
     assert found.ndcg >= max(found.alone)
-    assert found.ndcg >= board.ndcg(found.chosen, torch.tensor([0.5, 0.5]))
+    assert found.ndcg >= table.ndcg(found.chosen, torch.tensor([0.5, 0.5]))
 
 
 def test_the_search_gives_a_useless_model_no_weight() -> None:
     world = block_world()
     good, useless = fitted("transitions", world.task()), fitted("popularity", world.task())
     groups = [[0], [1]]
-    board = collect([Variant(useless, None), Variant(good, 0.5)], groups, world.split, tuning_users(world.split, 0))
-    found = search(board, groups)
+    table = build_score_table(
+        [Variant(useless, None), Variant(good, 0.5)], groups, world.split, tuning_users(world.split, 0)
+    )
+    found = search(table, groups)
     assert found.ndcg == pytest.approx(1)
     assert found.weights[1] > 0.49
 

@@ -5,8 +5,8 @@
     data = load_data("data/amazon-scientific")
     hybrid = Recommender.from_recipe("hybrid").fit(data)
     hybrid.recommend(users=["A3L1RF2"], k=10)           # titles and scores
-    hybrid.recommend(history=["B00004U9JP"])            # somebody new
-    hybrid.add_items([{"item_id": "b7", "title": "…"}])  # an item that nobody has clicked: recommended at once
+    hybrid.recommend(history=["B00004U9JP"])            # an unknown user
+    hybrid.add_items([{"item_id": "b7", "title": "…"}])  # an item without clicks: recommended at once
     evaluate(hybrid).overall["ndcg@20"]                  # full ranking on the test part
 
 Names are imported when they are first used: `import graphllmrec` loads neither torch nor polars.

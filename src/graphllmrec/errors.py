@@ -1,17 +1,17 @@
-"""Every error a user can cause, in one place. A message says what, where, the value found, and what to do."""
+"""All errors that input can cause. A message has the problem, the place, the value found, and what to do."""
 
 from __future__ import annotations
 
 
 class GraphLLMRecError(Exception):
-    """Base of all errors raised on purpose; the command line prints these without a traceback."""
+    """Base of all errors of this package; the command line prints them without a traceback."""
 
 
 class DataError(GraphLLMRecError):
-    """A table that cannot be used. Nothing of it has been loaded.
+    """A table that cannot be used; nothing was loaded.
 
     Attributes: what (the problem), file, line (1-based, header included), column, value (as found),
-    hint (what to do), count (how many rows of the file have a problem; the first one is described).
+    hint (what to do), count (number of rows of the file with a problem; the first one is described).
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class RecipeError(GraphLLMRecError):
 
 
 class TextError(GraphLLMRecError):
-    """Item text or text vectors that cannot be used (missing, NaN, zero, a checksum that differs)."""
+    """Item text or text vectors that cannot be used (missing, NaN, zero, a wrong checksum)."""
 
 
 class CheckpointError(GraphLLMRecError):
-    """A run folder or checkpoint that is absent, incomplete or made by something else."""
+    """A run folder or checkpoint that is absent, incomplete, or of other settings or data."""
 
 
 class EvaluationError(GraphLLMRecError):
@@ -62,11 +62,11 @@ class EvaluationError(GraphLLMRecError):
 
 
 class UnknownIdError(GraphLLMRecError, KeyError):
-    """A user or item id that the data does not hold."""
+    """A user or item id that is not in the data."""
 
     def __str__(self) -> str:  # KeyError would quote the message
         return str(self.args[0])
 
 
 class Interrupted(GraphLLMRecError):
-    """Training stopped on Ctrl-C or SIGTERM after leaving a resumable checkpoint."""
+    """Training stopped on Ctrl-C or SIGTERM, after writing a checkpoint; the run can be resumed."""

@@ -1,7 +1,7 @@
-"""Writing files and folders so that a reader, a crash or a kill never leaves half of one.
+"""Write files and folders in one step: after a crash or a kill there is the whole of one, or nothing.
 
-Everything is made under a temporary name beside its place, `.NAME.xxxxxxxx.tmp`, synced to disk and renamed. What a
-killed process leaves under such a name is never read, and `remove_leftovers` deletes it.
+Each is written under a temporary name beside its place, `.NAME.xxxxxxxx.tmp`, synced to disk and renamed. Temporary
+files of a killed process are never read, and `remove_leftovers` deletes them.
 """
 
 from __future__ import annotations
@@ -59,22 +59,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete a folder and all it holds; whoever looks finds all of it or nothing."""
+    """Delete a folder with its contents; a reader finds all of it or nothing."""
     temporary = _temporary_folder(path)
     path.rename(temporary / path.name)
     shutil.rmtree(temporary)
 
 
 def remove_leftovers(folder: Path, of: str | None = None, *, older_than: float = 0.0) -> None:
-    """Delete what killed processes left unfinished in `folder`: parts of the file or folder named `of`, or of any.
+    """Delete temporary files of killed processes in `folder`: those of the file or folder named `of`, or all.
 
-    Nobody else may be writing there, unless `older_than` (seconds) spares what is young.
+    No other process may write there, unless `older_than` (seconds) excludes recent files.
     """
     for path in folder.iterdir() if folder.is_dir() else ():
         found = _TEMPORARY.fullmatch(path.name)
         if found is None or (of is not None and found["of"] != of):
             continue
-        with suppress(FileNotFoundError):  # its writer is alive after all and has just finished
+        with suppress(FileNotFoundError):  # its process is alive and has just renamed it
             if older_than and time.time() - path.stat().st_mtime < older_than:
                 continue
             if path.is_dir():
@@ -84,7 +84,7 @@ def remove_leftovers(folder: Path, of: str | None = None, *, older_than: float =
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder's list of names is on disk."""
+    """Wait until a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -98,7 +98,7 @@ def _temporary_folder(path: Path) -> Path:
 
 
 def _make_folder(path: Path) -> None:
-    """Make a folder that is not there, its name on disk too."""
+    """Create a folder if it does not exist, and sync its name to disk."""
     if not path.is_dir():
         path.mkdir(parents=True, exist_ok=True)
         sync(path.parent)

@@ -1,9 +1,9 @@
-"""What a fit reports: bars on a terminal, a line per piece of work elsewhere (on stderr), and two files in the run folder.
+"""Progress of a fit: bars on a terminal, one line per piece of work elsewhere (on stderr), and two log files.
 
-    log.jsonl      facts that follow from recipe, data and seed: the same bytes whether or not the fit was interrupted
-    timings.jsonl  how it went: when each piece of work began, the seconds it took, what was reused; every attempt adds its lines
+    log.jsonl      values that follow from recipe, data and seed: the same bytes whether or not the fit was interrupted
+    timings.jsonl  start and seconds of each piece of work, number of cached texts; every attempt adds lines
 
-An interrupted fit that goes on writes log.jsonl anew, from what the checkpoints hold and what is computed again.
+A resumed fit writes log.jsonl anew, from the logs in the checkpoints and from what is computed again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 LOG, TIMINGS = "log.jsonl", "timings.jsonl"
-CIRCUMSTANCES = ("begin", "end", "text")  # events that may differ between two fits of the same; "text": cached
+TIMING_EVENTS = ("begin", "end", "text")  # may differ between two fits of the same recipe, data and seed
 
 
 class RunLogger:
@@ -29,8 +29,8 @@ class RunLogger:
         with RunLogger() as logger:
             recommender.fit(data, out="runs/ease", logger=logger)
 
-    The terminal shows one bar per piece of work with its rate and the latest values; what is not a terminal gets one line when
-    it ends. `write_to` names the run folder; what was logged since `new_run` is written then. Each line of the
+    A terminal shows one bar per piece of work with its rate and the latest values; elsewhere one line is printed at its
+    end. `write_to` opens the files in the run folder and writes all that was logged since `new_run`. Each line of the
     two files is one object: "event" and the values; in timings.jsonl "time" (unix seconds) too.
     """
 
@@ -68,14 +68,14 @@ class RunLogger:
         self._close()
 
     def new_run(self) -> None:
-        """What was logged before this belongs to another run, or to none."""
+        """Forget all events logged so far: they belong to another run, or to none."""
         self._end()
         self._close()
         for lines in self._waiting.values():
             lines.clear()
 
     def write_to(self, folder: Path) -> None:
-        """Write everything logged so far and from now on into `folder`: log.jsonl anew, timings.jsonl continued."""
+        """Write all events so far and from now on into `folder`: log.jsonl anew, timings.jsonl continued."""
         _drop_torn_line(folder / TIMINGS)
         self._files = {
             LOG: (folder / LOG).open("w", encoding="utf-8"),
@@ -87,7 +87,7 @@ class RunLogger:
             lines.clear()
 
     def finish_log(self) -> None:
-        """Fitting is over: log.jsonl is complete and on disk. Timings of what follows are still kept."""
+        """Fitting is over: log.jsonl is complete and on disk. Later timings are still written."""
         log = self._files.pop(LOG)
         os.fsync(log.fileno())
         log.close()
@@ -108,8 +108,8 @@ class RunLogger:
             self._progress.update(self._task, advance=steps, rate=f"{rate:,.1f}/s", values=_shown(self._values))
 
     def log(self, event: str, **values: Any) -> None:
-        """Keep a fact. Values are what JSON knows, or numbers of NumPy and torch."""
-        name = TIMINGS if event in CIRCUMSTANCES else LOG
+        """Write an event. Values are JSON values, or numbers of NumPy and torch."""
+        name = TIMINGS if event in TIMING_EVENTS else LOG
         entry = {"event": event, **values} if name == LOG else {"time": round(time.time(), 3), "event": event, **values}
         line = json.dumps(entry, ensure_ascii=False, default=float) + "\n"
         if name in self._files:
@@ -136,7 +136,9 @@ class RunLogger:
             total = self._progress.tasks[self._progress.task_ids.index(self._task)].total
             self._progress.update(self._task, total=self._done or total or 1, completed=self._done or total or 1)
             self._progress.stop_task(self._task)
-        if not self.console.is_terminal and (self._done or seconds > 0.05):  # one that only opens others says nothing
+        if not self.console.is_terminal and (
+            self._done or seconds > 0.05
+        ):  # no line for work without steps that took no time
             steps = f", {self._done:,} steps" if self._done > 1 else ""
             values = f", {_shown(self._values)}" if self._values else ""
             self.say(f"{self._name}: {'stopped after ' if failed else ''}{seconds:.1f} s{steps}{values}")
@@ -144,7 +146,7 @@ class RunLogger:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut off a last line that a kill left without its end."""
+    """Remove a last line without a line end, as a kill can leave it."""
     if path.exists():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 

@@ -8,16 +8,16 @@
     [data]           # how interactions are filtered and split
     [text]           # how item text becomes vectors (text.encoder.TextConfig)
     [evaluate]       # cut-offs and the headline metric
-    [unordered]      # settings that replace those of [model] where the clicks have no order
+    [unordered]      # replaces settings of [model] where the clicks have no order; with a name, all of [model]
 
-A section or key that is left out takes its default; `to_toml` writes the defaults out, so a run folder says all it did.
+A section or key that is left out takes its default; `to_toml` writes the defaults out, so run folders are complete.
 """
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +30,7 @@ from graphllmrec.data.config import DataConfig
 from graphllmrec.errors import RecipeError
 from graphllmrec.evaluation.metrics import METRICS
 from graphllmrec.models.registry import MODELS, model_class
+from graphllmrec.protocol import Model
 from graphllmrec.settings import Config
 from graphllmrec.text.config import TextConfig
 
@@ -85,7 +86,7 @@ class EvaluateConfig(Config):
 
 
 class Recipe(Config):
-    """Everything that decides the outcome of a run, besides the data."""
+    """All settings of a run: with the data, they decide its outcome."""
 
     title: str = Field("", description="what this run is, in a line")
     notes: str = Field("", description="anything worth knowing about it")
@@ -95,18 +96,24 @@ class Recipe(Config):
     text: TextConfig = TextConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     unordered: dict[str, Any] = Field(
-        {}, description="settings that replace those of [model] where clicks have no order"
+        {},
+        description="settings that replace those of [model] where clicks have no order; with a name, all of [model]",
     )
 
     def for_data(self, ordered: bool) -> Recipe:
-        """The recipe for data whose clicks have an order or not: [unordered] is merged into [model], or dropped."""
+        """The recipe for data whose clicks have an order or not.
+
+        With an order, [unordered] is dropped. Without one, it is merged into [model]; where it has a `name`, it is a
+        model of its own, which takes the place of [model].
+        """
         if not self.unordered:
             return self
-        values = self.values()
-        unordered = values.pop("unordered")
-        if not ordered:
-            values = _replaced(values, ["model"], unordered, "recipe")
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(_variant(self.values(), ordered))
+
+    def build_model(self) -> Model:
+        """The unfitted model."""
+        model: Model = model_class(self.model.name)(self.model.config)
+        return model
 
     def values(self) -> dict[str, Any]:
         """Plain nested values as a recipe file holds them; settings that are None (TOML has no null) are left out."""
@@ -138,10 +145,8 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapp
         values, label = dict(source), "recipe"
     else:
         values, label = _read(source), str(source)
-    for key, value in (overrides or {}).items():
-        values = _replaced(values, key.split("."), value, label)
-        if "unordered" in values and key.split(".")[0] == "model":  # what is asked for outright holds for any data
-            values = {**values, "unordered": _without(values["unordered"], key.split(".")[1:], value)}
+    for key, value in sorted((overrides or {}).items(), key=lambda entry: entry[0] != "model.name"):
+        values = _overridden(values, key.split("."), value, label)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -149,7 +154,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapp
     try:
         recipe.for_data(ordered=False)
     except ValidationError as error:
-        problems = _problems(error, recipe.values())
+        problems = _problems(error, _variant(recipe.values(), ordered=False))
         raise RecipeError([f"with [unordered] in its place, {problem}" for problem in problems], label) from None
     return recipe
 
@@ -186,6 +191,45 @@ def _read(source: str | Path) -> dict[str, Any]:
         raise RecipeError([f"not valid TOML: {error}"], str(source)) from None
 
 
+def _variant(values: Mapping[str, Any], ordered: bool) -> dict[str, Any]:
+    """The values of a recipe for data with an order or without one: see `Recipe.for_data`."""
+    values = dict(values)
+    unordered = values.pop("unordered")
+    if ordered:
+        return values
+    return {**values, "model": unordered} if "name" in unordered else _replaced(values, ["model"], unordered, "recipe")
+
+
+def _overridden(values: Mapping[str, Any], path: list[str], value: Any, label: str) -> dict[str, Any]:
+    """`values` with an override, which holds for data with an order and without one.
+
+    Where [unordered] is a model of its own, an override of [model] goes to those of the two that have the setting; a
+    new name replaces both.
+    """
+    if "unordered" not in values or path[0] != "model":
+        return _replaced(values, path, value, label)
+    unordered = values["unordered"]
+    if not isinstance(unordered, Mapping) or "name" not in unordered:
+        values = {**values, "unordered": _without(unordered, path[1:], value)}
+        return _replaced(values, path, value, label)
+    if path == ["model"] and isinstance(value, Mapping):
+        for key, entry in sorted(value.items(), key=lambda item: item[0] != "name"):
+            values = _overridden(values, ["model", key], entry, label)
+        return dict(values)
+    if path == ["model", "name"]:
+        return _replaced({key: entry for key, entry in values.items() if key != "unordered"}, path, value, label)
+    sections = [section for section in ("model", "unordered") if path[1:2] and path[1] in _settings(values[section])]
+    for section in sections or ["model"]:
+        values = _replaced(values, [section, *path[1:]], value, label)
+    return dict(values)
+
+
+def _settings(section: Any) -> list[str]:
+    """Names of the settings of the model that a section names; [] without a known name."""
+    name = section.get("name") if isinstance(section, Mapping) else None
+    return list(model_class(name).config_class.model_fields) if name in MODELS else []
+
+
 def _replaced(values: Mapping[str, Any], path: list[str], value: Any, label: str) -> dict[str, Any]:
     head, rest = path[0], path[1:]
     current = values.get(head, {})
@@ -202,7 +246,7 @@ def _replaced(values: Mapping[str, Any], path: list[str], value: Any, label: str
 
 
 def _without(values: Any, path: list[str], value: Any) -> Any:
-    """`values` less what sits at `path`, or at the keys of `value` below it."""
+    """`values` without the entry at `path`; where `value` is a table, without its keys below `path`."""
     if not isinstance(values, Mapping):
         return values
     if path:
@@ -220,7 +264,7 @@ def _problems(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
         path = [str(part) for part in entry["loc"]]
         kinds = _fields(path[:-2], values) if len(path) > 1 and path[-2] in _fields(path[:-2], values) else []
         if kinds and path[-1] not in _fields(path[:-1], values) and entry["type"] != "extra_forbidden":
-            path = path[:-1]  # which of several types a value is not, e.g. a number or "tune"
+            path = path[:-1]  # the last part names one of several types, e.g. a number or "tune"
         key = ".".join(["model", *path[2:]] if path[:2] == ["model", "config"] else path)
         found.setdefault(key, []).append(_problem(entry, path, values))
     return [f"{key}: {' or: '.join(messages)}" for key, messages in found.items()]
@@ -236,12 +280,12 @@ def _problem(entry: ErrorDetails, path: list[str], values: Mapping[str, Any]) ->
     if entry["type"] == "missing":
         return "missing"
     message = entry["msg"].removeprefix("Value error, ")
-    said = isinstance(entry["input"], Mapping) or repr(entry["input"]) in message
-    return message + ("" if said else f" (found {entry['input']!r})")
+    shown = isinstance(entry["input"], Mapping) or repr(entry["input"]) in message
+    return message + ("" if shown else f" (found {entry['input']!r})")
 
 
 def _fields(path: list[str], values: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that the section at `path` may hold."""
+    """Names of the settings of the section at `path`."""
     kind: Any = Recipe
     if path[:2] == ["model", "config"]:
         kind, path = model_class(values["model"]["name"]).config_class, path[2:]
@@ -254,15 +298,17 @@ def _fields(path: list[str], values: Mapping[str, Any]) -> list[str]:
     return list(kind.model_fields)
 
 
-def difference(given: Recipe, stored: Recipe) -> str:
-    """The first settings in which two recipes differ, as "section.key: given, not stored"."""
-    flat = [_flattened(recipe.values()) for recipe in (given, stored)]
-    keys = [key for key in sorted(flat[0].keys() | flat[1].keys()) if flat[0].get(key) != flat[1].get(key)]
-    return "; ".join(f"{key}: {flat[0].get(key)!r}, not {flat[1].get(key)!r}" for key in keys[:5])
-
-
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def flatten(values: Mapping[str, Any], prefix: str = "", until: Set[str] = frozenset()) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested tables; a table with a key of `until` is a value, and so is an empty one."""
     for key, value in values.items():
-        out |= _flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out
+        if isinstance(value, Mapping) and value and not until & value.keys():
+            yield from flatten(value, f"{prefix}{key}.", until)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(given: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """ "model.l2: 50.0, not 100.0" for each setting in which two nested tables differ; an empty table is no setting."""
+    left, right = ({key: value for key, value in flatten(table) if value != {}} for table in (given, stored))
+    keys = [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
+    return [f"{key}: {left.get(key)!r}, not {right.get(key)!r}" for key in keys]

@@ -1,8 +1,16 @@
-"""What the front door hands out: recommendations and reasons, in external ids and titles."""
+"""Results of the front door in external ids and titles: recommendations and explanations."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphllmrec.data.tables import Ints, Items
+from graphllmrec.protocol import RowExplanation
 
 
 @dataclass(frozen=True)
@@ -16,6 +24,17 @@ class Recommendation:
     def __str__(self) -> str:
         return f"{self.score:8.4f}  {self.title or self.item_id}"
 
+    @staticmethod
+    def from_rows(
+        items: Items, rows: Ints | Sequence[int], scores: NDArray[Any] | Sequence[float]
+    ) -> list[Recommendation]:
+        """A ranked list from item rows and their scores; without entries of row -1, or without a finite score."""
+        rows, scores = np.asarray(rows, dtype=np.int64), np.asarray(scores)
+        keep = (rows >= 0) & np.isfinite(scores)
+        ids, table = items.ids.of(rows[keep]), items.table
+        titles = table["title"].gather(rows[keep]).to_list() if "title" in table.columns else [None] * len(ids)
+        return [Recommendation(*entry) for entry in zip(ids, titles, scores[keep].tolist(), strict=True)]
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -28,6 +47,14 @@ class Explanation:
     gate: float | None  # weight of the text branch for this item, in [0, 1]
     context: dict[str, float] | None  # {"cold/tail": 0.8, …}
     history: list[Recommendation]  # `score` is the contribution (or similarity) of that history item, largest first
+
+    @staticmethod
+    def from_row(items: Items, row: int, found: RowExplanation) -> Explanation:
+        """The explanation of item row `row`."""
+        near = found.history or []
+        history = Recommendation.from_rows(items, [r for r, _ in near], [score for _, score in near])
+        item_id, title = items.ids.of([row])[0], items.titles[row]
+        return Explanation(item_id, title, found.score, found.shares, found.gate, found.context, history)
 
     def __str__(self) -> str:
         lines = [f"{self.title or self.item_id}: score {self.score:.4f}"]

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from graphllmrec import run_folder as run
 from graphllmrec.data.new_items import new_item_table
@@ -29,14 +28,11 @@ from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model
 from graphllmrec.evaluation.rank import top_k
 from graphllmrec.io import discard
 from graphllmrec.models.explain import explain_item, similarities
-from graphllmrec.models.registry import build
 from graphllmrec.progress import RunLogger
-from graphllmrec.protocol import Model, Queries, Task, TextVectors
-from graphllmrec.recipe import Recipe, difference, load_recipe
+from graphllmrec.protocol import Model, Queries, Task
+from graphllmrec.recipe import Recipe, differences, load_recipe
 from graphllmrec.recommendation import Explanation, Recommendation
-from graphllmrec.text.encoder import encode_items
-from graphllmrec.text.placebo import TextPlacebo, without_encoder
-from graphllmrec.text.reviews import user_text, with_reviews
+from graphllmrec.text.prepare import prepare_new_text, prepare_text
 from graphllmrec.train.checkpoint import EVERY, Checkpoints
 
 
@@ -44,9 +40,9 @@ class Recommender:
     """A recipe, and after `fit` or `load` a fitted model with its catalogue and users."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe = self._given = recipe  # once fitted, `recipe` is the given one as it applies to the data
+        self.recipe = self._given = recipe  # after `fit`, `recipe` has [unordered] merged in, or dropped
         self._fitted: tuple[Model, Dataset, Split] | None = None
-        self._everything: Histories | None = None
+        self._histories: Histories | None = None  # all that is known of each user
 
     @classmethod
     def from_recipe(cls, source: str | Path | Mapping[str, Any] | Recipe = "hybrid", **overrides: Any) -> Recommender:
@@ -69,33 +65,31 @@ class Recommender:
     ) -> Recommender:
         """Read, split and encode `data` (a Dataset or a data folder), and fit the model. Returns self.
 
-        With `out`, everything is kept in that run folder and an interrupted or killed fit can be continued with
-        `resume`; checkpoints of a training are `save_every` seconds apart, or more where writing them takes more than
-        2 % of the time. With `cache` too, training stages that another run with the same settings, seed and data has
-        finished are taken over from that folder, and left there for others.
+        With `out`, the run is kept in that folder, and `resume` continues an interrupted or killed fit; checkpoints are
+        written every `save_every` seconds, or less often where writing takes more than 2 % of the time. With `cache`
+        too, trained stages are shared with other runs that have the same settings, seed and data, through that folder.
         Raises DataError, TextError, CheckpointError (`out` is taken), Interrupted (Ctrl-C; the run can be resumed).
         """
-        if out is not None:
-            run.require_free(Path(out), overwrite)
-        with _reporting(logger) as logger:
+        path = None if out is None else Path(out)
+        if path is not None:
+            run.require_free(path, overwrite)
+        with _silent_if_none(logger) as logger:
             logger.new_run()
             dataset = read_dataset(data, self._given.data, logger)
             split = split_dataset(dataset, self._given.data, self._given.seed)
             self.recipe = self._given.for_data(split.ordered)
-            model = build(self.recipe.model.name, self.recipe.model.config.model_dump())
-            if out is None:
-                self._learn(model, dataset, split, logger)
-            else:
-                run.begin(Path(out), self.recipe, dataset, split, overwrite=overwrite)
-                kept = Checkpoints(Path(out) / "checkpoint", Path(cache) if cache is not None else None, save_every)
-                try:
-                    self._learn_in(Path(out), model, dataset, split, logger, kept)
-                except GraphLLMRecError as error:
-                    if not isinstance(error, Interrupted):  # this cannot work, so it leaves nothing
-                        discard(Path(out))
-                    raise
-        self._set(model, dataset, split)
-        return self
+            model = self.recipe.build_model()
+            if path is None:
+                return self._train(model, dataset, split, logger)
+            run.begin(path, self.recipe, dataset, split, overwrite=overwrite)
+            checkpoints = Checkpoints(path / "checkpoint", None if cache is None else Path(cache), save_every)
+            try:
+                return self._train(model, dataset, split, logger, path, checkpoints)
+            except Interrupted:
+                raise
+            except GraphLLMRecError:  # another attempt would fail as well: no run folder is left
+                discard(path)
+                raise
 
     @classmethod
     def resume(
@@ -110,7 +104,7 @@ class Recommender:
         """Continue the interrupted or killed fit in run folder `path`; recipe and data come from the folder.
 
         `recipe` and `data`, where given, must be those of the run: CheckpointError otherwise, and for a finished run.
-        With both of them, a fit that was killed before it had made the folder is begun again.
+        With both of them, a fit that was killed before its folder existed starts again.
         """
         path = Path(path)
         run.tidy(path)
@@ -118,34 +112,31 @@ class Recommender:
             return cls(recipe).fit(data, out=path, save_every=save_every, logger=logger)
         if run.state_of(path) == "finished":
             raise CheckpointError(f"{path} is finished, there is nothing to resume; load it, or overwrite it")
-        tables = run.read_tables(path)
+        tables = run.load_tables(path)
         if recipe is not None and (recipe := recipe.for_data(tables.split.ordered)) != tables.recipe:
-            raise CheckpointError(f"the recipe differs from the one of {path}: {difference(recipe, tables.recipe)}")
+            listed = "; ".join(differences(recipe.values(), tables.recipe.values())[:5])
+            raise CheckpointError(f"the recipe differs from the one of {path}: {listed}")
         recommender = cls(tables.recipe)
-        with _reporting(logger) as logger:
+        with _silent_if_none(logger) as logger:
             logger.new_run()
             if data is not None:
                 dataset = read_dataset(data, tables.recipe.data, logger)
                 if run.fingerprint(dataset) != tables.fingerprint:
                     raise CheckpointError(f"the data changed since {path} was begun; fit again with --overwrite")
-            model = build(tables.recipe.model.name, tables.recipe.model.config.model_dump())
-            kept = Checkpoints(path / "checkpoint", every=save_every)
-            recommender._learn_in(path, model, tables.dataset, tables.split, logger, kept)
-        recommender._set(model, tables.dataset, tables.split)
-        return recommender
+            checkpoints = Checkpoints(path / "checkpoint", every=save_every)
+            model = tables.recipe.build_model()
+            return recommender._train(model, tables.dataset, tables.split, logger, path, checkpoints)
 
     @classmethod
     def load(cls, path: str | Path) -> Recommender:
         """The recommender of a finished run folder. Raises CheckpointError naming what is missing or damaged."""
-        model = run.read_model(Path(path))
-        tables = run.read_tables(Path(path))
-        recommender = cls(tables.recipe)
-        recommender._set(model, tables.dataset, tables.split)
-        return recommender
+        model = run.load_model(Path(path))
+        tables = run.load_tables(Path(path))
+        return cls(tables.recipe)._set(model, tables.dataset, tables.split)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a complete run folder in one step. Raises CheckpointError when `path` is taken."""
-        run.write_run(Path(path), self.recipe, self.dataset, self.split, self.model, overwrite=overwrite)
+        run.save_run(Path(path), self.recipe, self.dataset, self.split, self.model, overwrite=overwrite)
 
     @property
     def model(self) -> Model:
@@ -175,7 +166,7 @@ class Recommender:
         With `data` (e.g. train.* = what is known today, test.* = next week), that data is split as the recipe says;
         all its users and items must be known. Raises DataError for unknown ones, EvaluationError without any target.
         """
-        with _reporting(logger) as logger:
+        with _silent_if_none(logger) as logger:
             known = self.split
             if data is not None:
                 other = read_dataset(data, self.recipe.data, logger)
@@ -196,28 +187,27 @@ class Recommender:
         history: Sequence[object] | None = None,
         k: int = 10,
     ) -> list[list[Recommendation]]:
-        """The k best items per user, or for one person of whom only a history (item ids, oldest first) is known.
+        """The k best items per user, or for one unknown user with a `history` (item ids, oldest first).
 
-        A known user's history is everything in the data; history items are never recommended. Returns one list per
-        user (one list for `history`), shorter than k where the catalogue ends. Raises UnknownIdError for a user that
-        the data does not hold and for a history without any known item; unknown ids among known ones are named in a
-        warning and ignored.
+        The history of a known user is all of the data; history items are never recommended. Returns one list per user
+        (one list for `history`), shorter than k where the catalogue ends. Raises UnknownIdError for a user that is not
+        in the data and for a history without any known item; other unknown items are named in a warning and ignored.
         """
         if (users is None) == (history is None):
             raise ValueError("give either users=[…] or history=[…]")
         if isinstance(users, str) or isinstance(history, str):
             raise TypeError("users and history are lists of ids, not one string")
-        queries = self._known(users) if users is not None else self._anonymous(history or [])
+        queries = self._user_queries(users) if users is not None else self._history_query(history or [])
         rows, scores = top_k(self.model, queries, queries.histories, k)
-        return [self._listed(*entry) for entry in zip(rows, scores, strict=True)]
+        return [Recommendation.from_rows(self.dataset.items, *entry) for entry in zip(rows, scores, strict=True)]
 
     def similar(self, item: object, k: int = 10) -> list[Recommendation]:
-        """The k items most similar to `item` in the eyes of the model, best first. Raises UnknownIdError."""
+        """The k items that the model finds most similar to `item`, best first. Raises UnknownIdError."""
         row = self.dataset.items.ids.row(item, "item")
         scores = similarities(self.model, row).numpy().copy()
         scores[row] = -np.inf
         best = np.argsort(-scores, kind="stable")[:k]
-        return self._listed(best, scores[best])
+        return Recommendation.from_rows(self.dataset.items, best, scores[best])
 
     def explain(
         self, user: object | None = None, item: object = None, *, history: Sequence[object] | None = None
@@ -229,14 +219,10 @@ class Recommender:
         if (user is None) == (history is None):
             raise ValueError("give either a user or history=[…]")
         row = self.dataset.items.ids.row(item, "item")
-        query = self._known([user]) if history is None else self._anonymous(history)
-        if row in query.histories.items:  # otherwise the answer would be: because of itself
+        query = self._user_queries([user]) if history is None else self._history_query(history)
+        if row in query.histories.items:  # otherwise an item would be explained by itself
             query = Queries(query.users, Histories.from_lists([query.histories.items[query.histories.items != row]]))
-        found = explain_item(self.model, query, row)
-        near = found.history or []
-        listed = self._listed(np.array([r for r, _ in near], dtype=np.int64), np.array([s for _, s in near]))
-        about = Recommendation(self.dataset.items.ids.of([row])[0], self.dataset.items.titles[row], found.score)
-        return Explanation(about.item_id, about.title, about.score, found.shares, found.gate, found.context, listed)
+        return Explanation.from_row(self.dataset.items, row, explain_item(self.model, query, row))
 
     def add_items(self, rows: Iterable[Mapping[str, Any]], *, logger: RunLogger | None = None) -> None:
         """Append items, e.g. [{"item_id": "b7", "title": "…"}], to the catalogue; they can be recommended at once.
@@ -246,10 +232,12 @@ class Recommender:
         """
         table = new_item_table(list(rows), self.dataset.items, needs_text=self.model.abilities.needs_text)
         model, dataset, split = self._get()
-        added = Items(IdMap(table["item_id"]), table)
-        with _reporting(logger) as logger:
-            model.add_items(self._new_text(model, added, logger))
-        items = Items(dataset.items.ids.extended(added.ids.ids.to_list()), pl.concat([dataset.items.table, table]))
+        new, recipe = Items(IdMap(table["item_id"]), table), self.recipe
+        with _silent_if_none(logger) as logger:
+            model.add_items(
+                prepare_new_text(model.abilities, new, dataset.items, split, recipe.text, recipe.seed, logger)
+            )
+        items = Items(dataset.items.ids.extended(new.ids.ids.to_list()), pl.concat([dataset.items.table, table]))
         self._set(model, replace(dataset, items=items), replace(split, num_items=len(items)))
 
     def _get(self) -> tuple[Model, Dataset, Split]:
@@ -257,75 +245,45 @@ class Recommender:
             raise CheckpointError("this recommender is not fitted yet; call .fit(data) or Recommender.load(path)")
         return self._fitted
 
-    def _set(self, model: Model, dataset: Dataset, split: Split) -> None:
+    def _set(self, model: Model, dataset: Dataset, split: Split) -> Recommender:
         self._fitted = (model, dataset, split)
-        self._everything = run.joined(split).histories(split.num_users)
+        self._histories = split.interactions().histories(split.num_users)
+        return self
 
-    def _learn(
-        self, model: Model, dataset: Dataset, split: Split, logger: RunLogger, checkpoints: Checkpoints | None = None
-    ) -> float:
-        """Encode the texts and fit the model; returns the seconds it took, earlier and shared ones too."""
-        text, user_text = self._texts(model, dataset, split, logger)
+    def _train(
+        self,
+        model: Model,
+        dataset: Dataset,
+        split: Split,
+        logger: RunLogger,
+        path: Path | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> Recommender:
+        """Encode the texts and fit the model; with a run folder, log, checkpoints and result are written there."""
+        recipe = self.recipe
+        if path is not None:
+            logger.write_to(path)
+        text, user_text = prepare_text(model.abilities, dataset, split, recipe.text, recipe.seed, logger)
         logger.begin(f"fit {model.name}")
         began = time.monotonic()
-        recipe = self.recipe
         model.fit(Task(split, text, recipe.seed, logger, checkpoints, user_text=user_text, encoder=recipe.text))
-        return time.monotonic() - began + (checkpoints.earlier if checkpoints is not None else 0.0)
+        if path is not None and checkpoints is not None:
+            seconds = time.monotonic() - began + checkpoints.earlier  # those of earlier attempts and other runs too
+            logger.finish_log()
+            run.finish(path, model, {"seconds": round(seconds, 2)})
+        return self._set(model, dataset, split)
 
-    def _learn_in(
-        self, path: Path, model: Model, dataset: Dataset, split: Split, logger: RunLogger, checkpoints: Checkpoints
-    ) -> None:
-        """`_learn` with checkpoints and log in the run folder, which is then marked finished."""
-        logger.write_to(path)
-        seconds = self._learn(model, dataset, split, logger, checkpoints)
-        logger.finish_log()
-        run.finish(path, model, {"seconds": round(seconds, 2)})
-
-    def _texts(
-        self, model: Model, dataset: Dataset, split: Split, logger: RunLogger
-    ) -> tuple[TextVectors | None, TextVectors | None]:
-        """Vectors of items and of users as far as the model reads them, or those of the recipe's placebo."""
-        config, placebo = self.recipe.text, self._placebo(split)
-        items = users = None
-        if _reads_item_text(model, dataset.items):
-            items = self._encode(dataset.items, placebo, logger)
-            if config.reviews:
-                items = with_reviews(items, split, config, logger=logger)
-            items = placebo.items(items, dataset.items.ids)
-        if model.abilities.uses_user_text:
-            users = user_text(split, config, read=placebo.reads_text, logger=logger)
-            users = None if users is None else placebo.users(users, dataset.users)
-        return items, users
-
-    def _new_text(self, model: Model, added: Items, logger: RunLogger) -> TextVectors:
-        """Vectors of items that join the catalogue; none for a model that reads no text."""
-        _, dataset, split = self._get()
-        if not _reads_item_text(model, added):
-            return TextVectors(torch.zeros(len(added), 0), torch.zeros(len(added), dtype=torch.bool))
-        placebo = self._placebo(split)
-        if placebo.kind == "shuffled":
-            added = placebo.donors(added, dataset.items, self.recipe.text)
-        return placebo.new_items(self._encode(added, placebo, logger), added.ids)
-
-    def _placebo(self, split: Split) -> TextPlacebo:
-        return TextPlacebo(self.recipe.text.placebo, self.recipe.seed, split)
-
-    def _encode(self, items: Items, placebo: TextPlacebo, logger: RunLogger) -> TextVectors:
-        """Text vectors of items; of no dimensions where the placebo does not need them."""
-        if placebo.reads_text:
-            return encode_items(items, self.recipe.text, logger=logger)
-        return without_encoder(items, self.recipe.text)
-
-    def _known(self, users: Sequence[object]) -> Queries:
-        ids, everything = self.dataset.users, self._everything
-        assert everything is not None
+    def _user_queries(self, users: Sequence[object]) -> Queries:
+        ids, histories = self.dataset.users, self._histories
+        assert histories is not None
         try:
             rows = np.array([ids.row(user, "user") for user in users], dtype=np.int64)
         except UnknownIdError as error:
-            raise UnknownIdError(f"{error}; for somebody new, give a history of item ids (--history) instead") from None
-        return Queries.of(everything, rows)
+            hint = "for an unknown user, give a history of item ids (--history) instead"
+            raise UnknownIdError(f"{error}; {hint}") from None
+        return Queries.of(histories, rows)
 
-    def _anonymous(self, history: Sequence[object]) -> Queries:
+    def _history_query(self, history: Sequence[object]) -> Queries:
         rows = self.dataset.items.ids.rows(history)
         unknown = [str(value) for value, row in zip(history, rows, strict=True) if row < 0]
         if len(unknown) == len(rows):
@@ -335,12 +293,6 @@ class Recommender:
             warnings.warn(f"unknown items of the history are ignored: {', '.join(unknown[:20])}", stacklevel=3)
         return Queries.anonymous(Histories.from_lists([rows[rows >= 0]]))
 
-    def _listed(self, rows: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> list[Recommendation]:
-        keep = (rows >= 0) & np.isfinite(scores)
-        ids, table = self.dataset.items.ids.of(rows[keep]), self.dataset.items.table
-        titles = table["title"].gather(rows[keep]).to_list() if "title" in table.columns else [None] * len(ids)
-        return [Recommendation(*entry) for entry in zip(ids, titles, scores[keep].tolist(), strict=True)]
-
 
 def evaluate(recommender: Recommender, data: Dataset | str | Path | None = None, split: Part = "test") -> Evaluation:
     """Full-ranking metrics of a fitted recommender on its own data or other `data`; see `Recommender.evaluate`."""
@@ -348,15 +300,10 @@ def evaluate(recommender: Recommender, data: Dataset | str | Path | None = None,
 
 
 @contextmanager
-def _reporting(logger: RunLogger | None) -> Iterator[RunLogger]:
-    """The caller's logger as it is, or a silent one that is closed at the end."""
+def _silent_if_none(logger: RunLogger | None) -> Iterator[RunLogger]:
+    """The caller's logger, or a silent one that is closed at the end."""
     if logger is not None:
         yield logger
         return
     with RunLogger(quiet=True) as silent:
         yield silent
-
-
-def _reads_item_text(model: Model, items: Items) -> bool:
-    """Does the model need text, or use it where there is some, as there is here?"""
-    return model.abilities.needs_text or bool(model.abilities.uses_text and items.text_columns)

@@ -1,19 +1,19 @@
-"""The run folder: everything a fitted recommender needs, and nothing that points outside.
+"""The run folder: all that a fitted recommender needs, without references to other files.
 
     recipe.toml           the whole recipe, defaults written out
     data.json             name of the data, how it was split, its fingerprint
     users.parquet         user ids, row by row
     items.parquet         the catalogue, row by row
     interactions.parquet  user and item rows, part (train, valid, test), order, rating, review where there is one
-    log.jsonl             epochs and what was tuned: the same bytes whether or not the fit was interrupted
-    timings.jsonl         stages with time of day and seconds, how many texts were known; every attempt adds its own
-    checkpoint/           while training only: what --resume continues from
+    log.jsonl             epochs and tuned values: the same bytes whether or not the fit was interrupted
+    timings.jsonl         start and seconds of each piece of work, number of cached texts; each attempt adds lines
+    checkpoint/           during training only: --resume continues from it
     model.safetensors     the model's tensors
     model.json            format, model, settings, checksum of the tensors; written last, so it marks a finished run
     metrics-test.json     added by `evaluate`, with per-user values beside it
 
-A folder without model.json is an interrupted run: it can be resumed or overwritten, never read as a finished one.
-Every file but the two logs is made under a temporary name (files.py), so a kill leaves no half of one.
+A folder without model.json is an interrupted run: it can be resumed or overwritten, but not loaded.
+Every file but the two logs is written under a temporary name and renamed (io.py), so a kill leaves no partial file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ State = Literal["absent", "interrupted", "finished", "foreign"]
 
 
 def state_of(path: Path) -> State:
-    """What `path` holds: nothing, an interrupted run, a finished run, or something that is not a run."""
+    """The state of the run folder at `path`; "foreign": not empty, and not a run."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return "absent"
     if (path / "model.json").is_file():
@@ -67,7 +67,7 @@ def require_free(path: Path, overwrite: bool) -> None:
 
 
 def begin(path: Path, recipe: Recipe, dataset: Dataset, split: Split, *, overwrite: bool = False) -> None:
-    """Make the run folder `path` with recipe and tables in it, in one step; it counts as interrupted until `finish`.
+    """Write a new run folder with recipe and tables, in one step; the run counts as interrupted until `finish`.
 
     Raises CheckpointError as `require_free` does.
     """
@@ -79,27 +79,16 @@ def begin(path: Path, recipe: Recipe, dataset: Dataset, split: Split, *, overwri
 
 
 def tidy(path: Path) -> None:
-    """Remove what a killed process left in a run folder: half-written files, a finished run's checkpoints."""
+    """Remove what a killed process left in a run folder: partial files, and checkpoints of a finished run."""
     remove_leftovers(path)
     remove_leftovers(path / "checkpoint")
     if state_of(path) == "finished":
         shutil.rmtree(path / "checkpoint", ignore_errors=True)
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, none of which shares memory with another: safetensors refuses those that do."""
-    taken: set[int] = set()
-    out = {}
-    for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        out[name] = tensor.clone() if place in taken else tensor
-        taken.add(place)
-    return out
-
-
 def finish(path: Path, model: Model, facts: dict[str, Any] | None = None) -> None:
     """Write the fitted model into its run folder and mark the run finished; `facts` (seconds, …) go into model.json."""
-    tensors = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in model.state().items()})
+    tensors = _unshared({name: tensor.detach().cpu().contiguous() for name, tensor in model.state().items()})
     target = path / "model.safetensors"
     with atomic_file(target) as temporary:
         save_file(tensors, temporary)
@@ -115,9 +104,20 @@ def finish(path: Path, model: Model, facts: dict[str, Any] | None = None) -> Non
     tidy(path)
 
 
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, copied where two share memory: safetensors refuses those."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in tensors.items():
+        address = tensor.untyped_storage().data_ptr()
+        out[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    return out
+
+
 @dataclass(frozen=True)
 class Tables:
-    """What `begin` wrote: the recipe, the data and its split."""
+    """The contents that `begin` wrote: the recipe, the data and its split."""
 
     recipe: Recipe
     dataset: Dataset
@@ -125,7 +125,7 @@ class Tables:
     fingerprint: str
 
 
-def read_tables(path: Path) -> Tables:
+def load_tables(path: Path) -> Tables:
     """Recipe, data and split of a run, finished or not. Raises CheckpointError naming what is missing or damaged."""
     _require(path, "recipe.toml", "data.json", "users.parquet", "items.parquet", "interactions.parquet")
     with _readable(path / "recipe.toml"):
@@ -145,13 +145,12 @@ def read_tables(path: Path) -> Tables:
             settings["kind"], len(users), len(items), train, valid, test,
             settings["valid_in_history"], settings["ordered"], settings["settings"],
         )  # fmt: skip
-        everything = joined(split)
         ready = parts if split.kind == "ready-made" else {}
-        dataset = Dataset(about["name"], users, items, everything, ready, about["order"], about["source"])
+        dataset = Dataset(about["name"], users, items, split.interactions(), ready, about["order"], about["source"])
         return Tables(recipe, dataset, split, about["fingerprint"])
 
 
-def read_model(path: Path) -> Model:
+def load_model(path: Path) -> Model:
     """The fitted model of a finished run. Raises CheckpointError for an unfinished, newer or damaged run."""
     if state_of(path) == "interrupted":
         raise CheckpointError(
@@ -171,19 +170,14 @@ def read_model(path: Path) -> Model:
     return model
 
 
-def write_run(path: Path, recipe: Recipe, dataset: Dataset, split: Split, model: Model, *, overwrite: bool) -> None:
-    """Write a finished run in one step: `path` is either absent (or the old run) or complete."""
+def save_run(path: Path, recipe: Recipe, dataset: Dataset, split: Split, model: Model, *, overwrite: bool) -> None:
+    """Write a complete run folder in one step; until then `path` is absent, or holds the old run."""
     require_free(path, overwrite)
     remove_leftovers(path.parent, path.name)
     with atomic_folder(path) as folder:
         write_text(folder / "recipe.toml", recipe.to_toml())
         _write_tables(folder, dataset, split)
         finish(folder, model)
-
-
-def joined(split: Split) -> Interactions:
-    """All interactions of a split: per user by order where there is one, else train, then valid, then test."""
-    return Interactions.joined([split.train, split.valid, split.test])
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -224,13 +218,11 @@ def _write_tables(folder: Path, dataset: Dataset, split: Split) -> None:
 
 
 def _parts_table(split: Split) -> pl.DataFrame:
-    """The interactions of all parts; a column `review` only where somebody wrote something."""
+    """The interactions of all parts; a column `review` only where there is at least one."""
     parts = (split.train, split.valid, split.test)
     kinds = {"user": pl.Int64, "item": pl.Int64, "order": pl.Int64, "rating": pl.Float32, "review": pl.String}
     frames = [
-        pl.DataFrame({key: getattr(part, key) for key in kinds}, schema=kinds).with_columns(
-            part=pl.lit(name, dtype=pl.Enum(PARTS))
-        )
+        pl.DataFrame(vars(part), schema=kinds).with_columns(part=pl.lit(name, dtype=pl.Enum(PARTS)))
         for name, part in zip(PARTS, parts, strict=True)
     ]
     table = pl.concat(frames)

@@ -1,4 +1,4 @@
-"""What the commands share: their common options and the way results are printed."""
+"""Options and output that several commands share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ History = Annotated[
     str | None,
     typer.Option(
         "--history",
-        help="Item ids, oldest first, separated by commas: somebody who is not in the data.",
+        help="Item ids, oldest first, separated by commas: the history of an unknown user.",
         show_default=False,
     ),
 ]
@@ -59,8 +59,8 @@ def listed(entries: list[Recommendation]) -> list[dict[str, Any]]:
     return [{"item_id": entry.item_id, "title": entry.title, "score": entry.score} for entry in entries]
 
 
-def one_person(user: str | None, history: str | None) -> list[str] | None:
-    """The history as a list of ids, or None for a known user; a usage error unless exactly one of both is given."""
+def history_items(user: str | None, history: str | None) -> list[str] | None:
+    """The item ids of --history, or None with --user; a usage error unless exactly one of both is given."""
     if (user is None) == (history is None):
         raise typer.BadParameter("give either --user ID or --history a,b,c")
     return None if history is None else [part.strip() for part in history.split(",") if part.strip()]

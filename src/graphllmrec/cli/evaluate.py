@@ -1,4 +1,4 @@
-"""Figures: evaluate a run, compare runs, one report of many runs, statistics of a data folder."""
+"""`graphllmrec evaluate`, `compare`, `report` and `stats`: metrics of runs, statistics of a data folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ Metric = Annotated[str, typer.Option("--metric", help="A metric per user, e.g. n
 
 def evaluate(
     run: Run,
-    split: Annotated[Literal["test", "valid"], typer.Option("--split", help="The part to be found.")] = "test",
+    split: Annotated[
+        Literal["test", "valid"], typer.Option("--split", help="The part whose items are to be found.")
+    ] = "test",
     branch: Annotated[
         str | None, typer.Option("--branch", help="Rank by one branch alone: graph or text.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Rank all items for every user with something to be found, print the metrics and keep them in the run folder."""
+    """Rank all items for every user with a target, print the metrics and write them into the run folder."""
     from rich.console import Console
 
     from graphllmrec.progress import RunLogger
@@ -48,17 +50,17 @@ def evaluate(
 def compare(runs: Runs, metric: Metric = "ndcg@20", as_json: Json = False) -> None:
     """Paired tests of runs against the first one, on the same test users; p-values are Holm-corrected."""
     if len(runs) < 2:
-        raise typer.BadParameter("give at least two runs; the first is the one that the others are compared with")
+        raise typer.BadParameter("give at least two runs; the others are compared with the first one")
     from rich.console import Console
 
     from graphllmrec.evaluation.compare import compare_many
     from graphllmrec.evaluation.metrics import parse_metric
     from graphllmrec.progress import RunLogger
     from graphllmrec.report.console import comparison_table, models_table
-    from graphllmrec.report.run_report import evaluations_of, names_of
+    from graphllmrec.report.runs import load_evaluations, name_runs
 
     with RunLogger() as logger:
-        evaluations = evaluations_of(names_of(runs), logger)
+        evaluations = load_evaluations(name_runs(runs), logger)
     baseline = next(iter(evaluations))
     found = compare_many(evaluations, baseline, metric, strata=True)
     if as_json:
@@ -78,10 +80,10 @@ def report(
 ) -> None:
     """One self-contained HTML page about one or more runs: metrics, strata, gates, training curves."""
     from graphllmrec.progress import RunLogger
-    from graphllmrec.report.run_report import names_of, report_runs
+    from graphllmrec.report.runs import name_runs, report_runs
 
     with RunLogger() as logger:
-        evaluations = report_runs(names_of(runs), out, logger, metric=metric)
+        evaluations = report_runs(name_runs(runs), out, logger, metric=metric)
     values = {name: evaluation.overall[metric] for name, evaluation in evaluations.items()}
     if as_json:
         print_json({"report": str(out), "metric": metric, "values": values})
@@ -94,7 +96,7 @@ def stats(
     data: Annotated[Path, typer.Argument(help="A data folder.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """What a data set is like: sizes, density, text, order, and the split that `fit` would make by default."""
+    """Statistics of a data set: sizes, density, text, order, and the split that `fit` makes by default."""
     from rich.console import Console
 
     from graphllmrec.data.read import load_data
@@ -112,10 +114,10 @@ def stats(
 
 
 def _verdict(row: Comparison) -> str:
-    from graphllmrec.report.console import p_text
+    from graphllmrec.report.format import p_text
 
     p = row.p if row.p_holm is None else row.p_holm
     if p >= 0.05:
-        return f"{row.a} and {row.b} cannot be told apart by {row.metric} ({row.difference:+.4f}, {p_text(p)})."
+        return f"{row.a} and {row.b} do not differ significantly in {row.metric} ({row.difference:+.4f}, {p_text(p)})."
     word = "better" if row.difference > 0 else "worse"
     return f"{row.a} is {word} than {row.b}: {row.metric} {row.difference:+.4f} ({p_text(p)})."

@@ -36,7 +36,7 @@ def fit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that --out holds.")] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Fit the recommender that a recipe describes, and keep it in a run folder."""
+    """Fit the recommender of a recipe, and save it in a run folder."""
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
     if not resume and (recipe is None or data is None):
@@ -52,7 +52,7 @@ def fit(
             evaluation = recommender.evaluate("valid", logger=logger)
             evaluation.write(out)
             valid = evaluation.overall
-    _conclude(recommender, out, valid, time.monotonic() - began, as_json=as_json)
+    _report(recommender, out, valid, time.monotonic() - began, as_json=as_json)
 
 
 def _recipe(source: str, settings: list[str], seed: int | None) -> Recipe:
@@ -69,7 +69,7 @@ def _fit(
     from graphllmrec.recommender import Recommender
 
     try:
-        if resume and run.state_of(out) == "finished":  # it may have been killed after the last write
+        if resume and run.state_of(out) == "finished":  # the earlier process can have been killed after the last write
             return _finished(recipe, out, logger)
         if resume:
             return Recommender.resume(out, recipe=recipe, data=data, logger=logger)
@@ -84,7 +84,7 @@ def _fit(
 
 
 def _finished(recipe: Recipe | None, out: Path, logger: RunLogger) -> Recommender:
-    """The recommender of a run that there is nothing to continue of."""
+    """The recommender of a finished run: nothing is left to train."""
     from graphllmrec import run_folder as run
     from graphllmrec.errors import CheckpointError
     from graphllmrec.recommender import Recommender
@@ -97,7 +97,7 @@ def _finished(recipe: Recipe | None, out: Path, logger: RunLogger) -> Recommende
     return recommender
 
 
-def _conclude(
+def _report(
     recommender: Recommender, out: Path, valid: dict[str, float] | None, seconds: float, *, as_json: bool
 ) -> None:
     recipe, dataset = recommender.recipe, recommender.dataset

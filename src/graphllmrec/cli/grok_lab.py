@@ -1,4 +1,4 @@
-"""`graphllmrec grok-lab`: trainings that generalise late, or do not, and what the detector makes of them."""
+"""`graphllmrec grok-lab`: the grokking detector on trainings that generalise late, and on ones that do not."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from graphllmrec.cli.common import Json, print_json, say
 def grok_lab(
     out: Annotated[Path, typer.Option("--out", help="Folder for trajectories, page and figures.")] = Path("grok-lab"),
     everything: Annotated[
-        bool, typer.Option("--all", help="The whole collection, about 300 runs, and every rule judged.")
+        bool, typer.Option("--all", help="The whole collection, about 300 runs, and the score of every rule.")
     ] = False,
     fusion: Annotated[
         bool, typer.Option("--fusion", help="Instead: two branches, one late; ten seeds of every way to fuse them.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train small problems that grok and ones that do not, and draw what the detector says.
+    """Train small problems that grok and ones that do not, and draw the states that the detector finds.
 
-    Without --all: one run of every kind, in about a minute of one processor core. Runs that the folder holds are not
-    made again.
+    Without --all: one run of every kind, in about a minute of one processor core. Runs that are in the folder already
+    are not made again.
     """
-    from graphllmrec.grokking.lab.page import percent
     from graphllmrec.grokking.lab.runner import run_fusion, run_lab
     from graphllmrec.progress import RunLogger
+    from graphllmrec.report.lab_report import delay_text
 
     if fusion:
         with RunLogger() as logger:
@@ -49,7 +49,7 @@ def grok_lab(
             score = rule[part]
             say(
                 f"{part:9s} {name:22s} {score['hits']} of {score['events']} events, {score['false_alarms']} false "
-                f"alarms in {score['runs']} runs, median delay {percent(score['median_delay']) or 'none'}"
+                f"alarms in {score['runs']} runs, median delay {delay_text(score['median_delay']) or 'none'}"
             )
-    told = ", ".join(f"{count} {name}" for name, count in sorted(found["outcomes"].items()))
-    say(f"{len(found['runs'])} runs: {told}. Open {out / 'index.html'} in a browser.", "bold")
+    outcomes = ", ".join(f"{count} {name}" for name, count in sorted(found["outcomes"].items()))
+    say(f"{len(found['runs'])} runs: {outcomes}. Open {out / 'index.html'} in a browser.", "bold")

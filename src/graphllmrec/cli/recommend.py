@@ -1,4 +1,4 @@
-"""Questions to a fitted recommender: recommend, explain, similar."""
+"""`graphllmrec recommend`, `explain` and `similar`: use a fitted recommender."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from graphllmrec.cli.common import History, Json, K, Run, User, listed, one_person, print_json, print_list, say
+from graphllmrec.cli.common import History, Json, K, Run, User, history_items, listed, print_json, print_list, say
 
 
 def recommend(run: Run, user: User = None, history: History = None, k: K = 10, as_json: Json = False) -> None:
-    """The best items for a known user, or for somebody with a history."""
-    items = one_person(user, history)
+    """The best items for a known user, or for a history of items."""
+    items = history_items(user, history)
     from graphllmrec.recommender import Recommender
 
     recommender = Recommender.load(run)
@@ -24,10 +24,10 @@ def recommend(run: Run, user: User = None, history: History = None, k: K = 10, a
         return
     print_list(found, f"{recommender.model.name} recommends to {who}")
     if not found:
-        say(f"Nothing is left to recommend to {who}: every item of the catalogue is known to them.")
+        say(f"Nothing is left to recommend to {who}: the history holds every item of the catalogue.")
         return
-    ask = f"--user {user}" if items is None else f"--history {history}"
-    say(f"{len(found)} items for {who}. Why the first one: graphllmrec explain {run} {ask} --item {found[0].item_id}")
+    query = f"--user {user}" if items is None else f"--history {history}"
+    say(f"{len(found)} items for {who}. Why the first one: graphllmrec explain {run} {query} --item {found[0].item_id}")
 
 
 def explain(
@@ -38,7 +38,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Why an item gets its score: clicks or text, the gate, and the history items nearest to it."""
-    items = one_person(user, history)
+    items = history_items(user, history)
     from graphllmrec.recommender import Recommender
 
     recommender = Recommender.load(run)
@@ -49,9 +49,9 @@ def explain(
     say(str(reason))
     total = sum(abs(share) for share in reason.shares.values()) or 1.0
     first = reason.history[0] if reason.history else None
-    nearest = f"nearest to {first.title or first.item_id}" if first else "the history plays no part"
+    nearest = f"nearest to {first.title or first.item_id}" if first else "no item of the history is near"
     share, name = max((abs(value) / total, name) for name, value in reason.shares.items())
-    say(f"{reason.title or item} scores {reason.score:.4f}, decided to {share:.0%} by {name}; {nearest}.")
+    say(f"{reason.title or item} scores {reason.score:.4f}, {share:.0%} of it from {name}; {nearest}.")
 
 
 def similar(
@@ -60,7 +60,7 @@ def similar(
     k: K = 10,
     as_json: Json = False,
 ) -> None:
-    """The items most similar to one item in the eyes of the model."""
+    """The items that the model finds most similar to one item."""
     from graphllmrec.recommender import Recommender
 
     recommender = Recommender.load(run)

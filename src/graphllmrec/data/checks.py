@@ -1,4 +1,4 @@
-"""From raw columns to trusted values: ids, times, ratings. All faults of a file are collected, then raised at once."""
+"""Check the columns of a table: ids, times, ratings, text. All problems of a file are raised as one error."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from graphllmrec.data.formats import RawTable
 from graphllmrec.data.tables import Ints
 from graphllmrec.errors import DataError
 
-MISSING_IDS = ("", "nan", "null", "none", "inf", "-inf")  # what an absent id looks like once it has become text
+MISSING_IDS = ("", "nan", "null", "none", "inf", "-inf")  # missing values as text
 ID_HINT = "every row needs an id; remove the row, or give the id"
 TIME_HINT = "unix seconds (or milli-, micro-, nanoseconds), or a date such as 2024-03-01 or 2024-03-01T12:30:00Z"
 DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
-# A time in seconds reaches 1e11 in the year 5138; the same number of milliseconds is 1973. So the size tells the unit.
+# 1e11 seconds are the year 5138, 1e11 milliseconds are 1973: so the unit follows from the size.
 TIME_UNITS = ((1e11, 1, "seconds"), (1e14, 10**3, "milliseconds"), (1e17, 10**6, "microseconds"))
-NANOSECONDS = (9.2e18, 10**9, "nanoseconds")  # as far as int64 reaches
+NANOSECONDS = (9.2e18, 10**9, "nanoseconds")  # the limit of int64
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of fault in one column."""
+    """One kind of problem in one column."""
 
     what: str
     column: str
     value: object
-    row: int  # first row that has it
-    count: int  # rows that have it
+    row: int  # the first row with it
+    count: int  # number of rows with it
     hint: str | None
 
 
 @dataclass
 class Problems:
-    """The faults of one file."""
+    """The problems of one file."""
 
     table: RawTable
     found: list[Problem] = field(default_factory=list)
-    blank: NDArray[np.bool_] = field(init=False)  # lines of a text file that hold nothing: skipped, not faults
+    blank: NDArray[np.bool_] = field(init=False)  # blank lines of a text file: skipped, not problems
     bad: NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class Problems:
         self.bad = np.zeros(len(frame), dtype=bool)
 
     def add(self, mask: NDArray[np.bool_], what: str, column: str, hint: str | None = None) -> None:
-        """Note that the rows of `mask` have a fault; blank rows never do."""
+        """Add a problem in the rows of `mask`; blank rows do not count."""
         mask = mask & ~self.blank
         if not mask.any():
             return
@@ -59,7 +59,7 @@ class Problems:
         self.found.append(Problem(what, column, value, row, int(mask.sum()), hint))
 
     def raise_any(self) -> None:
-        """Raise one DataError for all that was noted: the first row leads, the other kinds follow in its hint."""
+        """Raise one DataError for all problems, if any: that of the first row, with the others in its hint."""
         if not self.found:
             return
         first, *others = sorted(self.found, key=lambda problem: problem.row)
@@ -89,9 +89,9 @@ class IdColumn:
 
 
 def check_ids(problems: Problems, column: str) -> IdColumn:
-    """The ids of a column as strings: 5 and 5.0 become "5", text is stripped. Missing ids are noted as a problem.
+    """The ids of a column as strings: 5 and 5.0 become "5", text is stripped. A missing id is a problem.
 
-    Works on the distinct values; ten million rows cost one hash lookup each.
+    The distinct values are checked once; each row costs one hash lookup.
     """
     raw = problems.table.frame[column]
     if raw.dtype.is_nested():
@@ -101,10 +101,10 @@ def check_ids(problems: Problems, column: str) -> IdColumn:
     clean = distinct.str.strip_chars()
     missing = clean.str.to_lowercase().is_in(list(MISSING_IDS))
     kept = clean.filter(~missing)
-    if len(kept) and kept.str.contains(r"^-?\d+\.0$").all():  # whole numbers that once shared a column with a NaN
+    if len(kept) and kept.str.contains(r"^-?\d+\.0$").all():  # integers that a NaN turned into floats
         clean = clean.str.strip_suffix(".0")
     ids = clean.filter(~missing).unique(maintain_order=True)
-    row_of_distinct = place_in(ids, clean)
+    row_of_distinct = find_rows(ids, clean)
     physical = text.cast(pl.Enum(distinct)).to_physical()
     present = physical.is_not_null().to_numpy()
     code = np.full(len(text), -1, dtype=np.int64)
@@ -113,10 +113,10 @@ def check_ids(problems: Problems, column: str) -> IdColumn:
     return IdColumn(ids, code)
 
 
-def place_in(ids: pl.Series, some: pl.Series) -> Ints:
-    """Row of `ids` (distinct) that holds each value of `some` (n,); -1 where none does."""
-    places = ids.alias("id").to_frame().with_row_index("row")
-    found = some.alias("id").to_frame().join(places, on="id", how="left", maintain_order="left")
+def find_rows(ids: pl.Series, some: pl.Series) -> Ints:
+    """Row in `ids` (distinct) of each value of `some` (n,); -1 where it is not among them."""
+    rows = ids.alias("id").to_frame().with_row_index("row")
+    found = some.alias("id").to_frame().join(rows, on="id", how="left", maintain_order="left")
     return found["row"].cast(pl.Int64).fill_null(-1).to_numpy()
 
 
@@ -130,7 +130,7 @@ def _id_text(raw: pl.Series) -> pl.Series:
 
 
 def check_numbers(problems: Problems, column: str) -> NDArray[np.float64]:
-    """A column of finite numbers (ratings, positions); anything else is noted as a problem."""
+    """A column of finite numbers (ratings, positions); any other value is a problem."""
     values, missing, unreadable = _numbers(problems.table.frame[column])
     problems.add(missing, "missing value", column)
     problems.add(unreadable, "not a number", column)
@@ -166,7 +166,7 @@ class OrderColumn:
 
 
 def check_position(problems: Problems, column: str) -> OrderColumn:
-    """Whole, non-negative positions in the user's own order."""
+    """Positions in the history of a user: whole numbers, not negative."""
     values = check_numbers(problems, column)
     problems.add(values < 0, "negative position", column, "count from 0")
     problems.add((values != np.floor(values)) | (values > 2**53), "position is not a whole number", column)
@@ -174,9 +174,9 @@ def check_position(problems: Problems, column: str) -> OrderColumn:
 
 
 def check_timestamp(problems: Problems, column: str) -> OrderColumn:
-    """Unix times in any unit, or ISO dates (UTC unless they say otherwise), with their unit told by their size.
+    """Unix times in seconds or smaller units (found from their size), or ISO dates (UTC unless they have a zone).
 
-    Ties within a second keep the finer order of the file's own unit. Negative or mixed-unit times are noted.
+    Times within one second keep the finer order of the file's unit. Negative times and mixed units are problems.
     """
     raw = problems.table.frame[column]
     if raw.dtype.is_temporal():
@@ -200,7 +200,7 @@ def check_timestamp(problems: Problems, column: str) -> OrderColumn:
 
 
 def _exact(raw: pl.Series, values: NDArray[np.float64]) -> Ints:
-    """Whole numbers as int64 without a detour over float64, which cannot tell neighbouring nanoseconds apart."""
+    """Whole numbers as int64, read from text: float64 cannot represent neighbouring nanoseconds."""
     text = raw.str.strip_chars() if raw.dtype == pl.String else raw
     whole = text.cast(pl.Int64, strict=False)
     usable = whole.is_not_null().to_numpy()
@@ -234,7 +234,7 @@ def _from_dates(problems: Problems, column: str, when: pl.Series) -> OrderColumn
 
 
 def check_text(problems: Problems, column: str) -> pl.Series | None:
-    """A column of free text (n_rows,) String, null where nothing is written; None where it holds something else."""
+    """A column of free text (n_rows,) String, null where it is empty; None where the column has another type."""
     raw = problems.table.frame[column]
     if raw.dtype != pl.String:
         return None

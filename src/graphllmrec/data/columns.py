@@ -1,8 +1,8 @@
-"""Which column of a file means what: the names we understand, and a helpful error when one is missing.
+"""Find the columns of a file by their names; an error with the columns found where one is missing.
 
-A name is compared without case, spaces, `_` and `-`, and without RecBole's type (`user_id:token`), so `userId`,
-`User ID` and `user_id:token` are all `user_id`. Where a file has several names for one meaning, the one further left in
-MEANINGS counts.
+Names are compared without case, spaces, `_` and `-`, and without RecBole's type (`user_id:token`), so `userId`,
+`User ID` and `user_id:token` are all `user_id`. Where a file has several columns for one meaning, the first name in
+MEANINGS is used.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "rating": ("rating", "overall", "stars", "score"),
     "title": ("title", "item_title", "movie_title", "product_title", "name", "item_name"),
     "tag": ("tag",),
-    "review": ("review", "review_text", "text", "comment"),  # what the user wrote about the item
-    "summary": ("summary", "review_title"),  # a headline of it
+    "review": ("review", "review_text", "text", "comment"),  # the user's text about the item
+    "summary": ("summary", "review_title"),  # the headline of the review
     "items": ("items", "item_id_list"),  # a session per row
 }
 
 
-def plain(column: str) -> str:
+def base_name(column: str) -> str:
     """A column name without RecBole's type: "user_id:token" -> "user_id"."""
     return column.split(":", 1)[0].strip().lstrip("\ufeff")
 
 
 def _key(column: str) -> str:
-    return re.sub(r"[\s_\-]", "", plain(column)).lower()
+    return re.sub(r"[\s_\-]", "", base_name(column)).lower()
 
 
 def find_column(columns: Sequence[str], meaning: str) -> str | None:
-    """The column of the file that means `meaning`, or None."""
+    """The column of the file for a key of MEANINGS, or None."""
     keys = {_key(column): column for column in reversed(columns)}
     return next((keys[_key(name)] for name in MEANINGS[meaning] if _key(name) in keys), None)
 
 
-def recognised(columns: Sequence[str], meanings: Iterable[str] = ("user_id", "item_id", "items")) -> int:
-    """How many of `meanings` the columns hold; the separator of a text file is the one that finds most."""
+def count_known(columns: Sequence[str], meanings: Iterable[str] = ("user_id", "item_id", "items")) -> int:
+    """Number of `meanings` that the columns have; the separator of a text file is the one with the most."""
     return sum(find_column(columns, meaning) is not None for meaning in meanings)
 
 
 def match_columns(
     columns: Sequence[str], required: Sequence[str], optional: Sequence[str], file: str
 ) -> dict[str, str]:
-    """Meaning -> column of the file. Raises DataError that names the columns found when a required one is missing."""
+    """Meaning -> column of the file. Raises DataError, with the columns found, when a required one is missing."""
     found = {meaning: find_column(columns, meaning) for meaning in (*required, *optional)}
     for meaning in required:
         if found[meaning] is None:

@@ -1,4 +1,4 @@
-"""From a folder to checked bytes: which tables are there, decompressed, UTF-8, no endless line, not cut short."""
+"""Find the tables of a folder, and check their bytes: decompressed, UTF-8, lines of bounded length, not cut short."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import zstandard
 from graphllmrec.errors import DataError
 
 FORMATS = ("parquet", "csv", "tsv", "jsonl", "ndjson", "inter", "item")
-TABLES = {  # file name without suffixes -> the table it holds; MovieLens' own names included
+TABLES = {  # file name without suffixes -> table; with the names of MovieLens
     "interactions": "interactions",
     "ratings": "interactions",
     "items": "items",
@@ -31,7 +31,7 @@ EXPECTED = (
 )
 MAX_LINE_BYTES = 16 << 20
 BLOCK_BYTES = 1 << 20
-ZSTD_INPUT_BYTES = 4 << 10  # a zstd block of a few bytes may unpack to 128 KiB: little input at a time bounds memory
+ZSTD_INPUT_BYTES = 4 << 10  # a few bytes can unpack to 128 KiB: small pieces of input bound the memory
 
 
 def parse_name(path: Path) -> tuple[str, str] | None:
@@ -39,13 +39,13 @@ def parse_name(path: Path) -> tuple[str, str] | None:
     parts = path.name.lower().split(".")
     if parts[-1] in ("gz", "zst"):
         parts.pop()
-        if parts[-1] == "parquet":  # compressed inside already; polars reads it in place
+        if parts[-1] == "parquet":  # has its own compression; polars reads it from its path
             return None
     return (".".join(parts[:-1]), parts[-1]) if len(parts) > 1 and parts[-1] in FORMATS else None
 
 
 def find_tables(folder: Path) -> dict[str, Path]:
-    """Table -> file: "interactions" or "train", "valid", "test"; "items", "tags". Raises DataError when unclear."""
+    """Table -> file: "interactions" or "train", "valid", "test"; "items", "tags". Raises DataError when ambiguous."""
     if not folder.exists():
         raise DataError("no such file or folder", file=str(folder), hint=EXPECTED)
     if folder.is_file():
@@ -79,7 +79,7 @@ def _check_complete(folder: Path, found: dict[str, Path]) -> None:
     if "interactions" in found and ("train" in found or "test" in found):
         other = found.get("train") or found["test"]
         raise DataError(
-            f"both {found['interactions'].name} and {other.name}: is this split or not?",
+            f"both {found['interactions'].name} and {other.name}: found an unsplit table and a ready-made split",
             file=str(folder),
             hint="keep either interactions.* or train.*/valid.*/test.*",
         )
@@ -94,7 +94,7 @@ def _check_complete(folder: Path, found: dict[str, Path]) -> None:
         raise DataError("no interactions here", file=str(folder), hint=f"found {listed or 'nothing'}; {EXPECTED}")
 
 
-def blocks(path: Path) -> Iterator[bytes]:
+def read_blocks(path: Path) -> Iterator[bytes]:
     """The decompressed bytes of a file in bounded pieces. Raises DataError when compression is damaged or cut short."""
     try:
         if path.suffix == ".zst":
@@ -122,16 +122,16 @@ def _zstd_blocks(path: Path) -> Iterator[bytes]:
         raise EOFError("the last frame is incomplete")
 
 
-def checked(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Path | io.BytesIO:
-    """The file itself, or its decompressed content, once it is known to be UTF-8 text of bounded lines.
+def check_text_file(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Path | io.BytesIO:
+    """The path of a text file, or its decompressed content, after checking: UTF-8, lines of bounded length.
 
-    Stops at the first fault, so that a file of one endless line costs `max_line_bytes`, not its size.
+    Stops at the first problem, so that a file of one endless line is read up to `max_line_bytes` only.
     Raises DataError: empty, not UTF-8 (with line and byte offset), a line that is too long, damaged compression.
     """
     packed = path.suffix in (".gz", ".zst")
     content = io.BytesIO()
     check = _TextCheck(path.name, max_line_bytes)
-    for block in blocks(path):
+    for block in read_blocks(path):
         check.feed(block)
         if packed:
             content.write(block)
@@ -141,7 +141,7 @@ def checked(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Path | io.Bytes
 
 
 class _TextCheck:
-    """Looks at a text file block by block."""
+    """The checks of a text file, block by block."""
 
     def __init__(self, file: str, max_line_bytes: int) -> None:
         self.file, self.max_line_bytes = file, max_line_bytes

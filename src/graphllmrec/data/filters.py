@@ -1,4 +1,4 @@
-"""Fewer rows: repeated pairs, and the k-core."""
+"""Remove interactions: repeated pairs, and those outside the k-core."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def drop_repeats(interactions: Interactions, num_items: int) -> Interactions:
 def k_core(interactions: Interactions, num_users: int, num_items: int, k: int) -> NDArray[np.bool_]:
     """Mask (n,) of the largest set of interactions in which every user and every item has at least `k` of them.
 
-    Expects distinct (user, item) pairs. The k-core of a graph is unique (Seidman 1983), in whatever order rows leave.
+    Expects distinct (user, item) pairs. The k-core of a graph is unique (Seidman 1983), whatever the order of removal.
     """
     keep = np.ones(len(interactions), dtype=bool)
     while True:
@@ -35,7 +35,7 @@ def k_core(interactions: Interactions, num_users: int, num_items: int, k: int) -
 
 
 def k_core_dataset(dataset: Dataset, k: int) -> Dataset:
-    """The dataset reduced to its k-core: the other users and items leave. Raises DataError if none stay."""
+    """The dataset without users and items outside the k-core. Raises DataError if none are left."""
     keep = k_core(dataset.interactions, dataset.num_users, dataset.num_items, k)
     if not keep.any():
         raise DataError(f"the {k}-core is empty", file=dataset.source, hint="choose a smaller k_core")

@@ -1,6 +1,6 @@
-"""One table of a file, whatever its format, with the line number of every row at hand for error messages.
+"""Read one table of any format, with the line number of every row for error messages.
 
-Text files give strings (csv, tsv, RecBole) or what JSON holds; parquet gives its own types. check.py makes sense of it.
+csv, tsv and RecBole files have strings, JSON Lines and parquet their own types; checks.py converts them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import BinaryIO
 import polars as pl
 
 from graphllmrec.data import files
-from graphllmrec.data.columns import find_column, plain, recognised
+from graphllmrec.data.columns import base_name, count_known, find_column
 from graphllmrec.errors import DataError
 
 SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
@@ -29,18 +29,18 @@ Pick = Callable[[Sequence[str]], Sequence[str]]  # column names of the file -> t
 
 @dataclass(frozen=True)
 class RawTable:
-    """Rows of a file as found."""
+    """The rows of a file, not checked yet."""
 
     file: str  # name for messages
     frame: pl.DataFrame
     line: Callable[[int], int]  # row of `frame` -> line of the file, 1-based (parquet: number of the row)
-    has_blank_lines: bool = False  # may rows without any value stand for blank lines?
+    has_blank_lines: bool = False  # a row without values can be a blank line
 
 
 def read_table(path: Path, pick: Pick, max_line_bytes: int = files.MAX_LINE_BYTES) -> RawTable:
-    """The columns of a file that `pick` chooses from the names found.
+    """The columns of a file that `pick` selects from its column names.
 
-    Raises DataError for what cannot be parsed: empty, truncated, not UTF-8, endless line, ragged row, broken JSON.
+    Raises DataError for a file that cannot be parsed: empty, truncated, not UTF-8, endless line, ragged row, bad JSON.
     """
     if path.stat().st_size == 0:
         raise DataError("empty file", file=path.name, hint="the first line must name the columns")
@@ -48,7 +48,7 @@ def read_table(path: Path, pick: Pick, max_line_bytes: int = files.MAX_LINE_BYTE
     kind = named[1] if named else path.suffix
     if kind == "parquet":
         return _read_parquet(path, pick)
-    source = files.checked(path, max_line_bytes)
+    source = files.check_text_file(path, max_line_bytes)
     if kind in ("jsonl", "ndjson"):
         return _read_jsonl(path, source, pick)
     return _read_csv(path, source, pick, quoted=kind in ("csv", "tsv"))
@@ -66,13 +66,13 @@ def _read_parquet(path: Path, pick: Pick) -> RawTable:
 
 def _read_csv(path: Path, source: Path | io.BytesIO, pick: Pick, quoted: bool) -> RawTable:
     header_line, header = next(_records(source, quoted), (1, ""))
-    separator = max(SEPARATORS.values(), key=lambda mark: _fit(header, mark, quoted))
+    separator = max(SEPARATORS.values(), key=lambda mark: _separator_score(header, mark, quoted))
     names = _fields(header, separator, quoted)
     columns = list(pick(names))
     if repeated := {name for name in names if name and names.count(name) > 1}:
         raise DataError(f"two columns are named {min(repeated)!r}", file=path.name, line=header_line, hint="rename one")
     try:
-        # all columns, although few are kept: polars notices a row with too many fields only then
+        # all columns, although few are used: only then polars raises on a row with too many fields
         frame = pl.read_csv(
             source, separator=separator, quote_char='"' if quoted else None, infer_schema=False, new_columns=names
         )
@@ -80,16 +80,16 @@ def _read_csv(path: Path, source: Path | io.BytesIO, pick: Pick, quoted: bool) -
         raise _bad_csv(path.name, source, separator, quoted, len(names), error) from error
 
     def line(row: int) -> int:
-        # polars keeps blank lines between the rows, so that records and rows count alike
+        # polars keeps blank lines between the rows, so records and rows have the same numbers
         after = (number for number, _ in _records(source, quoted) if number > header_line)
         return next(number for count, number in enumerate(after) if count == row)
 
     return RawTable(path.name, frame.select(columns), line, has_blank_lines=True)
 
 
-def _fit(header: str, separator: str, quoted: bool) -> tuple[int, int]:
+def _separator_score(header: str, separator: str, quoted: bool) -> tuple[int, int]:
     names = _fields(header, separator, quoted)
-    return recognised(names), len(names)
+    return count_known(names), len(names)
 
 
 def _fields(header: str, separator: str, quoted: bool) -> list[str]:
@@ -97,17 +97,17 @@ def _fields(header: str, separator: str, quoted: bool) -> list[str]:
         return header.split(separator)
     try:
         return next(csv.reader([header], delimiter=separator), [])
-    except csv.Error:  # a NUL, or a name of 128 KB: not a header; the missing column is reported next
+    except csv.Error:  # a NUL, or a name of 128 KB: no header; the missing column is reported next
         return [header]
 
 
 def _width(record: str, separator: str, quoted: bool) -> int:
-    """Number of values in a record; what stands in quotes does not separate."""
+    """Number of values in a record; a separator in quotes does not count."""
     return (re.sub(r'"[^"]*"', "", record) if quoted else record).count(separator) + 1
 
 
 def _stream(source: Path | io.BytesIO) -> BinaryIO:
-    # getvalue() shares its bytes with the new object: a second position, no copy
+    # getvalue() shares its bytes with the new object: another position, no copy
     return io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else source.open("rb")
 
 
@@ -147,14 +147,14 @@ def _bad_csv(
 
 
 def _stray_quote(record: str, separator: str) -> bool:
-    """Is there a quote that neither opens nor closes a value, nor is doubled within one?"""
+    """Is there a quote that does not open or close a value, and is not doubled within one?"""
     mark = re.escape(separator)
     return '"' in re.sub(rf'(?:^|(?<={mark}))"(?:[^"]|"")*"(?={mark}|$)', "", record)
 
 
 def _read_jsonl(path: Path, source: Path | io.BytesIO, pick: Pick) -> RawTable:
     first = _first_object(path.name, source)
-    # a number is a fine id, but 5 and "x5" in one column, or 20 digits, must not meet in a float
+    # ids are read as strings: 5 and "x5" in one column, or 20 digits, would be damaged by a number type
     ids = {name for meaning in ("user_id", "item_id") if (name := find_column(list(first), meaning))}
     try:
         frame = pl.read_ndjson(source, schema_overrides=dict.fromkeys(ids, pl.String), infer_schema_length=None)
@@ -220,9 +220,9 @@ def _bad_json(file: str, source: Path | io.BytesIO, error: Exception) -> DataErr
 
 def check_short_rows(path: Path, max_line_bytes: int = files.MAX_LINE_BYTES) -> None:
     """Raise DataError when rows of a csv have fewer values than the header names, e.g. after an unquoted line break."""
-    records = _records(files.checked(path, max_line_bytes), quoted=True)
+    records = _records(files.check_text_file(path, max_line_bytes), quoted=True)
     _, header = next(records)
-    separator = max(SEPARATORS.values(), key=lambda mark: _fit(header, mark, True))
+    separator = max(SEPARATORS.values(), key=lambda mark: _separator_score(header, mark, True))
     width = len(_fields(header, separator, True))
     bad = [
         (number, record, found)
@@ -235,6 +235,6 @@ def check_short_rows(path: Path, max_line_bytes: int = files.MAX_LINE_BYTES) -> 
         raise DataError(what, file=path.name, line=number, value=record, hint=QUOTE_HINT, count=len(bad))
 
 
-def type_of(column: str) -> str:
-    """RecBole's type of a column, "" where there is none: "genres:token_seq" -> "token_seq"."""
-    return column.strip()[len(plain(column)) + 1 :] if ":" in column else ""
+def column_type(column: str) -> str:
+    """RecBole's type of a column, "" without one: "genres:token_seq" -> "token_seq"."""
+    return column.strip()[len(base_name(column)) + 1 :] if ":" in column else ""

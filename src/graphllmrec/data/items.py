@@ -8,19 +8,20 @@ from pathlib import Path
 import polars as pl
 
 from graphllmrec.data.checks import Problems, check_ids
-from graphllmrec.data.columns import match_columns, plain
+from graphllmrec.data.columns import base_name, match_columns
 from graphllmrec.data.files import parse_name
-from graphllmrec.data.formats import RawTable, check_short_rows, read_table, type_of
+from graphllmrec.data.formats import RawTable, check_short_rows, column_type, read_table
 from graphllmrec.errors import DataError
 
-MAX_TAGS = 10  # of a film's tags, the most frequent
+MAX_TAGS = 10  # per item, the most frequent ones
 
 
 def read_items(path: Path, tags: Path | None = None) -> tuple[pl.DataFrame, list[str]]:
     """Items in file order: item_id, title (null where there is none) and every other column as text; and notes.
 
-    Numbers become text, lists stay lists, columns of objects are left out. MovieLens' genres are split at "|" and the
-    tags of `tags` (item_id, tag) joined as a list, most frequent first. Raises DataError: missing, conflicting item_id.
+    Numbers become text, lists stay lists, columns of objects are left out. MovieLens' genres are split at "|", and the
+    tags of the file `tags` (item_id, tag) become a list column, most frequent first. Raises DataError for a missing
+    item_id and for two different rows with the same one.
     """
     columns: dict[str, str] = {}
 
@@ -38,7 +39,7 @@ def read_items(path: Path, tags: Path | None = None) -> tuple[pl.DataFrame, list
     frame = pl.DataFrame([item_id, *texts])
     stem, kind = parse_name(path) or ("", "")
     if kind in ("csv", "tsv") and table.frame[:, -1].null_count():
-        check_short_rows(path)  # a row cut in two by a line break in its text would become two wrong items
+        check_short_rows(path)  # a line break in a text would make two wrong items of one row
     notes = [f"{path.name}: column {name} holds objects, left out" for name in dropped]
     if stem == "movies" and "genres" in frame.columns:
         frame = frame.with_columns(_movielens_genres(frame["genres"]))
@@ -49,24 +50,24 @@ def read_items(path: Path, tags: Path | None = None) -> tuple[pl.DataFrame, list
 
 
 def _texts(frame: pl.DataFrame, title: str | None) -> tuple[list[pl.Series], list[str]]:
-    """Every column as text, title first; and the names of those that cannot be text."""
+    """Every column as text, title first; and the names of those that cannot be converted."""
     texts, dropped = [], []
     names = sorted(frame.columns, key=lambda name: name != title)
     for name in names:
         column = frame[name]
-        if type_of(name) == "token_seq" and name != title:
+        if column_type(name) == "token_seq" and name != title:
             column = column.str.split(" ")
         if isinstance(column.dtype, (pl.Struct, pl.Object, pl.Array)) or (
             isinstance(column.dtype, pl.List) and column.dtype.inner.is_nested()
         ):
             dropped.append(name)
-        elif plain(name):  # a trailing separator makes a column without a name
-            texts.append(_as_text(column).alias("title" if name == title else plain(name)))
+        elif base_name(name):  # a trailing separator makes a column with an empty name
+            texts.append(_as_text(column).alias("title" if name == title else base_name(name)))
     return texts, dropped
 
 
 def _as_text(column: pl.Series) -> pl.Series:
-    """Strings, or lists of strings; the empty ones become null."""
+    """Strings, or lists of strings; empty ones become null."""
     if isinstance(column.dtype, pl.List):
         entry = pl.element().str.strip_chars()
         lists = column.cast(pl.List(pl.String)).list.eval(entry.filter(entry != ""))
@@ -81,7 +82,7 @@ def _movielens_genres(genres: pl.Series) -> pl.Series:
 
 
 def _distinct(frame: pl.DataFrame, table: RawTable, keep: pl.Series) -> tuple[pl.DataFrame, int]:
-    """One row per item; rows that repeat another word for word are dropped and counted, rows that differ raise."""
+    """One row per item, and the number of exact repeats that were dropped. Raises DataError for rows that differ."""
     rows = frame.with_columns(line=pl.Series(keep.arg_true()))
     whole = rows.unique(subset=frame.columns, keep="first", maintain_order=True)
     twice = whole.filter(~whole["item_id"].is_first_distinct())
@@ -114,6 +115,6 @@ def _with_tags(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
     tags = _as_text(table.frame[columns["tag"]]).filter(pl.Series(used)).str.strip_chars().str.to_lowercase()
     pairs = pl.DataFrame({"item_id": ids.ids.gather(ids.code[used]), "tags": tags}).drop_nulls()
     counted = pairs.group_by("item_id", "tags", maintain_order=True).len()
-    counted = counted.sort("len", descending=True, maintain_order=True)  # equally frequent ones keep the file's order
+    counted = counted.sort("len", descending=True, maintain_order=True)  # ties keep the order of the file
     lists = counted.group_by("item_id", maintain_order=True).agg(pl.col("tags").head(MAX_TAGS))
     return frame.join(lists, on="item_id", how="left", maintain_order="left")

@@ -1,7 +1,8 @@
-"""Data as a recipe wants it: read and filtered, split, or split in the row numbers of other data."""
+"""Read, filter and split data with the settings of a recipe."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,13 @@ import numpy as np
 from graphllmrec.data.config import DataConfig
 from graphllmrec.data.read import load_data
 from graphllmrec.data.split import Split, make_split
-from graphllmrec.data.tables import Dataset, Interactions
+from graphllmrec.data.tables import Dataset, IdMap, Interactions, Ints
 from graphllmrec.errors import DataError
 from graphllmrec.progress import RunLogger
 
 
 def read_dataset(data: Dataset | str | Path, config: DataConfig, logger: RunLogger) -> Dataset:
-    """A Dataset as it is, a data folder read and filtered as the settings say. Raises DataError."""
+    """The Dataset, or the one read from a data folder and filtered by the settings. Raises DataError."""
     if isinstance(data, Dataset):
         return data
     logger.begin("reading data")
@@ -26,7 +27,7 @@ def read_dataset(data: Dataset | str | Path, config: DataConfig, logger: RunLogg
 
 
 def split_dataset(dataset: Dataset, config: DataConfig, seed: int) -> Split:
-    """The split that the settings ask for. Raises DataError."""
+    """The split of the settings. Raises DataError."""
     return make_split(
         dataset,
         kind=config.split,
@@ -38,21 +39,22 @@ def split_dataset(dataset: Dataset, config: DataConfig, seed: int) -> Split:
 
 
 def split_in_rows(known: Dataset, other: Dataset, config: DataConfig, seed: int) -> Split:
-    """The split of other data in the row numbers of `known`. Raises DataError for users or items it does not hold."""
-    rows = {}
-    for kind, mine, theirs in (("user", known.users, other.users), ("item", known.items.ids, other.items.ids)):
-        rows[kind] = mine.rows(theirs.ids.to_list())
-        unknown = np.flatnonzero(rows[kind] < 0)
-        if len(unknown):
-            raise DataError(f"{len(unknown):,} {kind}s are not in the data this recommender was fitted on",
-                            file=other.source, value=theirs.of(unknown[:1])[0],
-                            hint="leave them out, or fit again")  # fmt: skip
+    """The split of `other` data in the row numbers of `known`. Raises DataError for users or items not in `known`."""
+    users = _rows_in(known.users, other.users, "users", other.source)
+    items = _rows_in(known.items.ids, other.items.ids, "items", other.source)
     split = split_dataset(other, config, seed)
     train, valid, test = (
-        Interactions.sort(rows["user"][part.user], rows["item"][part.item], part.order, part.rating, part.review)
+        Interactions.sort(users[part.user], items[part.item], part.order, part.rating, part.review)
         for part in (split.train, split.valid, split.test)
     )
-    return Split(
-        split.kind, len(known.users), len(known.items), train, valid, test,
-        split.valid_in_history, split.ordered, split.settings,
-    )  # fmt: skip
+    return replace(split, num_users=len(known.users), num_items=len(known.items), train=train, valid=valid, test=test)
+
+
+def _rows_in(known: IdMap, other: IdMap, kind: str, source: str) -> Ints:
+    """Row in `known` of every id of `other` (len(other),)."""
+    rows = known.rows(other.ids.to_list())
+    unknown = np.flatnonzero(rows < 0)
+    if len(unknown):
+        what = f"{len(unknown):,} {kind} are not in the data this recommender was fitted on"
+        raise DataError(what, file=source, value=other.of(unknown[:1])[0], hint="leave them out, or fit again")
+    return rows

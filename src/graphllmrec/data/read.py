@@ -1,9 +1,9 @@
-"""A data folder becomes a Dataset: find the files, read them, check every value, number users and items.
+"""Read a data folder: find the files, check every value, number users and items.
 
-Understood (details in files.py and columns.py): `interactions.*` with user_id, item_id and maybe timestamp or position
+Formats (details in files.py and columns.py): `interactions.*` with user_id, item_id and maybe timestamp or position
 and rating, or a ready-made `train.*`, `test.*`, `valid.*`; `items.*` with item_id, title and any other text columns;
-MovieLens and RecBole folders as published. csv, tsv, jsonl (.gz, .zst) and parquet. Items come in the order of their
-table, then those that only occur in interactions (without text); users in order of first appearance.
+MovieLens and RecBole folders as published. csv, tsv, jsonl (.gz, .zst) and parquet. Items are in the order of their
+table, then those that occur in interactions only (without text); users in order of first appearance.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from graphllmrec.data.checks import (
     check_ratings,
     check_text,
     check_timestamp,
-    place_in,
+    find_rows,
 )
 from graphllmrec.data.columns import match_columns
 from graphllmrec.data.files import find_tables, parse_name
@@ -67,7 +67,7 @@ def load_data(
         parts = {part: _tags_as_reviews(rows, tables["tags"], part) for part, rows in parts.items()}
     order = _common_order(folder, parts)
     catalogue, notes = read_items(tables["items"], tables.get("tags")) if "items" in tables else (None, [])
-    dataset = _numbered(parts, catalogue, ready, order)
+    dataset = _number_rows(parts, catalogue, ready, order)
     notes = [note for rows in parts.values() for note in rows.notes] + notes
     dataset = replace(
         dataset,
@@ -131,11 +131,11 @@ def _read_interactions(path: Path, min_rating: float | None) -> _Rows:
     if kind == "timestamp" and "position" in columns:
         notes.append(f"{path.name}: ordered by {columns['timestamp']}; column {columns['position']} is not used")
     review = _reviews(problems, path, columns, notes)
-    return _kept(_Rows(users, items, order, rating, review, kind, notes), keep)
+    return _select(_Rows(users, items, order, rating, review, kind, notes), keep)
 
 
 def _reviews(problems: Problems, path: Path, columns: dict[str, str], notes: list[str]) -> pl.Series | None:
-    """What users wrote (n_rows,), a headline before its text; None where no row has any. Says so in `notes`."""
+    """The users' reviews (n_rows,), each headline before its text; None where no row has any. Adds to `notes`."""
     names, texts = [columns[meaning] for meaning in ("summary", "review") if meaning in columns], []
     for name in names:
         text = check_text(problems, name)
@@ -147,7 +147,7 @@ def _reviews(problems: Problems, path: Path, columns: dict[str, str], notes: lis
         return None
     lacking = (texts[-1].is_null() & pl.Series(~problems.blank)).any()
     if lacking and (parse_name(path) or ("", ""))[1] in ("csv", "tsv"):
-        check_short_rows(path)  # a row cut in two by a line break in its text would become two wrong ones
+        check_short_rows(path)  # a line break in a text would make two wrong rows of one
     frame = pl.DataFrame(texts)
     joined = pl.concat_str(pl.all(), separator=". ", ignore_nulls=True).alias("review")
     review = frame.select(pl.when(joined != "").then(joined)).to_series()
@@ -157,9 +157,9 @@ def _reviews(problems: Problems, path: Path, columns: dict[str, str], notes: lis
 
 
 def _tags_as_reviews(rows: _Rows, path: Path, part: str) -> _Rows:
-    """The tags that a user gave an item as the review of that interaction, where the tags name users and none has one.
+    """The tags of a user for an item as the review of that interaction; unchanged where there are reviews already.
 
-    Tags without a rating of the same user are left to the item alone.
+    Needs tags with user ids. Tags without a rating of the same user describe the item only.
     """
     columns: dict[str, str] = {}
 
@@ -168,15 +168,15 @@ def _tags_as_reviews(rows: _Rows, path: Path, part: str) -> _Rows:
         return list(columns.values())
 
     table = read_table(path, pick)
-    problems = Problems(table)  # none are raised: a tag that lacks something is nobody's
+    problems = Problems(table)  # never raised: a tag without user or item is not used here
     tags = check_text(problems, columns["tag"])
     if rows.review is not None or "user_id" not in columns or tags is None:
         return rows
     users, items = check_ids(problems, columns["user_id"]), check_ids(problems, columns["item_id"])
     known = (users.code >= 0) & (items.code >= 0)
     given = pl.DataFrame({
-        "user": place_in(rows.users.ids, users.ids)[users.code[known]],
-        "item": place_in(rows.items.ids, items.ids)[items.code[known]],
+        "user": find_rows(rows.users.ids, users.ids)[users.code[known]],
+        "item": find_rows(rows.items.ids, items.ids)[items.code[known]],
         "review": tags.filter(pl.Series(known)),
     })  # fmt: skip
     given = given.filter((pl.col("user") >= 0) & (pl.col("item") >= 0)).drop_nulls().unique(maintain_order=True)
@@ -201,8 +201,8 @@ def _refuse_sessions(names: Sequence[str], file: str) -> None:
         )
 
 
-def _kept(rows: _Rows, keep: NDArray[np.bool_]) -> _Rows:
-    """The rows of `keep`; ids that no longer occur are forgotten."""
+def _select(rows: _Rows, keep: NDArray[np.bool_]) -> _Rows:
+    """The rows of `keep`, and the ids that occur in them."""
     if keep.all():
         return rows
     return _Rows(
@@ -232,7 +232,7 @@ def _common_order(folder: Path, parts: dict[str, _Rows]) -> str | None:
     return kinds.pop()
 
 
-def _numbered(parts: dict[str, _Rows], catalogue: pl.DataFrame | None, ready: bool, order: str | None) -> Dataset:
+def _number_rows(parts: dict[str, _Rows], catalogue: pl.DataFrame | None, ready: bool, order: str | None) -> Dataset:
     """Row numbers for users and items over all parts, and the parts as Interactions."""
     users = pl.concat([rows.users.ids for rows in parts.values()]).unique(maintain_order=True)
     listed = [] if catalogue is None else [catalogue["item_id"]]
@@ -240,8 +240,8 @@ def _numbered(parts: dict[str, _Rows], catalogue: pl.DataFrame | None, ready: bo
     numbered: dict[str, Interactions] = {}
     repeats = 0
     for part, rows in parts.items():
-        user = place_in(users, rows.users.ids)[rows.users.code]
-        item = place_in(items, rows.items.ids)[rows.items.code]
+        user = find_rows(users, rows.users.ids)[rows.users.code]
+        item = find_rows(items, rows.items.ids)[rows.items.code]
         ticks = None if rows.order is None else rows.order.ticks
         numbered[part] = drop_repeats(Interactions.sort(user, item, ticks, rows.rating, rows.review), len(items))
         repeats += len(user) - len(numbered[part])

@@ -1,4 +1,4 @@
-"""Splits. A Split says what a model may see while fitting, what is known when a user asks, and what is to be found."""
+"""Splits: the interactions for training, the known history of each user at evaluation, and the target items."""
 
 from __future__ import annotations
 
@@ -28,32 +28,28 @@ class Split:
     train: Interactions
     valid: Interactions
     test: Interactions
-    valid_in_history: bool  # at test time: is the validation part known (history, and masked)?
-    ordered: bool  # do histories have a meaningful order?
+    valid_in_history: bool  # at test time, the validation part is in the history, and masked
+    ordered: bool  # histories have a meaningful order
     settings: dict[str, object] = field(default_factory=dict)
 
     def known(self, part: Part) -> Histories:
-        """What is known of each user (and masked in the ranking) when `part` is evaluated (num_users rows)."""
+        """The history of each user when `part` is evaluated (num_users rows); its items are masked in the ranking."""
         if part == "valid" or not self.valid_in_history or not len(self.valid):
             return self.train.histories(self.num_users)
-        return _joined(self.train, self.valid).histories(self.num_users)
+        clicks = [Interactions(part.user, part.item) for part in (self.train, self.valid)]  # valid is the later part
+        return Interactions.joined(clicks).histories(self.num_users)
 
     def targets(self, part: Part) -> Histories:
-        """The items to be found, per user (num_users rows)."""
+        """The target items of each user (num_users rows)."""
         return (self.valid if part == "valid" else self.test).histories(self.num_users)
+
+    def interactions(self) -> Interactions:
+        """Those of all parts: per user by order where there is one, else train, then valid, then test."""
+        return Interactions.joined([self.train, self.valid, self.test])
 
     def item_degree(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Training clicks per item (num_items,): what "cold", "tail" and the strata refer to."""
         return self.train.item_degree(self.num_items)
-
-
-def _joined(first: Interactions, second: Interactions) -> Interactions:
-    """Both parts in one table; per user, all of `first` comes before all of `second`."""
-    user = np.concatenate([first.user, second.user])
-    index = np.argsort(user, kind="stable")
-    both = first.order is not None and second.order is not None
-    order = np.concatenate([first.order, second.order])[index] if both else None
-    return Interactions(user[index], np.concatenate([first.item, second.item])[index], order)
 
 
 def make_split(
@@ -68,17 +64,17 @@ def make_split(
     """Divide the interactions of a dataset into train, valid and test.
 
     - auto: ready-made if the dataset is, else leave-last-out if it has an order, else user-ratio.
-    - leave-last-out: users with three or more interactions give their last to test and their second last to valid.
+    - leave-last-out: of users with three or more interactions, the last is in test and the second last in valid.
     - user-ratio: of each user, random shares `test_ratio` and `valid_ratio` (rounded; at least one stays in train).
     - global-time: the newest `test_ratio` of all interactions is test, the newest `valid_ratio` before it valid; equal
-      times stay together. Needs timestamps, because positions of different users cannot be compared.
-    - cold-item: of the clicked items, a random share `cold_ratio` goes to test with all clicks, as many to valid.
+      times are in the same part. Needs timestamps, because positions of different users cannot be compared.
+    - cold-item: all clicks on a random share `cold_ratio` of the clicked items are test, on as many others valid.
     - ready-made: as published; valid is empty where the dataset has none.
 
     At test time the validation part is history under leave-last-out and global-time, and unknown under the others.
     Raises DataError when the kind is unknown, the data cannot be split so, or a ready-made split leaks.
     """
-    kind = _resolved(dataset, kind)
+    kind = _resolve_kind(dataset, kind)
     if not (valid_ratio >= 0 and test_ratio > 0 and valid_ratio + test_ratio < 1):
         raise DataError(f"valid_ratio {valid_ratio:g} and test_ratio {test_ratio:g} leave no room for training")
     settings: dict[str, object] = {}
@@ -95,11 +91,11 @@ def make_split(
     else:
         settings = {"seed": seed, "cold_ratio": cold_ratio}
         label = _cold_item(dataset, seed, cold_ratio)
-    return _labelled(dataset, kind, label, settings)
+    return _from_labels(dataset, kind, label, settings)
 
 
-def _resolved(dataset: Dataset, kind: str) -> str:
-    """The kind that "auto" means here. Raises DataError for one that does not exist or that the data does not allow."""
+def _resolve_kind(dataset: Dataset, kind: str) -> str:
+    """The kind, with "auto" replaced. Raises DataError for an unknown kind and for one that needs other data."""
     if kind not in KINDS:
         raise DataError(f"unknown split {kind!r}", hint=f"known: {', '.join(KINDS)}")
     if kind == "auto":
@@ -117,7 +113,7 @@ def _resolved(dataset: Dataset, kind: str) -> str:
     return kind
 
 
-def _labelled(dataset: Dataset, kind: str, label: NDArray[np.int8], settings: dict[str, object]) -> Split:
+def _from_labels(dataset: Dataset, kind: str, label: NDArray[np.int8], settings: dict[str, object]) -> Split:
     train, valid, test = (dataset.interactions.where(label == part) for part in (TRAIN, VALID, TEST))
     if not len(train) or not len(test):
         raise DataError(
@@ -185,7 +181,7 @@ def _user_ratio(dataset: Dataset, seed: int, valid_ratio: float, test_ratio: flo
 
 def _global_time(dataset: Dataset, valid_ratio: float, test_ratio: float) -> NDArray[np.int8]:
     when = dataset.interactions.order
-    assert when is not None  # _resolved() has checked
+    assert when is not None  # _resolve_kind() has checked
     by_time = np.sort(when)
     newest = len(by_time) - 1  # always in test
     test_from = by_time[min(round(len(by_time) * (1 - test_ratio)), newest)]
@@ -207,10 +203,10 @@ def _cold_item(dataset: Dataset, seed: int, cold_ratio: float) -> NDArray[np.int
 
 
 def check_leakage(split: Split) -> None:
-    """Raise DataError when training data tells what is to be found.
+    """Raise DataError when training data holds information about the targets.
 
-    Looks for a (user, item) pair that stands in two parts; under leave-last-out for a user's training interaction after
-    one to be found, under global-time for any; under cold-item for training clicks on an item of valid or test.
+    Checks for a (user, item) pair in two parts; under leave-last-out for a training interaction after a target of the
+    same user, under global-time of any user; under cold-item for training clicks on an item of valid or test.
     """
     parts = {"train": split.train, "valid": split.valid, "test": split.test}
     pairs = {name: pl.Series(part.user * np.int64(split.num_items) + part.item) for name, part in parts.items()}
@@ -230,7 +226,7 @@ def check_leakage(split: Split) -> None:
 
 
 def _newest_known(split: Split) -> Ints:
-    """Per user, the newest training time that must not come after anything to be found (num_users,)."""
+    """Per user, the newest training time, which must not be after any target (num_users,)."""
     order = split.train.order
     assert order is not None
     lengths = np.bincount(split.train.user, minlength=split.num_users)

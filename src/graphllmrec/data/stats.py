@@ -1,4 +1,4 @@
-"""What a dataset is like, in numbers, and as a table for the terminal."""
+"""Statistics of a dataset, as JSON values and as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def statistics(dataset: Dataset, split: Split | None = None) -> dict[str, Any]:
     """Figures of a dataset, ready for JSON; with a split also its sizes and the items that are cold in it.
 
     Clicks are distinct (user, item) pairs. `clicks_per_item` is over clicked items; `density` is a share of
-    users × items. `items_without_click` stand in the items table only.
+    users × items. `items_without_click` are in the items table only.
     """
     clicks = dataset.interactions
     per_user = np.bincount(clicks.user, minlength=dataset.num_users)
@@ -84,7 +84,7 @@ def _split_statistics(split: Split) -> dict[str, Any]:
 
 
 def statistics_table(dataset: Dataset, split: Split | None = None) -> Table:
-    """The same figures for people: `rich.print(statistics_table(dataset))`."""
+    """The same figures as a table: `rich.print(statistics_table(dataset))`."""
     figures = statistics(dataset, split)
     table = Table(title=figures["name"], show_header=False, title_justify="left")
     table.add_column(style="bold")

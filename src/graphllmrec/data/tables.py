@@ -1,4 +1,4 @@
-"""The tables every part of the package shares: ids, items, interactions, histories.
+"""The tables that all parts of the package use: ids, items, interactions, histories.
 
 Outside the package an id is a string. Inside, users and items are row numbers (0 … n-1) of an IdMap, never mixed.
 """
@@ -87,7 +87,7 @@ class Histories:
 
     @property
     def steps_back(self) -> Ints:
-        """How far every entry lies from its user's newest one (nnz,): 0 = newest. What recency weights are made of."""
+        """Steps from every entry to its user's newest one (nnz,): 0 = newest. Recency weights are powers of it."""
         return np.repeat(self.indptr[1:], self.lengths) - 1 - np.arange(len(self.items), dtype=np.int64)
 
     def take(self, users: Ints) -> Histories:
@@ -97,6 +97,11 @@ class Histories:
         indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         shift = np.repeat(self.indptr[users] - indptr[:-1], lengths)
         return Histories(indptr, self.items[np.arange(indptr[-1], dtype=np.int64) + shift])
+
+    def newest(self, limit: int) -> Histories:
+        """The newest `limit` entries of every history."""
+        indptr = np.concatenate([[0], np.cumsum(np.minimum(self.lengths, limit))]).astype(np.int64)
+        return Histories(indptr, self.items[self.steps_back < limit])
 
     @staticmethod
     def from_lists(lists: Sequence[Sequence[int] | Ints]) -> Histories:
@@ -108,13 +113,13 @@ class Histories:
 
 @dataclass(frozen=True)
 class Interactions:
-    """Who touched what, in row numbers, sorted by (user, order, position in the file)."""
+    """Pairs of user and item rows, sorted by (user, order, position in the file)."""
 
     user: Ints  # (n,)
     item: Ints  # (n,)
     order: Ints | None = None  # (n,) unix seconds or position; None when the data has no order
     rating: NDArray[np.float32] | None = None  # (n,)
-    review: pl.Series | None = None  # (n,) String: what the user wrote, null where nothing; None: nobody wrote
+    review: pl.Series | None = None  # (n,) String, null without a review; None: no row has one
 
     def __len__(self) -> int:
         return len(self.user)
@@ -130,7 +135,7 @@ class Interactions:
         )
 
     def histories(self, num_users: int) -> Histories:
-        """The item rows of every user, oldest first. Relies on the sort order of this class."""
+        """The item rows of every user, oldest first. Uses the sort order of this class."""
         counts = np.bincount(self.user, minlength=num_users)
         return Histories(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), self.item)
 
@@ -158,7 +163,7 @@ class Interactions:
 
     @staticmethod
     def joined(parts: Sequence[Interactions]) -> Interactions:
-        """Several tables as one, re-sorted; equal orders keep the sequence of the parts.
+        """Several tables as one, sorted again; equal orders keep the sequence of the parts.
 
         Has no order or ratings where any part has none; reviews where any part has some.
         """
@@ -190,7 +195,9 @@ def _sort_key(user: Ints, order: Ints | None) -> Ints:
     span = newest - oldest + 1
     if (int(user.max()) + 1) * span < 2**63:
         return user * np.int64(span) + (order - oldest)
-    place = np.unique(order, return_inverse=True)[1].astype(np.int64)  # times too far apart: their ranks will do
+    place = np.unique(order, return_inverse=True)[1].astype(
+        np.int64
+    )  # the product would overflow: the ranks of the times are used
     return user * np.int64(int(place.max()) + 1) + place
 
 
@@ -230,7 +237,7 @@ class Dataset:
     order: str | None = None  # "timestamp", "position" or None
     source: str = ""  # folder or file it came from
     repeats: int = 0  # repeated (user, item) pairs that were dropped
-    notes: tuple[str, ...] = ()  # what reading had to decide or convert, in words
+    notes: tuple[str, ...] = ()  # decisions and conversions made while reading
 
     @property
     def num_users(self) -> int:

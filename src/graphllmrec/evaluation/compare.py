@@ -1,4 +1,4 @@
-"""Is one model better than another? Paired tests on per-user values: the users are the same, so their luck cancels out.
+"""Is one model better than another? Paired tests on per-user values of the same users.
 
 Two questions are answered from the per-user differences d = a - b:
 
@@ -8,7 +8,7 @@ Two questions are answered from the per-user differences d = a - b:
   interchangeable for every user, so every d may as well have the other sign. p is the share of random sign flips whose
   mean is as far from zero as the observed one. The bootstrap's own p-value is given beside it.
 
-Where several models are held against one baseline, p-values are corrected by Holm's step-down procedure.
+Where several models are compared with one baseline, p-values are corrected by Holm's step-down procedure.
 Sources: Smucker, Allan & Carterette, CIKM 2007 (randomisation and bootstrap); Holm, Scand. J. Stat. 1979.
 """
 
@@ -166,7 +166,7 @@ def compare_values(
     resampled = bootstrap_means(differences, rounds, rng(seed, "bootstrap"))
     low, high = (float(value) for value in np.quantile(resampled, [0.025, 0.975]))
     flipped = flipped_means(differences, rounds, rng(seed, "randomisation"))
-    as_far = int((np.abs(flipped) >= abs(observed) - 1e-12).sum())  # summation order must not decide over equality
+    as_far = int((np.abs(flipped) >= abs(observed) - 1e-12).sum())  # equal in spite of the summation order
     beyond_zero = min(int((resampled <= 1e-12).sum()), int((resampled >= -1e-12).sum()))
     mean_b = float(values_b.mean())
     return Comparison(

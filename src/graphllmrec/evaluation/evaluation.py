@@ -43,7 +43,7 @@ Rows = dict[str, dict[str, dict[str, float]]]
 class Evaluation:
     """What a model achieved on one part of a split, with everything that strata, intervals and paired tests need."""
 
-    protocol: dict[str, Any]  # how it was measured; `fingerprint` identifies users, targets and what was masked
+    protocol: dict[str, Any]  # how it was measured; `fingerprint` identifies users, targets and masked items
     overall: dict[str, float]  # {"ndcg@20": mean over users, …, "coverage@20": x, …}
     overall_ci: dict[str, tuple[float, float]]  # 95 % interval of every mean over users
     strata: (
@@ -119,14 +119,14 @@ def evaluate_model(
 ) -> Evaluation:
     """Rank all items for every user with a target in `part`; known items are masked (`split.known(part)`).
 
-    `branch` evaluates one branch of a BranchModel alone; `placebo` says in the protocol what stood in the place of the
-    texts the model was fitted on (text/placebo.py). Raises EvaluationError when no user has a target, for scores
+    `branch` evaluates one branch of a BranchModel alone; `placebo` (kept in the protocol) is the text placebo that the
+    model was fitted on (text/placebo.py). Raises EvaluationError when no user has a target, for scores
     that are NaN or not one per item, for an unknown branch, and for a cut-off below 1.
     """
     if not ks or min(ks) < 1:
         raise EvaluationError(f"cut-offs must be at least 1; got ks = {list(ks)}")
     ks = sorted(set(ks))
-    users, targets = _evaluated(split, part)
+    users, targets = _users_with_targets(split, part)
     known = split.known(part)
     if logger is not None:
         logger.begin(f"evaluate {model.name} on {part}", len(users))
@@ -160,15 +160,15 @@ def validation_metric(model: Model, split: Split, metric: str = "ndcg@20", *, us
     has, for an unknown metric, and for NaN scores.
     """
     name, k = parse_metric(metric)
-    found, targets = _evaluated(split, "valid", users)
+    found, targets = _users_with_targets(split, "valid", users)
     queries = Queries.of(split.known("valid"), found)
     lists, _ = top_k(model, queries, queries.histories, k, num_items=split.num_items)
     hits = hit_matrix(targets.row_of_entry, rank_targets(lists, targets), len(found), k)
     return float(METRICS[name](hits, targets.lengths).mean())
 
 
-def _evaluated(split: Split, part: Part, users: Ints | None = None) -> tuple[Ints, Histories]:
-    """The users (U,) who have something to be found, and their distinct targets (U rows)."""
+def _users_with_targets(split: Split, part: Part, users: Ints | None = None) -> tuple[Ints, Histories]:
+    """The users (U,) with at least one target, and their distinct targets (U rows)."""
     targets = split.targets(part)
     pairs = np.unique(targets.row_of_entry * split.num_items + targets.items)
     rows, items = np.divmod(pairs, split.num_items)
@@ -258,7 +258,7 @@ def protocol_line(protocol: dict[str, Any]) -> str:
 
 
 def shared_protocol_line(evaluations: Mapping[str, Evaluation]) -> str:
-    """The line for several evaluations, by name, of one protocol; it names those that are placebos."""
+    """The line for several evaluations, by name, with one protocol; it names those on placebos."""
     protocols = {name: evaluation.protocol for name, evaluation in evaluations.items()}
     found = {name: _placebo(protocol) for name, protocol in protocols.items()}
     said = ", ".join(f"{name}: {placebo}" for name, placebo in found.items() if placebo)
@@ -267,7 +267,7 @@ def shared_protocol_line(evaluations: Mapping[str, Evaluation]) -> str:
 
 
 def _placebo(protocol: dict[str, Any]) -> str | None:
-    """What stood in the place of the text; None where the text itself did."""
+    """Name of the text placebo; None for real text."""
     placebo = protocol.get("placebo", protocol.get("control", "none"))  # "control": in evaluations of version 0.1
     return None if placebo == "none" else str(placebo)
 

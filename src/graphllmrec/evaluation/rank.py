@@ -1,13 +1,17 @@
-"""From scores to ranked lists: exact top-k over the whole catalogue, seen items excluded, ties broken without favour.
+"""From scores to ranked lists: exact top-k over the whole catalogue, seen items excluded, ties broken by a fixed order.
 
-`torch.topk` over tens of thousands of columns is what full ranking spends its time on. Here the columns of a row are
-dealt into about sqrt(k·N) groups, the maximum of every group is taken (one pass at memory speed), and only the k + 1
-groups with the largest maxima are looked into. The k + 1 largest values of the row all lie in those groups, so the
-answer is exact, not approximate.
+`torch.topk` over tens of thousands of columns takes most of the time of full ranking. Here the columns of a row are
+split into about sqrt(k·N) groups, the maximum of every group is taken (one pass at memory speed), and only the k + 1
+groups with the largest maxima are searched. The k + 1 largest values of the row all lie in those groups, so the result
+is exact, not approximate.
 
-Equal scores are ranked by a fixed pseudo-random order of the items: the same for every model and every user, and
-unrelated to popularity, row number or relevance. A model that gives everything the same score therefore ranks at
-chance. The order of existing items does not change when items are appended.
+Two rules for equal scores:
+
+- Lists (`top_k`, `best`), and so every reported figure: a fixed pseudo-random order of the items, the same for every
+  model and every user, and unrelated to popularity, row number or relevance. A model that gives everything the same
+  score therefore ranks at chance. The order of existing items does not change when items are appended.
+- Tuning of fusion weights, gate fitting and monitoring (`rank_of_target`), which count better items and make no list:
+  equal scores count against the target, so that a constant score is never rewarded.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ def top_k(
         raise ValueError(f"k must be at least 1, not {k}")
     items = np.full((len(queries), k), -1, dtype=np.int64)
     values = np.full((len(queries), k), -np.inf, dtype=np.float32)
-    start, size = 0, batch_size or 32  # the first block is small: only its scores tell how many items there are
+    start, size = 0, batch_size or 32  # the first block is small: its scores show the number of items
     while start < len(queries):
         rows = np.arange(start, min(start + size, len(queries)))
         block = Queries(queries.users[rows], queries.histories.take(rows))
@@ -77,7 +81,7 @@ def best(
     num_items = scores.shape[1]
     masked = torch.from_numpy(seen.row_of_entry * num_items + seen.items).to(scores.device)  # (nnz,)
     flat = scores.view(-1)
-    before = flat[masked]  # the tensor may be the model's own cache: what is overwritten is put back
+    before = flat[masked]  # the tensor may be the model's own cache: overwritten values are written back
     flat[masked] = -torch.inf
     try:
         values, items = _largest(scores, min(k + 1, num_items))
@@ -96,6 +100,19 @@ def best(
         torch.nn.functional.pad(values, pad, value=-torch.inf),
     )
     return items.cpu().numpy(), values.float().cpu().numpy()
+
+
+def rank_of_target(scores: Tensor, target: Tensor | float, rivals: Tensor | None = None) -> Tensor:
+    """Rank (n,), 1 = first, of one target per row among scores (n, C); an equal score counts against the target.
+
+    `target`: its own score (n, 1), or one number for all rows. `rivals` (n, C) bool: which columns are other items; by
+    default all but one, the target's own column.
+
+    >>> rank_of_target(torch.tensor([[0.3, 0.9, 0.3]]), torch.tensor([[0.3]]))
+    tensor([3])
+    """
+    at_least = scores >= target
+    return at_least.sum(1) if rivals is None else (at_least & rivals).sum(1) + 1
 
 
 def rank_targets(lists: Ints, targets: Histories) -> Ints:
@@ -129,7 +146,7 @@ def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     num_rows, num_items = scores.shape
     num_groups = _num_groups(num_items, k)
     depth = num_items // max(num_groups, 1)
-    if depth < 8:  # few columns: nothing to gain
+    if depth < 8:  # few columns: no faster
         return scores.topk(k, dim=1)
     whole = depth * num_groups  # group g = columns g, g + num_groups, …; the few columns from `whole` on have no group
     shape, stride = (num_rows, depth, num_groups), (num_items, num_groups, 1)

@@ -31,7 +31,7 @@ def degree_strata(degree: Ints) -> pl.Series:
 def popularity_strata(degree: Ints) -> pl.Series:
     """ "head" for the most clicked items that together hold just over half of all training clicks, "tail" for the rest.
 
-    Items with as many clicks as the last head item are head as well, so that the border does not cut through equals.
+    Items with as many clicks as the last head item are head as well, so that equal items share a stratum.
     """
     ranked = np.sort(degree)[::-1]
     half = np.searchsorted(np.cumsum(ranked), degree.sum() / 2, side="left")

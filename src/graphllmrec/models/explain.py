@@ -1,4 +1,4 @@
-"""Why an item was recommended, and what it resembles: the model's own answer, or a generic one where it has none."""
+"""Explanations of a score and similar items: by the model itself where it can, else from its scores."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from graphllmrec.data.tables import Histories, Ints
+from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import (
     BranchModel,
     ComparingModel,
@@ -19,17 +20,17 @@ from graphllmrec.protocol import (
     VectorModel,
 )
 
-MAX_HISTORY = 512  # the newest entries are looked at; each costs one row of scores
+MAX_HISTORY = 512  # newest entries that are scored; each costs one row of scores
 
 
 @torch.no_grad()
 def explain_item(model: Model, query: Queries, item: int) -> RowExplanation:
     """Explanation of the score of item row `item` for one query.
 
-    A model with its own `explain(query, item)` answers itself. Otherwise the shares are those of its branches (rescaled
-    by size where they do not add up to the score), or the whole score under "clicks" or "text". Where the answer has no
-    history, each history item is listed with the score that the model gives `item` for somebody who knows that item
-    alone: the model's own similarity.
+    From the model's own `explain(query, item)` where it has one. Otherwise the shares are those of its branches
+    (rescaled by size where they do not add up to the score), or the whole score under "clicks" or "text". Where the
+    explanation has no history, each history item is listed with the score of `item` for a history of that item alone:
+    the model's own similarity.
     """
     found = model.explain(query, item) if isinstance(model, ExplainingModel) else _by_branch(model, query, item)
     return found if found.history is not None else replace(found, history=_nearest(model, query.histories.items, item))
@@ -39,13 +40,13 @@ def explain_item(model: Model, query: Queries, item: int) -> RowExplanation:
 def similarities(model: Model, item: int) -> Tensor:
     """Similarity (num_items,) of every item to item row `item`.
 
-    The model's own `similar_scores(item)` where it has that, else the cosine of item vectors, else the scores for
-    somebody who knows that item alone.
+    From the model's own `similar_scores(item)` where it has that, else the cosine of item vectors, else the scores for
+    a history of that item alone.
     """
     if isinstance(model, ComparingModel):
         return model.similar_scores(item)
     if isinstance(model, VectorModel):
-        vectors = torch.nn.functional.normalize(model.item_vectors(), dim=1, eps=1e-12)  # (num_items, dim)
+        vectors = unit(model.item_vectors())  # (num_items, dim)
         return vectors @ vectors[item]
     return model.scores(Queries.anonymous(Histories.from_lists([[item]])))[0]
 
@@ -70,6 +71,6 @@ def _nearest(model: Model, history: Ints, item: int) -> list[tuple[int, float]]:
         block = known[start : start + 64]
         scores = model.scores(Queries.anonymous(Histories.from_lists([[row] for row in block])))[:, item]  # (<= 64,)
         found.extend(zip(block, scores.tolist(), strict=True))
-    if len({score for _, score in found}) == 1 < len(found):  # the history plays no part, as in popularity
+    if len({score for _, score in found}) == 1 < len(found):  # the history has no influence, as in popularity
         return []
     return sorted((entry for entry in found if np.isfinite(entry[1])), key=lambda entry: -entry[1])

@@ -1,13 +1,14 @@
-"""What the models that score from a history share: the recency decay and its tuning, and sparse item–item weights.
+"""What the models that score from a history share: the recency decay and its tuning, click and item–item matrices.
 
 A history h_1 … h_n (oldest first) becomes the weights decay^(n-1), …, decay, 1: decay 1 forgets nothing, decay 0 looks
-at the last item only. The best value differs between data sets and is found by a few rankings of validation users; so
+at the last item only. The best value differs between data sets and takes a few rankings of validation users to find; so
 it is tuned unless a number is given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
@@ -16,10 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from graphllmrec.evaluation.evaluation import validation_metric
 from graphllmrec.nn.histories import history_matrix
 from graphllmrec.protocol import Queries, Task
-from graphllmrec.train.validation import tuning_users
+from graphllmrec.train.validation import tune_setting
 
 Decay = Annotated[float, Field(ge=0, le=1)] | Literal["tune"]
 Sparse: TypeAlias = "sp.csr_array[Any, tuple[int, int]]"
@@ -30,7 +30,7 @@ UNTUNED_DECAY = 0.7  # for ordered data without a validation part to tune on
 def settle_decay(model: Any, task: Task) -> None:
     """Set `model.decay` from its config: the number given there, or the best of DECAYS by validation NDCG@20.
 
-    Call it last in `fit`. Histories without an order cannot fade: their decay is 1, whatever the config says.
+    Call it last in `fit`. Histories without an order have decay 1, whatever the config says.
     """
     wanted = model.config.decay
     if not task.split.ordered:
@@ -42,17 +42,22 @@ def settle_decay(model: Any, task: Task) -> None:
     elif not len(task.split.valid):
         model.decay = UNTUNED_DECAY
     else:
-        model.decay = _best_decay(model, task)
+        model.decay = tune_setting(model, task, "decay", DECAYS, partial(setattr, model, "decay"))
 
 
-def _best_decay(model: Any, task: Task) -> float:
-    users, found = tuning_users(task.split, task.seed), {}
-    for decay in DECAYS:
-        model.decay = decay
-        found[decay] = validation_metric(model, task.split, "ndcg@20", users=users)
-    best = max(found, key=lambda decay: found[decay])
-    task.logger.log("decay-tuned", model=model.name, decay=best, tried={str(key): found[key] for key in found})
-    return best
+def history_state(model: Any) -> dict[str, Tensor]:
+    """Decay and size of the catalogue of a model that has both."""
+    return {"decay": torch.tensor(model.decay, dtype=torch.float64), "num_items": torch.tensor(model.num_items)}
+
+
+def load_history_state(model: Any, state: Mapping[str, Tensor]) -> None:
+    """Load tensors written by `history_state`."""
+    model.decay, model.num_items = float(state["decay"]), int(state["num_items"])
+
+
+def empty_csr(rows: int = 0, columns: int = 0) -> Sparse:
+    """A sparse float32 matrix (rows, columns) without entries."""
+    return sp.csr_array(sp.coo_array((rows, columns), dtype=np.float32))
 
 
 def sparse_scores(queries: Queries, weights: Sparse, num_items: int, decay: float) -> Tensor:
@@ -62,6 +67,17 @@ def sparse_scores(queries: Queries, weights: Sparse, num_items: int, decay: floa
     scores = np.zeros((len(queries), num_items), dtype=np.float32)
     scores[:, :known] = (histories @ weights).toarray()
     return torch.from_numpy(scores)  # (B, num_items)
+
+
+def weight_state(model: Any) -> dict[str, Tensor]:
+    """Item–item weights, decay and size of the catalogue of a model that has all three."""
+    return sparse_state(model.weights) | history_state(model)
+
+
+def load_weights(model: Any, state: Mapping[str, Tensor]) -> None:
+    """Load tensors written by `weight_state`."""
+    model.weights = sparse_restore(state)
+    load_history_state(model, state)
 
 
 def sparse_state(weights: Sparse) -> dict[str, Tensor]:
@@ -74,7 +90,7 @@ def sparse_state(weights: Sparse) -> dict[str, Tensor]:
 
 
 def sparse_restore(state: Mapping[str, Tensor]) -> Sparse:
-    """Undo `sparse_state`: a square float32 matrix."""
+    """A square float32 matrix from tensors written by `sparse_state`."""
     size = len(state["indptr"]) - 1
     arrays = (state["values"].numpy(), state["indices"].numpy(), state["indptr"].numpy())
     return sp.csr_array(arrays, shape=(size, size))

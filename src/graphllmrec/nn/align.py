@@ -1,6 +1,6 @@
-"""Contrastive alignment of two views of the same entities, with hard negatives and a queue of past views.
+"""Contrastive alignment of two vectors per entity, with hard negatives and a queue of past vectors.
 
-RecMind (arXiv:2509.06286, eqs. 5 and 6): an entity's graph vector g_v and its language vector l_v belong together,
+RecMind (arXiv:2509.06286, eqs. 5 and 6): the graph vector g_v and the language vector l_v of an entity v are a pair,
 
     L = -1/(2B) Σ_v [ log e^{s(g_v, l_v)/τ} / (e^{s(g_v, l_v)/τ} + Σ_{v' in N(v)} w_v' e^{s(g_v, l_v')/τ})
                       + the same with g and l exchanged ]
@@ -11,9 +11,9 @@ Hard negatives (Robinson et al. 2021, "Contrastive Learning with Hard Negative S
 negative weighs more the closer it is, w_v' = e^{β s(v, v')/τ} / mean of that over N(v), with β = `hardness`; β = 0 is
 plain InfoNCE.
 
-Differences from the papers: the paper of RecMind does not define its hard negatives or its queue. The weights are
-constants to the gradient, so that a step moves vectors, not weights. The queue (He et al. 2020, MoCo, arXiv:1911.05722)
-holds past outputs as they were; there is no second, slowly moving encoder, because the graph view would need a second
+Differences from the papers: RecMind's paper does not define its hard negatives or its queue. The weights are constants
+to the gradient, so that a step moves vectors, not weights. The queue (He et al. 2020, MoCo, arXiv:1911.05722) holds
+past outputs as they were; there is no second, slowly moving encoder, because the graph vectors would need a second
 propagation in every step. MoCo has no labels; here an entity in the queue is no negative of itself.
 """
 
@@ -25,16 +25,16 @@ from torch.nn import functional as F
 
 from graphllmrec.nn.vectors import unit
 
-_FAR = -1e9  # a score that no pair has: stands where there is no negative
+_FAR = -1e9  # a score that no pair has: marks entries that are no negative
 
 
 class Queue(nn.Module):
-    """The last `size` entities with both their views, oldest overwritten first. Its buffers are part of checkpoints."""
+    """The last `size` entities with both vectors, oldest overwritten first. Its buffers are part of checkpoints."""
 
     first: Tensor  # (size, dim) unit vectors
     second: Tensor  # (size, dim) unit vectors
-    ids: Tensor  # (size,) int64 whose they are; -1 where nothing has been put yet
-    place: Tensor  # () int64 where the next one goes
+    ids: Tensor  # (size,) int64 entity of each row; -1 for a row that is still empty
+    place: Tensor  # () int64 row that is written next
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, first: Tensor, second: Tensor, ids: Tensor) -> None:
-        """Put in the views (B, dim) of the entities `ids` (B,); of more than fit, the last ones stay."""
+        """Add the two vectors (B, dim) of the entities `ids` (B,); of more than `size`, only the last ones are kept."""
         size = len(self.ids)
         if not size:
             return
@@ -60,23 +60,27 @@ def alignment_loss(
 ) -> Tensor:
     """Symmetric InfoNCE of the equation above: a scalar, 0 for no entities. The queue is read, not changed.
 
-    first, second (B, dim): two views of the entities `ids` (B,), which are distinct.
+    first, second (B, dim): the two vectors of the entities `ids` (B,) int64, which are distinct; any length.
+    temperature τ; hardness β, 0 weighs all negatives alike.
     """
     if not len(ids):
         return (first.sum() + second.sum()) * 0.0
     first, second = unit(first), unit(second)
     own = torch.eye(len(ids), dtype=torch.bool)
     absent = torch.cat([own, (queue.ids == ids[:, None]) | (queue.ids < 0)], dim=1)  # (B, B + size)
-    there = _one_way(first, second, queue.second, absent, temperature, hardness)
-    back = _one_way(second, first, queue.first, absent, temperature, hardness)
-    return (there + back) / 2
+    forward = _info_nce(first, second, queue.second, absent, temperature, hardness)
+    backward = _info_nce(second, first, queue.first, absent, temperature, hardness)
+    return (forward + backward) / 2
 
 
-def _one_way(
-    asking: Tensor, asked: Tensor, past: Tensor, absent: Tensor, temperature: float, hardness: float
+def _info_nce(
+    queries: Tensor, keys: Tensor, queued: Tensor, absent: Tensor, temperature: float, hardness: float
 ) -> Tensor:
-    """Mean cross-entropy of each row of `asking` (B, dim) with its own row of `asked`, among that, batch and queue."""
-    scores = asking @ torch.cat([asked, past]).T / temperature  # (B, B + size)
+    """InfoNCE from `queries` (B, dim) to `keys` (B, dim), row by row; negatives are the other keys and the queue.
+
+    queued (size, dim); absent (B, B + size): entries that are no negative.
+    """
+    scores = queries @ torch.cat([keys, queued]).T / temperature  # (B, B + size)
     positive = scores.diagonal()[:, None]  # (B, 1)
     if hardness:
         with torch.no_grad():

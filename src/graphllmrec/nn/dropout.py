@@ -11,9 +11,10 @@ from graphllmrec.rng import At
 
 
 def dropout(values: Tensor, share: float, random: torch.Generator | None) -> Tensor:
-    """Values (any shape) with a random share of them zero and the others larger (Srivastava et al. 2014).
+    """Values (any shape) with a random share of them zero and the others larger (Srivastava et al. 2014, JMLR 15).
 
-    As they are where the share is 0 or nothing draws. The mask is drawn on the CPU, so it is the same on every device.
+    share in [0, 1). Returns `values` themselves where the share is 0 or `random` is None. The mask is drawn on the CPU,
+    so it is the same on every device.
     """
     if not share or random is None:
         return values
@@ -22,13 +23,13 @@ def dropout(values: Tensor, share: float, random: torch.Generator | None) -> Ten
 
 
 def dropout_mask(shape: Sequence[int], share: float, random: torch.Generator) -> Tensor:
-    """What `dropout` multiplies values of this shape with: 0, or 1 / (1 - share)."""
+    """The factors (of this shape) that `dropout` multiplies values with: 0, or 1 / (1 - share)."""
     return (torch.rand(tuple(shape), generator=random) >= share) / (1 - share)
 
 
 def kept_items(num_items: int, share: float, at: At) -> Tensor:
     """Item dropout: bool (num_items,), False for the `share` of items that lose their graph part in this step.
 
-    So a model rehearses cold start: a dropped item looks to it as one that nobody has clicked.
+    This simulates cold start in training: a dropped item is treated as an item without clicks.
     """
     return torch.rand(num_items, generator=at.torch_rng("cold")) >= share

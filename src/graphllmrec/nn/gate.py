@@ -1,20 +1,20 @@
-"""The context gate: how much of an item's score comes from clicks and how much from words, readable per item.
+"""The context gate: the weights of click experts and text experts in an item's score, readable per item.
 
-Soft routing: an item that nobody has clicked is "new"; any other belongs to four contexts to some degree, by its
-training clicks d,
+Soft routing: an item without clicks is "new"; any other belongs to four contexts to some degree, by its training
+clicks d,
 
     p_cold = σ(3 (log(1 + c) - log(1 + d)))      p_head = σ(3 (log(1 + d) - log(1 + h)))
     π = [0, p_cold (1 - p_head), p_cold p_head, (1 - p_cold)(1 - p_head), (1 - p_cold) p_head]
 
 with c = `cold_degree` and h the degree from which items are "head" (the most clicked items, with half of all clicks).
-Every context has its own weight of every expert, and its own prior; features of item and query bend the weights:
+Every context has its own weight of every expert and its own bias; features of item and query change the weights:
 
     w_e(q, i) = exp( Σ_c π_ic a_ce + x_i · s_e + y_q · t_e + m_e )          β_i = Σ_c π_ic b_c
     score(q, i) = Σ_e w_e(q, i) z_e(q, i) + β_i
     γ_i = share of the text experts in Σ_e w_e(i) at y = 0
 
-z_e: z-scores of expert e. x_i, y_q: features, centred. m_e: a prior that diagnostics of the training may move (0 unless
-they do). A static gate is the same formula with a_ce = log of one tuned weight per expert and all else 0.
+z_e: z-scores of expert e. x_i, y_q: features, centred. m_e: a shift that is not learned, 0 unless it is set. A static
+gate is the same formula with a_ce = log of one tuned weight per expert and all else 0.
 """
 
 from __future__ import annotations
@@ -30,50 +30,50 @@ from graphllmrec.data.tables import Ints
 ROUTED = ("cold/tail", "cold/head", "warm/tail", "warm/head")
 CONTEXTS = ("new", *ROUTED)
 _SHARPNESS = 3.0  # of the routing: an item at twice a threshold's degree belongs 8 : 1 to the upper side
-LEARNABLE = 0.01  # weight from which an expert that the static tuning gave none can still rise
-_NOTHING = 1e-30  # weight of such an expert where nothing is learned: there is no logarithm of 0
+LEARNABLE = 0.01  # smallest initial weight: an expert without static weight can still gain some
+_NOTHING = 1e-30  # weight of such an expert in a static gate: there is no logarithm of 0
 
 
 @dataclass(frozen=True)
 class GateInputs:
-    """What the gate knows of each item."""
+    """Contexts and features of all items."""
 
     contexts: Tensor  # (num_items, 5) soft membership π, rows add up to 1
     features: Tensor  # (num_items, num_features) x
 
 
 class ContextGate(nn.Module):
-    """Weights of the experts and priors per context; starts as the static gate it is given."""
+    """Weights of the experts and a bias, both per context; `set_static` makes it a static gate."""
 
-    moved: Tensor
+    shift: Tensor  # (E,) m
 
     def __init__(self, num_experts: int, item_features: int, query_features: int) -> None:
         super().__init__()
         self.log_weight = nn.Parameter(torch.zeros(len(CONTEXTS), num_experts))  # a
         self.item_slope = nn.Parameter(torch.zeros(item_features, num_experts))  # s
         self.query_slope = nn.Parameter(torch.zeros(query_features, num_experts))  # t
-        self.prior = nn.Parameter(torch.zeros(len(CONTEXTS)))  # b
-        self.register_buffer("moved", torch.zeros(num_experts))  # m
+        self.context_bias = nn.Parameter(torch.zeros(len(CONTEXTS)))  # b
+        self.register_buffer("shift", torch.zeros(num_experts))  # m
 
     @torch.no_grad()
     def set_static(self, weights: Tensor, least: float = _NOTHING) -> None:
-        """One weight per expert (E,), but `least`, in all contexts, whatever the features, and no prior."""
+        """Same expert weights (E,) in every context (clamped to `least`); slopes and biases zero."""
         for parameter in self.parameters():
             parameter.zero_()
         self.log_weight.copy_((weights / weights.sum()).clamp_min(least).log().expand_as(self.log_weight))
 
-    def of_items(self, inputs: GateInputs) -> tuple[Tensor, Tensor]:
+    def weigh_items(self, inputs: GateInputs) -> tuple[Tensor, Tensor]:
         """Weights (num_items, E) for the average query, and β (num_items,)."""
-        logs = inputs.contexts @ self.log_weight + inputs.features @ self.item_slope + self.moved
-        return logs.exp(), inputs.contexts @ self.prior
+        logs = inputs.contexts @ self.log_weight + inputs.features @ self.item_slope + self.shift
+        return logs.exp(), inputs.contexts @ self.context_bias
 
-    def of_queries(self, features: Tensor) -> Tensor:
+    def query_factors(self, features: Tensor) -> Tensor:
         """Factors (B, E) of the weights for queries with features y (B, G)."""
         return (features @ self.query_slope).exp()
 
 
 def routed(degree: Tensor, cold_degree: float, head_degree: float) -> Tensor:
-    """Soft membership (num_items, 4) in ROUTED from training clicks per item (num_items,); 0 clicks are very cold."""
+    """Soft membership (num_items, 4) in ROUTED from training clicks per item (num_items,); 0 clicks count as cold."""
     logs = torch.log1p(degree.float())
     cold = torch.sigmoid(_SHARPNESS * (float(np.log1p(cold_degree)) - logs))
     head = torch.sigmoid(_SHARPNESS * (logs - float(np.log1p(head_degree))))
@@ -86,7 +86,7 @@ def memberships(degree: Tensor, cold_degree: float, head_degree: float) -> Tenso
     return torch.cat([new, (1 - new) * routed(degree, cold_degree, head_degree)], dim=1)
 
 
-def head_degree_of(degree: Ints) -> float:
+def head_degree(degree: Ints) -> float:
     """The degree of the least clicked head item: the most clicked items that together hold half of all clicks."""
     falling = np.sort(degree)[::-1]
     held = np.cumsum(falling)

@@ -1,4 +1,9 @@
-"""Histories as weights: what turns item vectors into query vectors."""
+"""Histories as weights, which turn item vectors into query vectors.
+
+    query = Σ_k decay^(steps back of k) v_k / Σ_k decay^(steps back of k)      over the items k of the history
+
+`Averages` is this mean as a sparse matrix, for training; `aggregate` with `recency_shares` is the same, for serving.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +20,16 @@ from graphllmrec.graph.bipartite import sparse_tensor
 
 
 def recency_weights(histories: Histories, decay: float) -> NDArray[np.float32]:
-    """Weight decay**steps_back of every history entry (nnz,); decay 1.0 forgets nothing."""
+    """Weight decay**steps_back of every history entry (nnz,): with decay 1 all weigh 1, with 0 the newest alone."""
     return np.power(np.float32(decay), histories.steps_back.astype(np.float32)).astype(np.float32)
+
+
+def recency_shares(histories: Histories, decay: float) -> NDArray[np.float32]:
+    """The weights (nnz,) of `recency_weights`, scaled to add up to 1 within every history."""
+    weights = recency_weights(histories, decay)
+    total = np.bincount(histories.row_of_entry, weights, len(histories))
+    shares: NDArray[np.float32] = (weights / total[histories.row_of_entry]).astype(np.float32)
+    return shares
 
 
 def history_matrix(histories: Histories, num_items: int, decay: float = 1.0) -> sp.csr_array:
@@ -37,14 +50,14 @@ def aggregate(histories: Histories, vectors: Tensor, weights: NDArray[np.float32
 
 @dataclass(frozen=True)
 class Averages:
-    """What turns item vectors into query vectors: weighted-mean rows of histories, and their transpose."""
+    """Recency-weighted means of histories as a sparse matrix, and its transpose, which gradients go through."""
 
     matrix: Tensor  # (B, num_items) sparse CSR; each row adds up to 1, or is empty
     transposed: Tensor  # (num_items, B) sparse CSR
 
     @staticmethod
     def of(histories: Histories, num_items: int, decay: float) -> Averages:
-        """Recency-weighted means of B histories."""
+        """The means of B histories over a catalogue of `num_items`; an empty history is an empty row."""
         matrix = history_matrix(histories, num_items, decay)
         total = np.asarray(matrix.sum(axis=1)).reshape(-1)
         matrix.data /= np.repeat(np.maximum(total, 1e-12), np.diff(matrix.indptr)).astype(np.float32)

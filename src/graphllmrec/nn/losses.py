@@ -1,4 +1,12 @@
-"""Ranking losses. Each is a mean over the batch, and each has a golden test against NumPy."""
+"""Ranking losses. Each is a mean over the batch, and each has a golden test against NumPy.
+
+    one pair per example         bpr_loss
+    all items as negatives       softmax_loss; for all clicks of a user at once grouped_softmax_loss and slk_loss
+    some items as negatives      drawn_softmax_loss (uniform draws), in_batch_softmax_loss (the batch)
+    vectors instead of scores    direct_au_loss, contrast_loss
+
+The two for all clicks of a user take what `click_scores` computes once per user.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +21,10 @@ from torch.nn import functional as F
 
 BLOCK = {"cpu": 5_000_000}  # scores that log_partition holds at a time: 20 MB stay near the cores
 BLOCK_ELSEWHERE = 500_000_000  # on accelerators, which want large products
+SLK_CUTOFF = 20  # K of SL@K
+SLK_REFRESH = 20  # epochs between two computations of its thresholds β_b
+SLK_TEMPERATURE = 2.25  # its τ_w, on the scale of scores; of cosines / τ: 2.25 / τ
+_ROWS = 256  # queries whose scores slk_thresholds holds at a time
 
 
 def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
@@ -43,6 +55,19 @@ def sampled_softmax_loss(positive: Tensor, negative: Tensor, num_items: int) -> 
     return F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.int64, device=scores.device))
 
 
+def drawn_softmax_loss(queries: Tensor, items: Tensor, bias: Tensor, nodes: Tensor, num_items: int) -> Tensor:
+    """`sampled_softmax_loss` of vectors: B queries, their B targets and N drawn items, with scores q · v + bias.
+
+    queries (B, d); nodes (B + N,): item rows, the targets first; items (B + N, d), bias (B + N,) of `nodes`. Where the
+    target of a query was drawn, that draw is left out for this query.
+    """
+    size = len(queries)
+    positive = (queries * items[:size]).sum(1) + bias[:size]  # (B,)
+    negative = queries @ items[size:].T + bias[size:]  # (B, N)
+    negative = negative.masked_fill(nodes[None, size:] == nodes[:size, None], -torch.inf)
+    return sampled_softmax_loss(positive, negative, num_items)
+
+
 def in_batch_softmax_loss(scores: Tensor, targets: Tensor, popularity: Tensor | None = None) -> Tensor:
     """InfoNCE with the batch's other targets as negatives: mean of log Σ_b exp(s_ab) - s_aa.
 
@@ -50,7 +75,7 @@ def in_batch_softmax_loss(scores: Tensor, targets: Tensor, popularity: Tensor | 
     the positive is left out. Negatives come in proportion to their popularity. Without a correction, what is learned
     is affinity and not popularity: items that are rarely clicked are not pushed down. `popularity` (B,), the logarithm
     of the targets' clicks, takes that back (the logQ correction; Yi et al. 2019, "Sampling-bias-corrected neural
-    modeling for large corpus item recommendations", RecSys, eq. 3): a share c of it leaves a prior of popularity^(1-c).
+    modeling for large corpus item recommendations", RecSys, eq. 3): a share c of it leaves a factor popularity^(1-c).
     """
     same = targets[:, None] == targets[None, :]
     same.fill_diagonal_(False)
@@ -87,11 +112,11 @@ class _LogPartition(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         queries, items, partition = ctx.saved_tensors
-        asking = torch.cat([queries, -partition[:, None]], dim=1)  # so that a product gives log-probabilities
-        asked = torch.cat([items, items.new_ones(len(items), 1)], dim=1)
+        left = torch.cat([queries, -partition[:, None]], dim=1)  # so that a product gives log-probabilities
+        right = torch.cat([items, items.new_ones(len(items), 1)], dim=1)
         by_query, by_item = torch.empty_like(queries), torch.zeros_like(items)
         for rows, buffer in _score_blocks(queries, items):
-            shares = torch.mm(asking[rows], asked.T, out=buffer).exp_()  # (rows, num_items), rows add up to 1
+            shares = torch.mm(left[rows], right.T, out=buffer).exp_()  # (rows, num_items), rows add up to 1
             by_query[rows] = (shares @ items) * grad[rows, None]
             by_item.addmm_(shares.T, queries[rows] * grad[rows, None])
         return by_query, by_item
@@ -107,6 +132,17 @@ def _score_blocks(queries: Tensor, items: Tensor) -> Iterator[tuple[slice, Tenso
         yield slice(start, stop), buffer[: stop - start]
 
 
+def click_scores(queries: Tensor, items: Tensor, bias: Tensor, row: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+    """`log_partition` (B,) over all items, and the scores (n,) of n clicks, with scores s_bj = q_b · v_j + bias_j.
+
+    queries (B, d), items (num_items, d), bias (num_items,); click c is query row[c] (n,) on item[c] (n,). What
+    `grouped_softmax_loss` and `slk_loss` take.
+    """
+    queries = torch.cat([queries, torch.ones(len(queries), 1)], dim=1)  # (B, d + 1)
+    items = torch.cat([items, bias[:, None]], dim=1)  # (num_items, d + 1)
+    return log_partition(queries, items), (queries.index_select(0, row) * items.index_select(0, item)).sum(1)
+
+
 def grouped_softmax_loss(partition: Tensor, positive: Tensor, row: Tensor, weight: Tensor) -> Tensor:
     """Cross-entropy of many clicks of the same queries: Σ_c w_c (log Σ_j exp(s_bj) - s_c) / Σ_c w_c, b = row_c.
 
@@ -117,17 +153,37 @@ def grouped_softmax_loss(partition: Tensor, positive: Tensor, row: Tensor, weigh
 
 
 def slk_loss(
-    partition: Tensor, positive: Tensor, row: Tensor, weight: Tensor, floor: Tensor, temperature: float = 2.25
+    partition: Tensor, positive: Tensor, row: Tensor, weight: Tensor, threshold: Tensor, temperature: float
 ) -> Tensor:
     """SL@K (Yang et al. 2025, "Breaking the top-K barrier", KDD, arXiv:2508.05673): softmax that aims at NDCG@K.
 
         Σ_c w_c σ((s_c - β_b) / τ_w) (log Σ_j exp(s_bj) - s_c) / Σ_c w_c
 
-    As `grouped_softmax_loss`, each click weighted by how surely it is among the best K: floor (B,) holds β_b, the K-th
-    largest score of query b, a constant; τ_w = `temperature`, in units of the scores.
+    As `grouped_softmax_loss`, each click weighted by how surely it is among the best K: threshold (B,) holds β_b, the
+    K-th largest score of query b, a constant; τ_w = `temperature`, in units of the scores. Models compute β anew every
+    SLK_REFRESH epochs (`slk_thresholds`, `slk_refresh_due`).
     """
-    within = torch.sigmoid((positive - floor.index_select(0, row)) / temperature)
+    within = torch.sigmoid((positive - threshold.index_select(0, row)) / temperature)
     return ((partition.index_select(0, row) - positive) * within * weight).sum() / weight.sum()
+
+
+@torch.no_grad()
+def slk_thresholds(queries: Tensor, items: Tensor, bias: Tensor) -> Tensor:
+    """β (B,) of `slk_loss`: the SLK_CUTOFF-th largest of the scores q_b · v_j + bias_j, or the least of fewer items.
+
+    queries (B, d), items (num_items, d), bias (num_items,).
+    """
+    k = min(SLK_CUTOFF, len(items))
+    thresholds = queries.new_empty(len(queries))
+    for start in range(0, len(queries), _ROWS):
+        scores = queries[start : start + _ROWS] @ items.T + bias  # (_ROWS, num_items)
+        thresholds[start : start + _ROWS] = scores.topk(k, dim=1).values[:, -1]
+    return thresholds
+
+
+def slk_refresh_due(epoch: int, step: int) -> bool:
+    """Is this step (both from 0) one before which `slk_loss` needs new thresholds?"""
+    return epoch % SLK_REFRESH == 0 and step == 0
 
 
 def direct_au_loss(queries: Tensor, targets: Tensor, uniformity: float = 1.0) -> Tensor:

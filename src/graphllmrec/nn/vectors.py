@@ -1,4 +1,4 @@
-"""Rows of vectors."""
+"""Vectors as rows of a table."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Rows (n, dim) of length 1; zero rows stay zero."""
+    """The rows (n, dim) scaled to length 1; a zero row stays zero."""
     return torch.nn.functional.normalize(vectors, dim=1, eps=1e-12)

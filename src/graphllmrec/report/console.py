@@ -11,12 +11,8 @@ from rich.text import Text
 from graphllmrec.evaluation.compare import Comparison
 from graphllmrec.evaluation.evaluation import Evaluation, protocol_line, shared_protocol_line
 from graphllmrec.evaluation.metrics import CATALOGUE_METRICS, METRICS
-
-STRATUM_TITLES = {
-    "item_degree": "target items by training clicks",
-    "item_popularity": "target items by popularity",
-    "user_activity": "users by history length",
-}
+from graphllmrec.report.format import p_text, p_value, relative, short, significance
+from graphllmrec.report.run_report import STRATUM_TITLES
 
 SHORT_TITLES = {"item_degree": "clicks", "item_popularity": "items", "user_activity": "history"}
 
@@ -101,44 +97,31 @@ def _strata(evaluation: Evaluation) -> Table:
 
 
 def _comparison_cells(row: Comparison) -> list[RenderableType]:
-    difference = Text(f"{_short(row.difference, '+')} {relative_text(row):>7}", style=_colour(row.difference, row.p))
-    interval = f"{_short(row.ci[0], '+')} … {_short(row.ci[1], '+')}"
-    p = p_text(row.p).removeprefix("p").strip()
-    return [f"{row.users:,}", _short(row.mean_a), _short(row.mean_b), difference, interval, p]
+    difference = Text(f"{short(row.difference, '+')} {_relative(row):>7}", style=_style(row.difference, row.p))
+    interval = f"{short(row.ci[0], '+')} … {short(row.ci[1], '+')}"
+    p = p_value(row.p)
+    return [f"{row.users:,}", short(row.mean_a), short(row.mean_b), difference, interval, p]
 
 
 def _versus(row: Comparison | None) -> RenderableType:
     if row is None:
         return Text("baseline", style="dim")
     p = row.p if row.p_holm is None else row.p_holm
-    return Text(f"{relative_text(row)} {p_text(p)}", style=_colour(row.difference, p))
+    return Text(f"{_relative(row)} {p_text(p)}", style=_style(row.difference, p))
 
 
-def p_text(p: float) -> str:
-    """A p-value for people: "p<.001", "p .034"."""
-    return "p<.001" if p < 0.001 else "p " + f"{p:.3f}".removeprefix("0")
+def _relative(row: Comparison) -> str:
+    """Relative difference in a narrow column: "+9.5%", "-66.2%", "x18.6"."""
+    text = relative(row.relative, row.difference)
+    return text.replace(" %", "%").replace("−", "-").replace("×", "x")
 
 
-def relative_text(row: Comparison) -> str:
-    """Relative difference, as a factor where a percentage would only be large: "+9.5%", "x18.6"."""
-    if row.relative is None:
-        return "from 0"
-    return f"{row.relative:+.1%}" if row.relative < 5 else f"x{row.relative + 1:.1f}"
-
-
-def _colour(difference: float, p: float) -> str:
-    if p >= 0.05:
-        return "dim"
-    return "green" if difference > 0 else "red"
+def _style(difference: float, p: float) -> str:
+    return {"good": "green", "bad": "red", "same": "dim"}[significance(difference, p)]
 
 
 def _number(value: float, best: bool) -> Text:
-    return Text(_short(value), style="bold" if best else "")
-
-
-def _short(value: float, sign: str = "") -> str:
-    """Four decimals without the leading zero: ".0795", "+.0042"."""
-    return f"{value:{sign}.4f}".replace("0.", ".", 1)
+    return Text(short(value), style="bold" if best else "")
 
 
 def _protocol(evaluation: Evaluation) -> Text:

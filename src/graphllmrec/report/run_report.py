@@ -1,93 +1,299 @@
-"""Run folders side by side: their test evaluations, and one HTML page about them."""
+"""The run report: one HTML page about one or many evaluations, with significance, strata, gates, training curves.
+
+The page is a single file without scripts, fonts or images from elsewhere: it can be mailed, archived and read offline,
+on a phone, in light and in dark. It says once how its numbers were measured.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graphllmrec.errors import CheckpointError
-from graphllmrec.evaluation.evaluation import Evaluation
-from graphllmrec.models.registry import build
-from graphllmrec.progress import RunLogger
-from graphllmrec.protocol import GatedModel
-from graphllmrec.recommender import Recommender
-from graphllmrec.report.page import ReportEntry, write_report
-from graphllmrec.report.plots import GateTable
+from graphllmrec.errors import EvaluationError
+from graphllmrec.evaluation.compare import Comparison, compare_many
+from graphllmrec.evaluation.evaluation import Evaluation, shared_protocol_line
+from graphllmrec.evaluation.metrics import parse_metric
+from graphllmrec.report.elements import Cell, Figure, Table, Whisker, difference_cell, number_cells
+from graphllmrec.report.format import integer, interval, relative, seconds, significance_text
+from graphllmrec.report.plots.evaluation import strata_figure
+from graphllmrec.report.plots.look import Look, css_colour, looks
+from graphllmrec.report.plots.training import (
+    GateTable,
+    Log,
+    branch_log,
+    branches_figure,
+    contexts_figure,
+    curves_figure,
+    gate_figure,
+    gate_log,
+    gate_log_figure,
+    gate_shares,
+    late_events,
+)
+from graphllmrec.report.render import write_page
+
+STRATUM_TITLES = {
+    "item_degree": "target items by training clicks",
+    "item_popularity": "target items by popularity",
+    "user_activity": "users by history length",
+}
+_STRATUM_FIGURES = {
+    "item_degree": (
+        "by training clicks of the item",
+        "Left: items with few or no training clicks, where mostly text helps. Right: popular items.",
+    ),
+    "user_activity": ("by length of the user's history", "Left: users with short histories. Right: with long ones."),
+}
+_ENOUGH_USERS = 30  # of a stratum that the first lines of the page speak of
 
 
-def names_of(runs: Sequence[Path]) -> dict[str, Path]:
-    """Runs by the name of their folder, by their whole path where that is not unique.
+@dataclass(frozen=True)
+class ReportEntry:
+    """One model on the page."""
 
-    Raises CheckpointError when a run is given twice.
-    """
-    folders = [run.name or str(run) for run in runs]
-    named = {name if folders.count(name) == 1 else str(run): run for name, run in zip(folders, runs, strict=True)}
-    if len(named) < len(runs):
-        raise CheckpointError(f"a run is given twice: {', '.join(map(str, runs))}")
-    return named
-
-
-def evaluations_of(runs: Mapping[str, Path], logger: RunLogger) -> dict[str, Evaluation]:
-    """The test evaluation of every run; made now, and kept in the run folder, where there is none."""
-    found = {}
-    for name, path in runs.items():
-        if not (path / "metrics-test.json").is_file():
-            Recommender.load(path).evaluate("test", logger=logger).write(path)
-        found[name] = Evaluation.read(path)
-    return found
+    name: str
+    evaluation: Evaluation
+    curves: Log = field(default_factory=list)  # entries of log.jsonl; those with "epoch" are drawn
+    gate: GateTable | None = None
+    seconds: float | None = None  # time to fit
 
 
-def report_runs(
-    runs: Mapping[str, Path],
-    out: Path,
-    logger: RunLogger,
+@dataclass(frozen=True)
+class _Report:
+    """What every section needs."""
+
+    entries: Sequence[ReportEntry]
+    evaluations: Mapping[str, Evaluation]
+    comparisons: Mapping[str, Comparison]
+    baseline: str | None
+    metric: str
+    look: Mapping[str, Look]
+
+    @property
+    def k(self) -> int:
+        return parse_metric(self.metric)[1]
+
+
+def write_report(
+    path: Path | str,
+    title: str,
+    entries: Sequence[ReportEntry],
     *,
-    metric: str = "ndcg@20",
-    baseline: str | None = None,
     notes: Sequence[str] = (),
-) -> dict[str, Evaluation]:
-    """Write the HTML report about finished runs of the same data to `out`; returns their test evaluations.
+    baseline: str | None = None,
+    metric: str = "ndcg@20",
+) -> None:
+    """Write the page to `path`. Models are tested against the entry named `baseline` (default: the first of several).
 
-    `notes`: sentences that a reader of the page must know.
-
-    Raises CheckpointError for a run that cannot be read, EvaluationError when the runs cannot be compared.
+    `metric` is what the headline, the tests and the figures are about. Raises EvaluationError when there is no entry,
+    when names repeat, when the baseline is none of them, and when users or targets of the entries differ.
     """
-    evaluations = evaluations_of(runs, logger)
-    logger.begin("write report", len(runs))
-    entries, sources = [], []
-    for name, path in runs.items():
-        about = json.loads((path / "model.json").read_text(encoding="utf-8"))
-        sources.append(json.loads((path / "data.json").read_text(encoding="utf-8"))["name"])
-        entries.append(
-            ReportEntry(name, evaluations[name], _log(path), _gate(about["model"], path), about.get("seconds"))
+    names = [entry.name for entry in entries]
+    if not entries or len(set(names)) < len(names):
+        raise EvaluationError(f"a report needs entries with different names; got {', '.join(names) or 'none'}")
+    evaluations = {entry.name: entry.evaluation for entry in entries}
+    baseline = baseline or (names[0] if len(names) > 1 else None)
+    comparisons = compare_many(evaluations, baseline, metric) if baseline else {}
+    best = max(names, key=lambda name: evaluations[name].overall[metric])
+    report = _Report(entries, evaluations, comparisons, baseline, metric, looks(names, baseline, best))
+    write_page(
+        path,
+        "run_report.html.j2",
+        title=title,
+        protocol=shared_protocol_line(evaluations),
+        headline=_headline(report, best),
+        overall=_overall(report),
+        strata_figures=_strata_figures(report),
+        strata=_strata(report),
+        gate_figures=[*_gate_figures(report), *_gate_log_figures(report)],
+        training_figures=[*_curve_figures(report), *_branch_figures(report)],
+        notes=notes,
+    )
+
+
+def _headline(report: _Report, best: str) -> dict[str, Any]:
+    """What the first sentences of the page say."""
+    evaluation, row = report.evaluations[best], report.comparisons.get(best)
+    low, high = evaluation.overall_ci[report.metric]
+    against = None
+    if row is not None:
+        against = (relative(row.relative, row.difference), row.b, significance_text(_p(row)))
+    return {
+        "best": best,
+        "alone": len(report.entries) == 1,
+        "is_baseline": best == report.baseline,
+        "metric": report.metric,
+        "value": evaluation.overall[report.metric],
+        "low": low,
+        "high": high,
+        "against": against,
+        "found": 100 * evaluation.overall[f"hr@{report.k}"],
+        "k": report.k,
+        "num_items": evaluation.protocol["items"],
+        "rare": _rarest_items(report),
+    }
+
+
+def _rarest_items(report: _Report) -> dict[str, Any] | None:
+    """The best model where the target items have the fewest clicks, in the first stratum with enough users."""
+    first = report.evaluations[report.entries[0].name]
+    for stratum, row in first.strata["item_degree"].items():
+        if row["users"] >= _ENOUGH_USERS:
+            found = {n: e.strata["item_degree"][stratum][f"hr@{report.k}"] for n, e in report.evaluations.items()}
+            best = max(found, key=found.__getitem__)
+            return {"clicks": stratum, "best": best, "found": 100 * found[best]}
+    return None
+
+
+def _overall(report: _Report) -> Table:
+    """A line per model: metrics with interval, what the lists are like, the test against the baseline, time."""
+    k, metric, evaluations = report.k, report.metric, list(report.evaluations.values())
+    names = list(dict.fromkeys([metric, *(f"{name}@{k}" for name in ("recall", "ndcg", "mrr"))]))
+    cells = {name: number_cells([entry.overall[name] for entry in evaluations]) for name in names}
+    columns: dict[str, Sequence[str | Cell]] = {
+        "model": [Cell(name, key=css_colour(look.colour)) for name, look in report.look.items()],
+        metric: cells[metric],
+        "95 % interval": [_interval(report, entry) for entry in report.entries],
+        **{name: cells[name] for name in names[1:]},
+        "coverage": [f"{entry.overall[f'coverage@{k}']:.2f}" for entry in evaluations],
+        "novelty": [f"{entry.overall[f'novelty@{k}']:.1f}" for entry in evaluations],
+        "gini": [f"{entry.overall[f'gini@{k}']:.2f}" for entry in evaluations],
+    }
+    if report.comparisons:
+        columns[f"vs {report.baseline}"] = [_against(report.comparisons.get(name)) for name in report.evaluations]
+    if any(entry.seconds is not None for entry in report.entries):
+        columns["fit, s"] = [seconds(entry.seconds) for entry in report.entries]
+    return Table(list(columns), list(zip(*columns.values(), strict=True)), _overall_note(report))
+
+
+def _overall_note(report: _Report) -> str:
+    note = (
+        f"Interval: 95 %, over users. coverage: share of the catalogue that is among the first {report.k} of at least "
+        "one user; novelty: bits, higher = rarer items; gini: 0 = all items recommended equally often, 1 = always the "
+        "same."
+    )
+    if report.comparisons:
+        many = f"{len(report.comparisons)} comparison{'s' if len(report.comparisons) > 1 else ''}"
+        note += (
+            f" Bold: best of its column. Differences: relative, in {report.metric}; p by a paired randomisation test "
+            f"over users, Holm-corrected for {many}."
         )
-        logger.advance()
-    what = f"{len(runs)} recommenders" if len(runs) > 1 else next(iter(runs))
-    title = f"{what} on {' and '.join(dict.fromkeys(sources))}"
-    write_report(out, title, entries, notes=notes, baseline=baseline, metric=metric)
-    return evaluations
+    return note
 
 
-def _log(path: Path) -> list[dict[str, Any]]:
-    """Entries of log.jsonl; a line that a crash cut short is left out."""
-    lines = (path / "log.jsonl").read_text(encoding="utf-8").splitlines() if (path / "log.jsonl").is_file() else []
-    entries = []
-    for line in lines:
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
+def _interval(report: _Report, entry: ReportEntry) -> Cell:
+    """The interval as numbers and drawn; rows share the scale, a dotted line marks the baseline's mean."""
+    metric, intervals = report.metric, [each.overall_ci[report.metric] for each in report.evaluations.values()]
+    left = min(low for low, _ in intervals)
+    width = max(max(high for _, high in intervals) - left, 1e-12)
+
+    def place(value: float) -> float:
+        return (value - left) / width
+
+    low, high = entry.evaluation.overall_ci[metric]
+    reference = place(report.evaluations[report.baseline].overall[metric]) if report.baseline else None
+    mean, colour = place(entry.evaluation.overall[metric]), css_colour(report.look[entry.name].colour)
+    whisker = Whisker(place(low), mean, place(high), reference, colour)
+    return Cell(interval(low, high), kind="minor", whisker=whisker)
+
+
+def _against(row: Comparison | None) -> Cell:
+    return Cell("baseline", kind="same") if row is None else difference_cell(row.relative, row.difference, _p(row))
+
+
+def _p(row: Comparison) -> float:
+    return row.p if row.p_holm is None else row.p_holm
+
+
+def _strata(report: _Report) -> Table:
+    """The metric in every stratum that has users."""
+    rows: list[str | list[str | Cell]] = []
+    first = report.evaluations[report.entries[0].name]
+    for kind, strata in first.strata.items():
+        rows.append(STRATUM_TITLES[kind])
+        for stratum, row in strata.items():
+            if row["users"]:
+                values = [entry.strata[kind][stratum][report.metric] for entry in report.evaluations.values()]
+                rows.append([stratum, integer(row["users"]), *number_cells(values)])
+    note = f"{report.metric} in every stratum; rankings are of all items, strata only select targets or users."
+    return Table(["stratum", "users", *report.evaluations], rows, note)
+
+
+def _strata_figures(report: _Report) -> list[Figure]:
+    figures = []
+    for kind, (title, caption) in _STRATUM_FIGURES.items():
+        drawing = strata_figure(report.evaluations, kind, report.metric, report.look)
+        note = f"{caption} Bars: 95 % intervals. Second line below: number of users."
+        figures.append(Figure(f"{report.metric} {title}", drawing, note))
+    return figures
+
+
+def _gate_figures(report: _Report) -> Iterator[Figure]:
+    """γ by clicks for all models, and contexts, once for models that have the same ones."""
+    gates = {entry.name: entry.gate for entry in report.entries if entry.gate is not None}
+    if gates:
+        caption = "Line: median item. Band: the middle half of the items. γ = 1: the text alone, γ = 0: the clicks."
+        yield Figure("Gate by training clicks", gate_figure(gates, report.look), caption)
+    left = {name: gate for name, gate in gates.items() if gate.contexts}
+    while left:
+        gate = next(iter(left.values()))
+        names = [name for name, other in left.items() if other.shares_contexts(gate)]
+        left = {name: other for name, other in left.items() if name not in names}
+        text = " and ".join(names)
+        caption = f"Mean membership in each context of the items with so many clicks, {text}."
+        yield Figure("Contexts by training clicks", contexts_figure(gate, text), caption)
+
+
+def _gate_log_figures(report: _Report) -> Iterator[Figure]:
+    """The gate over training, by clicks and by context, of the models that logged it."""
+    for entry in report.entries:
+        last = [line["gate"] for line in gate_log(entry.curves)][-1:]
+        for what, by_clicks in (("clicks", True), ("context", False)):
+            groups = [name for gate in last for name in gate if name.startswith("clicks ") == by_clicks]
+            if groups:
+                title = f"Gate over training by {what}, {entry.name}"
+                means = ", ".join(f"{name} {last[0][name]['mean']:.3f}" for name in groups)
+                caption = f"Line: median item. Band: the middle half. Final means: {means}."
+                yield Figure(title, gate_log_figure(entry.curves, groups, title), caption)
+
+
+def _curve_figures(report: _Report) -> Iterator[Figure]:
+    metric = report.metric
+    captions = {
+        metric: "On the validation part, all items ranked, training items masked. Ring: best epoch, the one kept.",
+        "loss": "Relative to the first epoch of each stage of training: models and stages minimise different losses, "
+        "so only the course can be compared. Dotted: earlier stages.",
+    }
+    for key, caption in captions.items():
+        logs = {e.name: e.curves for e in report.entries if any(key in line and "epoch" in line for line in e.curves)}
+        if logs:
+            title = "Loss by epoch" if key == "loss" else f"Validation {key} by epoch"
+            yield Figure(title, curves_figure(logs, key, report.look), caption)
+
+
+def _branch_figures(report: _Report) -> Iterator[Figure]:
+    """What single branches can do over training, of the models that logged it."""
+    for entry in report.entries:
+        rows = branch_log(entry.curves)
+        if not rows:
             continue
-    return entries
+        parts = {
+            "valid": (
+                "Branches on validation",
+                f"A validation click of a sample of users, all items ranked. {_events_text(entry.curves)}",
+            ),
+            "train": ("Branches on training", "The last training click of the same users, which has been learned."),
+        }
+        if any(any(gate_shares(row).values()) for row in rows):
+            parts["share"] = ("Gate share handed over", "Share of the gate that the schedule hands to a branch.")
+        for part, (what, caption) in parts.items():
+            title = f"{what}, {entry.name}"
+            yield Figure(title, branches_figure(entry.curves, part, title), caption)
 
 
-def _gate(model_name: str, path: Path) -> GateTable | None:
-    """Gate of every item, for models that tell: `gate_values() -> (γ (num_items,), {context: (num_items,)})`."""
-    if not isinstance(build(model_name), GatedModel):
-        return None
-    recommender = Recommender.load(path)
-    assert isinstance(recommender.model, GatedModel)
-    gamma, contexts = recommender.model.gate_values()
-    members = {name: values.numpy() for name, values in contexts.items()}
-    return GateTable(recommender.split.item_degree(), gamma.numpy(), members)
+def _events_text(entries: Log) -> str:
+    events = late_events(entries)
+    found = [f"{event['branch']}: {event['kind']}, detected at epoch {event['epoch']}" for event in events]
+    return f"{'; '.join(found)}." if found else "No branch generalised late, and the gate was not shifted."

@@ -1,4 +1,4 @@
-"""How far a study is: one bar for all fits, one line below it for what the current fit is doing."""
+"""Progress of a study: one bar for all fits, and below it one line for the current fit."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from graphllmrec.progress import RunLogger
-
-Kind = tuple[str, str]  # data set, model: fits of the same kind take about as long
+from graphllmrec.study.search import Kind
 
 
 class Display:
     """Bars on a terminal, a line per fit elsewhere (both on stderr).
 
-    `left` holds the kind of every fit that is still to be made, in order, and is shortened as they end; the time left
-    is estimated from the fits made so far: of the same kind, else of the same model, else of any.
+    The time left is estimated from the fits made so far: of the same kind, else of the same variant, else of any.
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
@@ -53,17 +51,17 @@ class Display:
         self._progress.stop()
 
     def plan(self, kinds: Sequence[Kind], known: dict[Kind, list[float]], done: int) -> None:
-        """What is to be done, how long such fits took before, and how many are done already."""
+        """Kinds of the fits to make, in order; seconds of earlier fits by kind; number of fits that are done."""
         self._left, self._times, self._number = list(kinds), known, done
         self._progress.update(self._all, total=done + len(kinds), completed=done)
 
-    def begin(self, what: str) -> None:
+    def begin(self, label: str) -> None:
         """A fit begins."""
         self._began = time.monotonic()
-        self._progress.update(self._all, description=what, values=self._estimate())
+        self._progress.update(self._all, description=label, values=self._estimate())
 
-    def end(self, what: str, kind: Kind, *, failed: bool = False) -> None:
-        """The fit is over; `what` came out."""
+    def end(self, result: str, kind: Kind, *, failed: bool = False) -> None:
+        """The fit is over, with `result`."""
         seconds = time.monotonic() - self._began
         self._times.setdefault(kind, []).append(seconds)
         self._left.remove(kind)
@@ -71,18 +69,18 @@ class Display:
         self._progress.update(self._all, advance=1, values=self._estimate())
         self._progress.update(self._current, visible=False)
         total = self._number + len(self._left)
-        self.say(f"[{self._number}/{total}] {what}, {_duration(seconds)}{self._left_text()}", "red" if failed else "")
+        self.say(f"[{self._number}/{total}] {result}, {_duration(seconds)}{self._left_text()}", "red" if failed else "")
 
     def say(self, message: str, style: str = "") -> None:
-        """One line for the person, above the bars."""
+        """One line above the bars."""
         self.console.print(Text(message, style=style), soft_wrap=True)
 
     def show(self, name: str, total: int | None) -> None:
-        """What the current fit is doing."""
+        """A new piece of work of the current fit."""
         self._progress.reset(self._current, total=total, description=f"  {name}", visible=True, values="")
 
     def advance(self, steps: int) -> None:
-        """It went on."""
+        """`steps` of it are done."""
         self._progress.update(self._current, advance=steps)
 
     def _estimate(self) -> str:
@@ -94,7 +92,7 @@ class Display:
 
 
 class FitLogger(RunLogger):
-    """The logger of one fit of a study: logs into its run folder, and shows its work on the study's display."""
+    """The logger of one fit of a study: writes into the run folder, and shows the work on the study's display."""
 
     def __init__(self, display: Display) -> None:
         super().__init__(quiet=True)
@@ -112,14 +110,14 @@ class FitLogger(RunLogger):
 
 
 def remaining(left: Sequence[Kind], times: dict[Kind, list[float]]) -> float | None:
-    """Seconds that the fits `left` will take, from the `times` of others; None before anything is known."""
+    """Estimated seconds of the fits `left`, from the `times` of finished fits; None where there are none."""
     if not times:
         return None
     everything = [seconds for each in times.values() for seconds in each]
     total = 0.0
     for kind in left:
-        model = [seconds for (_, name), each in times.items() if name == kind[1] for seconds in each]
-        known = times.get(kind) or model or everything
+        same_variant = [seconds for (_, name), each in times.items() if name == kind[1] for seconds in each]
+        known = times.get(kind) or same_variant or everything
         total += sum(known) / len(known)
     return total
 

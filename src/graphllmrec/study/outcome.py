@@ -1,4 +1,4 @@
-"""What a study found, from the per-user values that its cells keep: means, intervals, paired tests, strata.
+"""The results of a study, from the per-user values of its fits: means, intervals, paired tests, strata.
 
     value(u)      mean over the seeds of the metric of user u
     mean          mean of value(u) over users; `ci`: its 95 % interval over users
@@ -6,13 +6,12 @@
     a against b   paired tests on value_a(u) - value_b(u) (evaluation/compare.py)
 
 p-values of one metric are Holm-corrected over *all* comparisons of the study, on all data sets; those within a stratum
-over all comparisons in that stratum. Where the split follows the seed (user-ratio, cold-item), each seed asks different
-questions: values are then averaged over the seeds that two models share.
+over all comparisons in that stratum. Where the split follows the seed (user-ratio, cold-item), each seed has other test
+users and targets: values are then averaged over the seeds that two models share.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,25 +24,27 @@ import polars as pl
 from graphllmrec.evaluation.compare import Comparison, Floats, compare_values, holm
 from graphllmrec.evaluation.evaluation import Evaluation
 from graphllmrec.evaluation.metrics import mean_interval
-from graphllmrec.study.folder import Cell, Plan, Source
-from graphllmrec.study.plan import Case
+from graphllmrec.study.config import Variant
+from graphllmrec.study.folder import read_json
+from graphllmrec.study.plan import FitJob, Plan
+from graphllmrec.study.search import Source
 
 STRATA = "item_degree"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """All cells of one case on one data set, with the test values of those that are done."""
+    """All fits of one variant on one data set, with the test values of those that are done."""
 
     source: Source
-    case: Case
-    cells: list[Cell]
+    variant: Variant
+    jobs: list[FitJob]
     tests: dict[int, Evaluation]  # by seed
-    _tables: dict[tuple[int, str], pl.DataFrame] = field(default_factory=dict)  # of strata, which take time to make
+    _tables: dict[tuple[int, str], pl.DataFrame] = field(default_factory=dict)  # of strata, made once
 
     @cached_property
     def questions(self) -> dict[str, list[Evaluation]]:
-        """Evaluations by what was asked (users, targets, masked items): one group, unless the split has a seed."""
+        """Evaluations by users, targets and masked items (a fingerprint): one group, unless the split has a seed."""
         found: dict[str, list[Evaluation]] = {}
         for evaluation in self.tests.values():
             found.setdefault(evaluation.protocol["fingerprint"], []).append(evaluation)
@@ -52,7 +53,7 @@ class Entry:
     def values(
         self, metrics: Sequence[str], stratum: str | None = None, of: Sequence[str] | None = None
     ) -> pl.DataFrame:
-        """A row per user and a column per metric: means over seeds, of the questions `of` (default: all)."""
+        """A row per user and a column per metric: means over the seeds of the questions `of` (default: all)."""
         tables = []
         for question in self.questions if of is None else of:
             parts = [self._rows(entry, stratum).select("user", *metrics) for entry in self.questions[question]]
@@ -65,16 +66,16 @@ class Entry:
         key = (id(evaluation), stratum)
         if key not in self._tables:
             table = evaluation.within(STRATA, stratum)
-            self._tables[key] = table.select("user", *self.case.study.all_metrics)
+            self._tables[key] = table.select("user", *self.variant.study.all_metrics)
         return self._tables[key]
 
 
-def outcome_of(plan: Plan) -> dict[str, Any]:
-    """Everything that is in study.json. Only keys named "seconds", "fit_seconds" and "tune_seconds" tell the time."""
+def summarize(plan: Plan) -> dict[str, Any]:
+    """The contents of study.json. Only keys named "seconds", "fit_seconds" and "tune_seconds" hold times."""
     study = plan.study
-    entries = [_entry(plan, source, case) for source in plan.sources for case in plan.cases]
+    entries = [_entry(plan, source, variant) for source in plan.sources for variant in plan.variants]
     comparisons = list(_comparisons(plan, entries))
-    failed = [cell for cell in plan.cells if cell.state() != "done"]
+    failed = [job for job in plan.jobs if job.state() != "done"]
     return {
         "title": study.title,
         "notes": study.notes,
@@ -85,7 +86,7 @@ def outcome_of(plan: Plan) -> dict[str, Any]:
         "trials": study.trials,
         "tune_seed": study.tune_seed,
         "tune_placebos": study.tune_placebos,
-        "cells": len(plan.cells),
+        "fits": len(plan.jobs),
         "failed": len(failed),
         "data": {source.name: _data(source, entries) for source in plan.sources},
         "entries": [_described(entry) for entry in entries],
@@ -99,67 +100,61 @@ def outcome_of(plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _entry(plan: Plan, source: Source, case: Case) -> Entry:
-    cells = [cell for cell in plan.cells if cell.source == source and cell.case.label == case.label]
-    tests = {cell.seed: Evaluation.read(cell.folder / "run") for cell in cells if cell.state() == "done"}
-    return Entry(source, case, cells, tests)
+def _entry(plan: Plan, source: Source, variant: Variant) -> Entry:
+    jobs = [job for job in plan.jobs if job.source == source and job.variant.label == variant.label]
+    tests = {job.seed: Evaluation.read(job.folder / "run") for job in jobs if job.state() == "done"}
+    return Entry(source, variant, jobs, tests)
 
 
 def _data(source: Source, entries: Sequence[Entry]) -> dict[str, Any]:
     protocols = [test.protocol for entry in entries if entry.source == source for test in entry.tests.values()]
-    asked = sorted({protocol["fingerprint"] for protocol in protocols})
+    questions = sorted({protocol["fingerprint"] for protocol in protocols})
     protocol = (
         {key: value for key, value in protocols[0].items() if key not in ("model", "placebo")} if protocols else {}
     )
-    return {"fingerprint": source.fingerprint, "protocol": protocol, "questions": asked}
+    return {"fingerprint": source.fingerprint, "protocol": protocol, "questions": questions}
 
 
 def _described(entry: Entry) -> dict[str, Any]:
     """One entry as plain values."""
-    case, metrics = entry.case, entry.case.study.all_metrics
-    search, settings = entry.cells[0].search, entry.cells[0].settings()
+    variant, metrics = entry.variant, entry.variant.study.all_metrics
+    search, settings = entry.jobs[0].search, entry.jobs[0].settings()
     trials = search.trials()
     found: dict[str, Any] = {
         "data": entry.source.name,
-        "label": case.label,
-        "model": case.model.label,
-        "placebo": case.placebo,
-        "recipe": case.recipe(0).model.name,
+        "label": variant.label,
+        "model": variant.model.label,
+        "placebo": variant.placebo,
+        "recipe": variant.recipe(0).model.name,
         "settings": settings or {},
         "trials": len(trials),
         "failed_trials": sum(trial.value is None for trial in trials),
         "tune_seconds": round(sum(trial.seconds for trial in trials), 2),
-        "cells": [_cell(cell) for cell in entry.cells],
+        "fits": [_fit_values(job) for job in entry.jobs],
     }
     if entry.tests:
         values = entry.values(metrics)
         found |= {
             "users": len(values),
             "test": {metric: _summary(values[metric].to_numpy(), entry, metric) for metric in metrics},
-            "valid": {metric: _valid_mean(found["cells"], metric) for metric in metrics},
-            "strata": {STRATA: {name: _stratum(entry, name) for name in _strata_of(entry)}},
-            "fit_seconds": float(np.mean([cell["fit_seconds"] for cell in found["cells"] if cell["state"] == "done"])),
+            "valid": {metric: _valid_mean(found["fits"], metric) for metric in metrics},
+            "strata": {STRATA: {name: _stratum(entry, name) for name in _strata_with_targets(entry)}},
+            "fit_seconds": float(np.mean([fit["fit_seconds"] for fit in found["fits"] if fit["state"] == "done"])),
         }
     return found
 
 
-def _cell(cell: Cell) -> dict[str, Any]:
-    """One cell as plain values: its metrics on both parts, or its error."""
-    state, study = cell.state(), cell.case.study
+def _fit_values(job: FitJob) -> dict[str, Any]:
+    """One fit as plain values: its metrics on both parts, or its error."""
+    state, study = job.state(), job.variant.study
     if state != "done":
-        return {"seed": cell.seed, "state": state, "error": cell.error() or "not run yet"}
+        return {"seed": job.seed, "state": state, "error": job.error() or "not run yet"}
     parts = {}
     for part in ("valid", "test"):
-        overall = json.loads((cell.folder / "run" / f"metrics-{part}.json").read_text(encoding="utf-8"))["overall"]
+        overall = read_json(job.folder / "run" / f"metrics-{part}.json")["overall"]
         parts[part] = {name: overall[name] for name in overall if name in study.all_metrics or _describes_lists(name)}
-    about = cell.about()
-    return {
-        "seed": cell.seed,
-        "state": state,
-        **parts,
-        "fit_seconds": about["fit_seconds"],
-        "seconds": about["seconds"],
-    }
+    times = {key: value for key, value in job.record().items() if key in ("fit_seconds", "seconds")}
+    return {"seed": job.seed, "state": state, **parts, **times}
 
 
 def _describes_lists(name: str) -> bool:
@@ -172,18 +167,18 @@ def _summary(values: Floats, entry: Entry, metric: str) -> dict[str, Any]:
     return {"mean": float(values.mean()), "ci": list(mean_interval(values)), "std": std, "by_seed": by_seed}
 
 
-def _valid_mean(cells: Sequence[dict[str, Any]], metric: str) -> float:
-    return float(np.mean([cell["valid"][metric] for cell in cells if cell["state"] == "done"]))
+def _valid_mean(fits: Sequence[dict[str, Any]], metric: str) -> float:
+    return float(np.mean([fit["valid"][metric] for fit in fits if fit["state"] == "done"]))
 
 
-def _strata_of(entry: Entry) -> list[str]:
-    """Strata in which anybody has a target."""
+def _strata_with_targets(entry: Entry) -> list[str]:
+    """Strata in which at least one user has a target."""
     tests = list(entry.tests.values())
     return [name for name in tests[0].strata[STRATA] if any(test.strata[STRATA][name]["users"] for test in tests)]
 
 
 def _stratum(entry: Entry, stratum: str) -> dict[str, Any]:
-    metrics = entry.case.study.all_metrics
+    metrics = entry.variant.study.all_metrics
     table = entry.values(metrics, stratum)
     row: dict[str, Any] = {"users": len(table)}
     for metric in metrics:
@@ -204,21 +199,21 @@ def _mean_by_user(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
             if name != "user"
         }
         return pl.DataFrame({"user": users[0], **means}).sort("user")
-    everybody = np.unique(np.concatenate(users))
-    count = np.zeros(len(everybody))
-    sums = {name: np.zeros(len(everybody)) for name in tables[0].columns if name != "user"}
+    all_users = np.unique(np.concatenate(users))
+    count = np.zeros(len(all_users))
+    sums = {name: np.zeros(len(all_users)) for name in tables[0].columns if name != "user"}
     for table, each in zip(tables, users, strict=True):
-        rows = np.searchsorted(everybody, each)
+        rows = np.searchsorted(all_users, each)
         count[rows] += 1
         for name, total in sums.items():
             total[rows] += table[name].to_numpy()
-    return pl.DataFrame({"user": everybody, **{name: total / count for name, total in sums.items()}})
+    return pl.DataFrame({"user": all_users, **{name: total / count for name, total in sums.items()}})
 
 
 def _pairs(plan: Plan, entries: Sequence[Entry]) -> Iterator[tuple[str, str, Entry, Entry, list[str]]]:
-    """Every comparison on every data set, with what was asked of both models."""
+    """Every comparison on every data set, with the questions that both models have."""
     for source in plan.sources:
-        here = {entry.case.label: entry for entry in entries if entry.source == source}
+        here = {entry.variant.label: entry for entry in entries if entry.source == source}
         for a, b in plan.study.pairs():
             shared = [question for question in here[a].questions if question in here[b].questions]
             yield a, b, here[a], here[b], shared
@@ -234,10 +229,10 @@ def _comparisons(plan: Plan, entries: Sequence[Entry]) -> Iterator[tuple[str, Co
     for metric in plan.study.all_metrics:
         rows = [_compared(left, right, shared, metric) for _, _, left, right, shared in pairs]
         if metric == plan.study.metric:
-            names = dict.fromkeys(name for _, _, left, *_ in pairs for name in _strata_of(left))
+            names = dict.fromkeys(name for _, _, left, *_ in pairs for name in _strata_with_targets(left))
             for name in names:
                 found = {
-                    n: _compared(*pair[2:], metric, name) for n, pair in enumerate(pairs) if _anybody(*pair[2:], name)
+                    n: _compared(*pair[2:], metric, name) for n, pair in enumerate(pairs) if _has_users(*pair[2:], name)
                 }
                 for place, row in zip(found, _holm(list(found.values())), strict=True):
                     rows[place].strata.setdefault(STRATA, {})[name] = row
@@ -247,13 +242,13 @@ def _comparisons(plan: Plan, entries: Sequence[Entry]) -> Iterator[tuple[str, Co
 
 def _compared(left: Entry, right: Entry, shared: Sequence[str], metric: str, stratum: str | None = None) -> Comparison:
     a, b = (entry.values([metric], stratum, shared) for entry in (left, right))
-    names = (left.case.label, right.case.label)
+    names = (left.variant.label, right.variant.label)
     return compare_values(a[metric].to_numpy(), b[metric].to_numpy(), metric=metric, names=names)
 
 
-def _anybody(left: Entry, _: Entry, shared: Sequence[str], stratum: str) -> bool:
-    asked = [evaluation for question in shared for evaluation in left.questions[question]]
-    return any(evaluation.strata[STRATA][stratum]["users"] for evaluation in asked)
+def _has_users(left: Entry, _: Entry, shared: Sequence[str], stratum: str) -> bool:
+    evaluations = [evaluation for question in shared for evaluation in left.questions[question]]
+    return any(evaluation.strata[STRATA][stratum]["users"] for evaluation in evaluations)
 
 
 def _holm(rows: Sequence[Comparison]) -> list[Comparison]:
@@ -262,5 +257,5 @@ def _holm(rows: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _relative_ci(row: Comparison) -> list[float] | None:
-    """The interval of the difference in units of b's mean, which is taken as it is."""
+    """The interval of the difference in units of b's mean, which counts as known exactly."""
     return [end / row.mean_b for end in row.ci] if row.mean_b else None

@@ -1,25 +1,43 @@
-"""Tuning on validation: which settings to try next, given those that were tried.
+"""Tuning on validation: the trials that were made, and which settings to try next.
 
-What is tried next is a function of (tune_seed, trials so far), so a search that is interrupted goes on as if it had
-not been. A space that has no more combinations than the budget is tried whole, in order. Otherwise the first trial is
-the recipe as it stands, where the space holds it, and the others come from the Tree-structured Parzen Estimator
-(Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization", NIPS) of optuna, after a few at random.
+The next settings are a function of (tune_seed, trials so far), so an interrupted search continues with the same trials
+as one without interruption. A space with no more combinations than the budget is tried whole, in order. Otherwise the
+first trial is the recipe's own values, where the space holds them, and the others come from the Tree-structured Parzen
+Estimator (Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization", NIPS) of optuna, after a few at random.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from graphllmrec.errors import GraphLLMRecError
+from graphllmrec.io import write_text
 from graphllmrec.rng import stream_seed
-from graphllmrec.study.plan import Range, Space
+from graphllmrec.study.config import Range, Space, Variant
+from graphllmrec.study.folder import differences, plain_values
 
-RANDOM_TRIALS = 5  # before the estimator has anything to go by
-ATTEMPTS = 20  # at settings that were not tried yet
+RANDOM_TRIALS = 5  # before the estimator's first proposal
+ATTEMPTS = 20  # proposals until one is new
+
+
+Kind = tuple[str, str]  # names of data set and variant: fits of the same kind take about as long
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data folder of the study."""
+
+    name: str  # of the folder
+    path: Path
+    fingerprint: str  # of what was read (run_folder.fingerprint)
+    cache: Path  # trained stages, for other fits on this data with the same ones
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,71 @@ class Trial:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search for the settings of a variant on one data set; its trials are in `folder`."""
+
+    folder: Path
+    source: Source
+    variant: Variant
+
+    @property
+    def label(self) -> str:
+        """ "books · ease"."""
+        return f"{self.source.name} · {self.variant.label}"
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of its trials."""
+        return self.source.name, self.variant.label
+
+    @property
+    def size(self) -> int:
+        """Number of trials; 0: nothing to tune."""
+        return budget(self.variant.model.tune, self.variant.study.trials)
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """What decides which trials are made, and their outcome."""
+        study, model = self.variant.study, self.variant.model
+        space = {key: v.model_dump(by_alias=True) if isinstance(v, Range) else list(v) for key, v in model.tune.items()}
+        spec = {
+            "data": self.source.fingerprint,
+            "recipe": plain_values(self.variant.recipe(study.tune_seed)),
+            "tune": space,
+            "metric": study.metric,
+        }
+        return dict(json.loads(json.dumps(spec)))  # as it will be read
+
+    def stored_spec(self) -> dict[str, Any] | None:
+        """`spec` of the trials in the folder; None where there are none."""
+        lines = self._lines()
+        return lines[0] if lines else None
+
+    def trials(self) -> list[Trial]:
+        """Trials of the search as it is now; none where all trials of a complete search failed: it is made again."""
+        lines = self._lines()
+        if not lines or differences(self.spec, lines[0]):
+            return []
+        found = [Trial(**line) for line in lines[1:]][: self.size]
+        return [] if len(found) == self.size and best_trial(found) is None else found
+
+    def write(self, trials: Sequence[Trial]) -> None:
+        """Write all trials, in one step."""
+        lines = [self.spec, *(trial.to_json() for trial in trials)]
+        write_text(self.folder / "trials.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    def best_settings(self) -> dict[str, Any] | None:
+        """The best settings of a complete search; None while it is not complete, or when all trials failed."""
+        trials = self.trials()
+        best = best_trial(trials)
+        return best.settings if best is not None and len(trials) == self.size else None
+
+    def _lines(self) -> list[dict[str, Any]]:
+        path = self.folder / "trials.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
@@ -57,7 +140,7 @@ def combinations(space: Space) -> int | None:
 
 
 def needs_optuna(space: Space, trials: int) -> bool:
-    """Is the space too large for the budget, so that a choice has to be made?"""
+    """Has the space more combinations than the budget has trials?"""
     found = combinations(space)
     return found is None or found > trials
 
@@ -67,7 +150,7 @@ def next_settings(
 ) -> dict[str, Any] | None:
     """Settings of the next trial, None when the search is over. `usual`: the recipe's own values of these settings.
 
-    What was tried already does not come up again: after ATTEMPTS proposals of it, the next combination is taken.
+    No settings are tried twice: after ATTEMPTS proposals that are not new, the next combination of the lists is taken.
     """
     if len(done) >= budget(space, trials):
         return None
@@ -103,7 +186,7 @@ def _proposed(space: Space, done: Sequence[Trial], seed: int) -> dict[str, Any]:
     floats, ints = optuna.distributions.FloatDistribution, optuna.distributions.IntDistribution
     axes: dict[str, Any] = {}
     for key, values in space.items():
-        if not isinstance(values, Range):  # optuna's categories are plain values, a setting may be a list: so its place
+        if not isinstance(values, Range):  # optuna's categories are scalars and a setting may be a list: its position
             axes[key] = optuna.distributions.CategoricalDistribution(range(len(values)))
         elif values.whole:
             axes[key] = ints(int(values.low), int(values.high), log=values.log)
@@ -113,12 +196,12 @@ def _proposed(space: Space, done: Sequence[Trial], seed: int) -> dict[str, Any]:
     search = optuna.create_study(sampler=sampler, direction="maximize")
     for trial in done:
         if trial.value is not None:
-            params = {key: _place(space[key], value) for key, value in trial.settings.items()}
+            params = {key: _position(space[key], value) for key, value in trial.settings.items()}
             search.add_trial(optuna.trial.create_trial(params=params, distributions=axes, value=trial.value))
     return _settings(space, search.ask(axes).params)
 
 
-def _place(values: Range | tuple[Any, ...], value: Any) -> Any:
+def _position(values: Range | tuple[Any, ...], value: Any) -> Any:
     return value if isinstance(values, Range) else values.index(value)
 
 

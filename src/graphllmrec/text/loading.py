@@ -1,4 +1,4 @@
-"""Where a language model comes from and what exactly it is: packaged MiniLM, a local folder, a Hugging Face name."""
+"""Find, identify and load a language model: packaged MiniLM, a local folder, a Hugging Face name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def find_source(encoder: str, revision: str | None = None, pooling: str = "auto"
     """Resolve an encoder's name without loading its weights.
 
     "minilm": the packaged weights, verified by SHA-256. A folder: identified by a hash of its files. Anything else is
-    a Hugging Face name, identified by its commit. pooling "auto": what the model's 1_Pooling/config.json says, else
+    a Hugging Face name, identified by its commit. pooling "auto": that of the model's 1_Pooling/config.json, else
     mean for encoders, last token for decoders. Raises TextError when there is no such model or no such package.
     """
     if encoder == "minilm":
@@ -66,7 +66,7 @@ def load_model(source: Source, dtype: torch.dtype) -> Any:
     transformers = _transformers()
     logging = transformers.utils.logging
     bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # a bar for reading 90 MB would tear the one that counts texts
+    logging.disable_progress_bar()  # its bar would break the one that counts texts
     try:
         with _as_text_error(source.name):
             model = transformers.AutoModel.from_pretrained(
@@ -95,7 +95,7 @@ def _packaged_minilm() -> Path:
 
 
 def _hub_commit(name: str, revision: str | None) -> str:
-    """Commit that a Hugging Face name and revision stand for now (from the local copy when there is no network)."""
+    """Present commit of a Hugging Face name and revision (from the local copy when there is no network)."""
     transformers = _transformers()
     with _as_text_error(name):
         config = transformers.AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
@@ -150,7 +150,7 @@ def _transformers() -> Any:
 
 @contextmanager
 def _as_text_error(name: str) -> Iterator[None]:
-    """What transformers and the hub raise for a model that cannot be had, as one TextError that says what to do."""
+    """Errors of transformers and the hub for a missing model, as one TextError with a hint."""
     try:
         yield
     except (OSError, ValueError, ImportError, KeyError) as error:

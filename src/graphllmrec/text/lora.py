@@ -4,7 +4,7 @@
 
 LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, eq. 3), through the
 package peft, on all linear layers of attention and MLP. They are found by type inside the repeated blocks of the model
-(nn.Linear, or GPT-2's Conv1D), so any encoder or decoder will do; poolers, heads and embeddings stay as they are.
+(nn.Linear, or GPT-2's Conv1D), so any encoder or decoder works; poolers, heads and embeddings stay as they are.
 
 Only the adapters are parameters of this module: its state_dict, and so a checkpoint or a saved recommender, holds
 a few hundred kilobytes, not the language model.
@@ -52,7 +52,7 @@ class AdaptedEncoder(nn.Module):
     """Texts -> pooled vectors of length 1, as text/encoder.py makes them, through adapters that can be trained."""
 
     def __init__(self, text: TextConfig, lora: LoRAConfig, seed: int) -> None:
-        """Load the language model and put the adapters in. Raises TextError when either cannot be had."""
+        """Load the language model and add the adapters. Raises TextError when either is missing."""
         super().__init__()
         source = find_source(text.encoder, text.revision, text.pooling)
         self.text, self.pooling, self.identity = text, source.pooling, source.identity
@@ -101,7 +101,7 @@ class AdaptedEncoder(nn.Module):
     def encode_all(self, text: TextVectors) -> TextVectors:
         """The same items or users with vectors of the adapted model. Raises TextError when their texts are missing."""
         rows = torch.nonzero(text.present)[:, 0]
-        texts = texts_of(text, rows.tolist())
+        texts = require_texts(text, rows.tolist())
         vectors = torch.zeros_like(text.vectors)
         if texts:
             vectors[rows] = self.encode(texts)
@@ -120,8 +120,8 @@ class AdaptedEncoder(nn.Module):
         return self._tokens[text]
 
 
-def texts_of(text: TextVectors, rows: Sequence[int]) -> list[str]:
-    """The texts of these rows. Raises TextError where one is not at hand: its adapted vector cannot be made."""
+def require_texts(text: TextVectors, rows: Sequence[int]) -> list[str]:
+    """The texts of these rows. Raises TextError where one is missing: its adapted vector cannot be computed."""
     if text.texts is None:
         raise TextError(
             "adapting the language model (LoRA) needs the texts themselves, and there are vectors only\n"

@@ -1,15 +1,15 @@
-"""Placebos: vectors without the texts' meaning where those of the texts would be. If a model is as good, it learned
-nothing from the text (a 2026 study got the published gain of aligning graph and text without any text).
+"""Placebos: vectors without the meaning of the texts, in place of the text vectors. A model that is as good with them
+learned nothing from the text (a 2026 study got the published gain of aligning graph and text without any text).
 
     shuffled   the vectors (and texts) of the items that have text, permuted among them: no item keeps its own
     random     independent Gaussian vectors of length 1, one per item that has text
     item2vec   vectors of the train clicks alone (below), for the items that have text and clicks
 
-Which items have text stays as it is, so that the content alone is the placebo; only item2vec takes it from items
-without clicks, of which clicks say nothing. User text likewise: permuted among the users who wrote, random, or the mean
-of the item2vec vectors of the user's train items. Everything is a function of the recipe's seed and the train part, so
-that a run that is saved, loaded or resumed has the same vectors. An item added later gets, under shuffled, the text of
-a random item of the catalogue; under random, a random vector; under item2vec nothing. These draws depend on its id.
+The set of items with text stays the same, so that only the content is replaced; under item2vec, items without clicks
+have no vector. User text likewise: permuted among the users who wrote, random, or the mean of the item2vec vectors of
+the user's train items. Everything is a function of the recipe's seed and the train part, so that a saved, loaded or
+resumed run has the same vectors. An item added later gets, under shuffled, the text of a random item of the catalogue;
+under random, a random vector; under item2vec none. These draws depend on its id.
 
 item2vec (Barkan & Koenigstein 2016, arXiv:1603.04259) is skip-gram with negative sampling on histories. Its optimum
 factorises a shifted matrix of pointwise mutual information (Levy & Goldberg 2014, "Neural Word Embedding as Implicit
@@ -19,11 +19,11 @@ Matrix Factorization"), which needs no training: with C_ij the number of times t
     M ≈ U diag(S) Vᵀ,   e_i = U_i diag(S)^½ / |U_i diag(S)^½|
 
 k: negatives per pair, α = .75: the distribution that word2vec draws them from. Where clicks have an order, "near" is a
-window in which the weight falls linearly with distance (what word2vec's random window size amounts to); else the whole
-history counts alike, as in the paper, up to a window of 50 places in a random order of the history, which bounds the
-work for long ones. Differences from the papers: the factorisation, the window, and log(1 + x) in the place of their
-max(log x, 0), which is nearly the same for strong pairs but leaves no clicked item without a single entry, as a small
-catalogue's popular items are otherwise.
+window in which the weight falls linearly with distance (the mean of word2vec's random window sizes); else all items of
+the history count the same, as in the paper, up to a window of 50 places in a random order of the history, which bounds
+the work for long ones. Differences from the papers: the factorisation, the window, and log(1 + x) instead of their
+max(log x, 0), which is nearly the same for strong pairs but gives every clicked item an entry; otherwise the popular
+items of a small catalogue have none.
 """
 
 from __future__ import annotations
@@ -119,13 +119,13 @@ class TextPlacebo:
 
 
 def shuffled(text: TextVectors, draw: np.random.Generator) -> TextVectors:
-    """Vectors and texts of the rows that have some, passed on along one random circle: none keeps its own.
+    """Vectors and texts of the rows that have some, permuted in one random cycle: no row keeps its own.
 
-    A single row with text has nobody to exchange with and keeps it.
+    A single row with text keeps it.
     """
-    circle = draw.permutation(np.flatnonzero(text.present.numpy()))
+    cycle = draw.permutation(np.flatnonzero(text.present.numpy()))
     source = np.arange(len(text))
-    source[circle] = np.roll(circle, 1)
+    source[cycle] = np.roll(cycle, 1)
     texts = None if text.texts is None else tuple(text.texts[row] for row in source.tolist())
     return TextVectors(text.vectors.index_select(0, torch.from_numpy(source)), text.present, texts)
 

@@ -3,13 +3,13 @@
     user u:  r_u = Σ_{(u, i) in train} v(review_ui)      t_u = r_u / |r_u|              v: unit vector of a cleaned text
     item i:  m_i = mean of v(review_ui) over train       t_i = (x_i + m_i) / |x_i + m_i|   x_i: vector of its text
 
-So a user is the direction that the reviews share (mean, then unit length), and stays the same at validation and test
-time: reviews that come later are never looked at. For items the mean keeps its length, which says how far the reviews
-agree: those that point everywhere hardly move the item (`[text] reviews`, off by default).
+So a user vector is the common direction of the reviews (mean, then unit length), and stays the same at validation and
+test time: later reviews are never read. For items the mean keeps its length, which measures how far the reviews agree:
+reviews in different directions hardly change the item vector (`[text] reviews`, off by default).
 
 Source: user text from reviews as in GraphLLMRec and RecMind (arXiv:2509.06286), whose pooling is not described: the
-mean is ours. A review is encoded once by the same cached encoder as item text, not one long text per user, which the
-token limit would cut after the first two or three reviews.
+mean is ours. Every review is encoded once by the same cached encoder as item text; one long text per user would be cut
+by the token limit after the first two or three reviews.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from graphllmrec.text.clean import item_texts
 from graphllmrec.text.config import TextConfig
 from graphllmrec.text.encoder import encode_texts
 
-_CHARS_PER_TOKEN = 8  # more than any real text has: what lies beyond cannot reach a model that reads the joined text
+_CHARS_PER_TOKEN = 8  # more than any real text has: the rest is beyond the token limit
 
 
 def user_text(
@@ -42,8 +42,8 @@ def user_text(
 ) -> TextVectors | None:
     """Vectors of all users (num_users, dim) from their train reviews; None where no train interaction has one.
 
-    present: the user wrote something that cleaning leaves. `texts`: the user's reviews, newest first. `read=False`
-    leaves the encoder alone and gives vectors of no dimensions, for a control that replaces them.
+    present: at least one review is not empty after cleaning. `texts`: the user's reviews, newest first. `read=False`
+    runs no encoder and returns vectors of no dimensions, for a placebo that replaces them.
     """
     config = config or TextConfig()
     rows, texts = _written(split, config)
@@ -81,7 +81,7 @@ def with_reviews(
 
 
 def _written(split: Split, config: TextConfig) -> tuple[Ints, list[str]]:
-    """Rows (n,) of `split.train` whose review says something, and the cleaned reviews."""
+    """Rows (n,) of `split.train` with a review that is not empty after cleaning, and the cleaned reviews."""
     if split.train.review is None:
         return np.empty(0, dtype=np.int64), []
     clean = item_texts(split.train.review.alias("review").to_frame(), ["review"], config.max_tokens)
@@ -103,7 +103,7 @@ def _sums(owners: Ints, vectors: Tensor, count: int) -> Tensor:
 def _joined(
     owners: Ints, texts: list[str], count: int, config: TextConfig, before: tuple[str | None, ...] | None = None
 ) -> tuple[str | None, ...]:
-    """One text per owner (count,): its texts in their sequence, after that of `before`, cut where no model reads on."""
+    """One text per owner (count,): its texts in order, after that of `before`, cut beyond the token limit."""
     frame = pl.DataFrame({"row": np.ascontiguousarray(owners), "text": texts})
     if before is not None:
         own = pl.DataFrame({"row": np.arange(count), "text": pl.Series(before, dtype=pl.String)}).drop_nulls()

@@ -4,10 +4,10 @@ Sentence vectors of one catalogue share a large mean and a few dominant directio
 Whitening (Su et al. 2021, "Whitening Sentence Representations for Better Semantics and Faster Retrieval",
 arXiv:2103.15316) removes both. With mean m and covariance U diag(s) U^T of the item vectors:
 
-    W = U[:, :dims] diag(1 / sqrt((1 - shrink) s + shrink mean(s)))        z = (x - m) W
+    W = U[:, :text_dim] diag(1 / sqrt((1 - shrink) s + shrink mean(s)))        z = (x - m) W
 
 Differences from the paper: shrinkage, because the smallest variances of a small catalogue are noise that 1/sqrt(s)
-would blow up (shrink=0 is the paper), and fixed signs, because eigenvectors are only defined up to sign.
+amplifies (shrink=0 is the paper), and fixed signs, because eigenvectors are only defined up to sign.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NO_VARIANCE = 1e-10  # relative to the largest variance: below this an axis hol
 class Whitening:
     """An affine map fitted on the items of one catalogue and applied to any later item. Example:
 
-    >>> whitening = Whitening.fit(text, dims=200)
+    >>> whitening = Whitening.fit(text, text_dim=200)
     >>> z = whitening.apply(text)  # (num_items, 200)
     """
 
@@ -37,16 +37,16 @@ class Whitening:
     matrix: Tensor  # (dim, out) float32
 
     @staticmethod
-    def fit(text: TextVectors, dims: int | None = None, shrink: float = 0.0) -> Whitening:
+    def fit(text: TextVectors, text_dim: int | None = None, shrink: float = 0.0) -> Whitening:
         """Fit on the items that have text.
 
-        `dims`: number of leading principal axes to keep; None, or more than the vectors span, keeps all that have
+        `text_dim`: number of leading principal axes to keep; None, or more than the vectors span, keeps all that have
         variance (at most min(dim, items with text - 1)). `shrink` in [0, 1] pulls the variances towards their mean: 1
         rotates and centres, but leaves the relative variances as they are.
         Raises TextError with fewer than two different texts, ValueError for settings out of range.
         """
-        if dims is not None and dims < 1:
-            raise ValueError(f"dims must be at least 1 or None, found {dims}")
+        if text_dim is not None and text_dim < 1:
+            raise ValueError(f"text_dim must be at least 1 or None, found {text_dim}")
         if not 0.0 <= shrink <= 1.0:
             raise ValueError(f"shrink must lie in [0, 1], found {shrink}")
         rows = text.vectors[text.present].double()  # (n, dim)
@@ -59,7 +59,7 @@ class Whitening:
         spanned = int((variance > _NO_VARIANCE * variance[0].clamp_min(1e-30)).sum())
         if not spanned or variance[0] < 1e-12:
             raise TextError("whitening needs at least 2 different texts; all vectors are the same")
-        keep = min(dims or spanned, spanned)
+        keep = min(text_dim or spanned, spanned)
         scale = (1 - shrink) * variance + shrink * variance[:spanned].mean()
         matrix = _signed(axes[:, :keep]) / scale[:keep].sqrt()  # (dim, keep)
         return Whitening(mean.float(), matrix.float().contiguous())
@@ -75,17 +75,25 @@ class Whitening:
         return out * text.present[:, None]
 
     def state(self) -> dict[str, Tensor]:
-        """What `restore` needs."""
+        """Mean and matrix."""
         return {"mean": self.mean, "matrix": self.matrix}
 
     @staticmethod
     def restore(state: Mapping[str, Tensor]) -> Whitening:
-        """Undo `state`."""
+        """A whitening from tensors written by `state`."""
         return Whitening(state["mean"], state["matrix"])
 
 
-def words_of(task: Task, dims: int, model: str, *, ids: bool) -> tuple[Whitening | None, Tensor]:
-    """Whitened text vectors (num_items, dims) of unit length for a model that can do with embeddings alone.
+def require_text(task: Task, model: str) -> TextVectors:
+    """The item text of `task`. Raises TextError without any, and for another number of text vectors than items."""
+    if task.text is None:
+        raise TextError(f"{model} needs item text, and this data has none: add a title column to the items table")
+    _check_count(task.text, task.split.num_items)
+    return task.text
+
+
+def whiten_text(task: Task, text_dim: int, model: str, *, ids: bool) -> tuple[Whitening | None, Tensor]:
+    """Whitened text vectors (num_items, text_dim) of unit length, for a model that can use item embeddings alone.
 
     Zero rows for items without text, and None with zeros for data without any. Raises TextError when `model` has no
     embeddings either (`ids`), and for another number of text vectors than items.
@@ -94,11 +102,15 @@ def words_of(task: Task, dims: int, model: str, *, ids: bool) -> tuple[Whitening
     if text is None or not bool(text.present.any()):
         if not ids:
             raise TextError(f"{model} with ids = false needs item text, and this data has none: set model.ids")
-        return None, torch.zeros(num_items, dims)
+        return None, torch.zeros(num_items, text_dim)
+    _check_count(text, num_items)
+    whitening = Whitening.fit(text, text_dim)
+    return whitening, unit(whitening.apply(text))
+
+
+def _check_count(text: TextVectors, num_items: int) -> None:
     if len(text) != num_items:
         raise TextError(f"{len(text):,} text vectors for {num_items:,} items")
-    whitening = Whitening.fit(text, dims)
-    return whitening, unit(whitening.apply(text))
 
 
 def _signed(axes: Tensor) -> Tensor:

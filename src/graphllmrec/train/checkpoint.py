@@ -1,12 +1,13 @@
-"""Checkpoints of a training that may be interrupted or killed: one file per stage, written in one step, no pickle.
+"""Checkpoints of a training that may be interrupted or killed: one file per stage, written atomically, no pickle.
 
-A file carries a SHA-256 over its tensors and its progress. What is torn or has rotted is refused, never trained on.
+A file carries a SHA-256 over its tensors and its progress. A truncated or corrupted file raises CheckpointError.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,12 @@ from torch import Tensor, nn
 from graphllmrec.errors import CheckpointError
 from graphllmrec.io import atomic_file, remove_leftovers
 from graphllmrec.nn.state import prefixed, under
+from graphllmrec.protocol import CheckpointStore
+from graphllmrec.train.device import load_trainable, trainable_state
 
+_SAVING = 0.02  # share of the time that checkpoints may take
 EVERY = 30.0  # seconds between the checkpoints of a stage
-_ABANDONED = 3600.0  # seconds after which a half-written file in a folder that runs share is nobody's any more
+_ABANDONED = 3600.0  # age in seconds at which a temporary file in the shared folder is deleted
 
 
 @dataclass
@@ -34,29 +38,29 @@ class Progress:
     loss_sum: float = 0.0
     examples: int = 0
     best: float = float("-inf")
-    best_epoch: int = 0  # number of epochs done when it was best; 0 = untrained
+    best_epoch: int = 0  # epochs completed at the best validation; 0 = untrained
     done: bool = False
-    identity: str = ""  # hash of everything that decides how the stage goes
-    seconds: float = 0.0  # spent on it by the clock
-    log: list[dict[str, Any]] = field(default_factory=list)  # what the stage has logged so far
+    identity: str = ""  # hash of all inputs of the stage
+    seconds: float = 0.0  # wall-clock time spent
+    log: list[dict[str, Any]] = field(default_factory=list)  # its log lines so far
 
 
 class Checkpoints:
     """The checkpoints in one folder, by stage name ("graph", "text", …).
 
     `shared`, a folder of finished stages, is for runs that have a stage in common, like hybrids that differ in their
-    gate only: what one of them has trained with the same settings, seed and data is taken over by the next.
+    gate only: a stage trained with the same settings, seed and data is reused.
     """
 
     def __init__(self, folder: Path, shared: Path | None = None, every: float = EVERY) -> None:
-        """`every`: a stage saves so many seconds after it last did, or later where saving is slow; 0: at every step."""
+        """`every`: least seconds between checkpoints (more if saving is slow); 0: after every step."""
         self.folder, self.shared, self.every = Path(folder), shared, every
-        self.earlier = 0.0  # seconds of training that earlier attempts and other runs have spared this one
+        self.earlier = 0.0  # training time of reused stages and earlier attempts
         if shared is not None:
             remove_leftovers(shared, older_than=_ABANDONED)
 
     def find(self, stage: str, identity: str) -> tuple[Progress, dict[str, Tensor]] | None:
-        """The checkpoint to go on from; None: start anew. Raises CheckpointError if the run's own one cannot serve."""
+        """The checkpoint to resume from, or None. Raises CheckpointError if the run's own one has another identity."""
         own = self.load(stage)
         if own is not None and own[0].identity != identity:
             raise CheckpointError(f"{self._path(stage)} belongs to other settings or data: delete it to train again")
@@ -68,7 +72,7 @@ class Checkpoints:
         if found is None or found[0].identity != identity or not found[0].done:
             return None
         self.earlier += found[0].seconds
-        Checkpoints(self.folder).save(stage, *found)  # whoever resumes this run may not know of the shared folder
+        Checkpoints(self.folder).save(stage, *found)  # a resumed run may not have the shared folder
         return found
 
     def save(self, stage: str, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
@@ -82,7 +86,7 @@ class Checkpoints:
             Checkpoints(self.shared).save(_shared_name(stage, progress.identity), progress, held)
 
     def load(self, stage: str) -> tuple[Progress, dict[str, Tensor]] | None:
-        """A stage's checkpoint, or None if it never wrote one. Raises CheckpointError for a file that is damaged."""
+        """A stage's checkpoint, or None without a file. Raises CheckpointError for a file that is damaged."""
         path = self._path(stage)
         if not path.exists():
             return None
@@ -101,22 +105,53 @@ class Checkpoints:
         return self.folder / f"{stage}.safetensors"
 
 
+class CheckpointWriter:
+    """Writes the checkpoints of one stage, not more often than `checkpoints.every` and `_SAVING` say."""
+
+    def __init__(
+        self, checkpoints: CheckpointStore | None, stage: str, module: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.checkpoints, self.stage, self.module, self.optimizer = checkpoints, stage, module, optimizer
+        self.began = self.written_at = time.monotonic()
+        self.took = 0.0
+
+    def write_if_due(self, progress: Progress, best: dict[str, Tensor]) -> None:
+        """Write if the last checkpoint is old enough."""
+        if self.checkpoints is None:
+            return
+        every = self.checkpoints.every
+        if time.monotonic() - self.written_at >= (max(every, self.took / _SAVING) if every else 0):
+            self.write(progress, best)
+
+    def write(self, progress: Progress, best: dict[str, Tensor]) -> None:
+        """Write now."""
+        if self.checkpoints is None:
+            return
+        began = time.monotonic()
+        progress.seconds += began - self.began
+        self.began = began
+        optimizer = None if progress.done else self.optimizer
+        self.checkpoints.save(self.stage, progress, pack(self.module, best, optimizer))
+        self.written_at = time.monotonic()
+        self.took = self.written_at - began
+
+
 def _shared_name(stage: str, identity: str) -> str:
-    """Stages of the same name and other settings, seeds or data lie beside each other."""
+    """File name with the identity, so stages with other settings do not collide."""
     return f"{stage}-{identity[:16]}"
 
 
 def pack(model: nn.Module, best: dict[str, Tensor], optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
-    """Weights, best weights and optimiser state (None: of a training that is over) under one flat set of names."""
-    tensors = prefixed("model", model.state_dict()) | prefixed("best", best)
+    """Weights, best weights and optimiser state (None for a finished stage) in one flat dictionary."""
+    tensors = prefixed("model", trainable_state(model)) | prefixed("best", best)
     for index, state in optimizer.state_dict()["state"].items() if optimizer is not None else ():
         tensors |= prefixed(f"optimizer.{index}", state)
     return tensors
 
 
 def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Undo `pack`: fills the model and the optimiser, returns the best weights."""
-    model.load_state_dict(under("model", tensors))
+    """Load tensors written by `pack` into model and optimiser; returns the best weights."""
+    load_trainable(model, under("model", tensors))
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in under("optimizer", tensors).items():
         index, key = name.split(".", 1)

@@ -1,1 +1,1 @@
-"""The grokking lab: small trainings that generalise late, or do not, and what detectors make of them."""
+"""The grokking lab: small training runs, with and without late generalisation, to score detection rules on."""

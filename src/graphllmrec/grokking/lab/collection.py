@@ -1,7 +1,7 @@
-"""The runs that detectors are built on, and those they are judged by.
+"""The collection of runs, in three parts: one to choose thresholds on, two to score detection rules on.
 
-Whoever reads off a threshold from the first part has not seen the others: "held-out" has other seeds and other settings
-of its tasks, and parity, which the first has not; "new task" is a task of which neither has a run.
+"build" is for choosing thresholds. "held-out" has other seeds, other settings of the same tasks, and one task (parity)
+that "build" lacks. "new task" has a task (sparse) of which the other parts have no run.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ PARTS: tuple[Part, ...] = ("build", "held-out", "new task")
 
 @dataclass(frozen=True)
 class Run:
-    """One training that is to be made."""
+    """The specification of one training run."""
 
     part: Part
-    kind: str  # what it is meant to show; what it does show is decided by truth.py
+    kind: str  # the intended behaviour; truth.py finds the actual one
     task: str
     seed: int
     training: Training
     settings: dict[str, Any]
 
-    def make(self) -> Trajectory:
-        """Train it."""
+    def train(self) -> Trajectory:
+        """Train and return the curves."""
         return TASKS[self.task](self.seed, self.training, **self.settings)
 
 
@@ -41,10 +41,10 @@ def collection(part: Part) -> list[Run]:
     return [Run(part, *run) for run in runs]
 
 
-_Made = tuple[str, str, int, Training, dict[str, Any]]
+_Spec = tuple[str, str, int, Training, dict[str, Any]]
 
 
-def _build() -> Iterator[_Made]:
+def _build() -> Iterator[_Spec]:
     seeds = range(4)
     for seed, (p, share), decay in product(seeds, ((31, 0.75), (37, 0.65), (41, 0.6)), (0.5, 1.0)):
         yield "late", "modular", seed, Training(2400, 3e-3, decay), {"p": p, "share": share}
@@ -76,7 +76,7 @@ def _build() -> Iterator[_Made]:
         yield "orthograd", "modular", seed, Training(1200, 3e-3, 0.0, orthograd=True), {"p": 59, "share": 0.7}
 
 
-def _held_out() -> Iterator[_Made]:
+def _held_out() -> Iterator[_Spec]:
     seeds = range(100, 104)
     for seed, (p, share), operation in product(seeds, ((37, 0.7), (43, 0.6)), ("subtract", "multiply")):
         yield "late", "modular", seed, Training(2400, 3e-3, 1.0), {"p": p, "share": share, "operation": operation}
@@ -109,7 +109,7 @@ def _held_out() -> Iterator[_Made]:
         yield "orthograd", "modular", seed, Training(1200, 3e-3, 0.0, orthograd=True), {"p": 53, "share": 0.75}
 
 
-def _new_task() -> Iterator[_Made]:
+def _new_task() -> Iterator[_Spec]:
     seeds = range(200, 206)
     for seed, decay, start in product(seeds, (0.2, 0.4), (1.5, 2.5)):
         yield "late", "sparse", seed, Training(4000, 3e-3, decay), {"start": start}

@@ -1,4 +1,4 @@
-"""How well rules detect grokking: recall, false alarms, delay, on runs that were not used to build them."""
+"""Score detection rules against the ground truth: recall, false alarms and delay, on runs not used to build them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphllmrec.grokking.lab.collection import Run
-from graphllmrec.grokking.lab.rules import RULES, Rule, Watched, first_event, watch
+from graphllmrec.grokking.lab.rules import RULES, ObservedRun, Rule, first_detection, observe
 from graphllmrec.grokking.lab.trajectory import Trajectory
-from graphllmrec.grokking.lab.truth import Truth, truth_of
+from graphllmrec.grokking.lab.truth import Truth, find_truth
 
-_ALARM = 5.0  # what a false alarm per run costs against recall, when a threshold is chosen
+_ALARM_COST = 5.0  # of one false alarm per run, in units of recall
 
 
 @dataclass(frozen=True)
 class Score:
-    """A rule's outcome on some runs."""
+    """Counts of a rule over some runs."""
 
     events: int
     hits: int
     quiet: int  # runs without an event
-    false_alarms: int  # in quiet runs, and in runs with an event before its time
-    runs: int  # without the unclear ones
-    delays: tuple[float, ...]  # of hits, in distances from memorisation to the event
+    false_alarms: int  # detections in runs without an event, and detections before the time of a hit
+    runs: int  # without unclear runs
+    delays: tuple[float, ...]  # of hits, in units of the distance from memorisation to the event
 
     @property
     def recall(self) -> float | None:
@@ -42,33 +42,33 @@ class Score:
         return float(np.median(self.delays)) if self.delays else None
 
     @property
-    def worth(self) -> float:
-        """Recall, less _ALARM per false alarm per run: what thresholds are chosen by."""
-        return (self.recall or 0.0) - _ALARM * (self.alarms_per_run or 0.0)
+    def utility(self) -> float:
+        """Recall - _ALARM_COST · false alarms per run: the criterion for choosing thresholds."""
+        return (self.recall or 0.0) - _ALARM_COST * (self.alarms_per_run or 0.0)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A run of the collection with what it shows, and what the detector said of it."""
+class ScoredRun:
+    """A run of the collection with its curves, its ground truth and the output of the detector."""
 
     run: Run
-    made: Trajectory
+    trajectory: Trajectory
     truth: Truth
-    seen: Watched
+    observed: ObservedRun
 
     @staticmethod
-    def of(run: Run, made: Trajectory) -> Judged:
-        """Judge one."""
-        return Judged(run, made, truth_of(made), watch(made))
+    def of(run: Run, trajectory: Trajectory) -> ScoredRun:
+        """Add ground truth and detector output to the curves of a run."""
+        return ScoredRun(run, trajectory, find_truth(trajectory), observe(trajectory))
 
     @property
     def outcome(self) -> str:
-        """See `outcome`."""
-        return outcome(self.truth, first_event(self.seen))
+        """Outcome of the detector (see the function `outcome`)."""
+        return outcome(self.truth, first_detection(self.observed))
 
 
 def outcome(truth: Truth, detected: int | None) -> str:
-    """ "hit", "missed", "late", "early", "false alarm", "quiet", or "unclear"."""
+    """ "hit", "missed", "late" or "early" with an event, "false alarm" or "quiet" without one; or "unclear"."""
     if truth.label == "unclear":
         return "unclear"
     if truth.label == "none":
@@ -83,7 +83,7 @@ def outcome(truth: Truth, detected: int | None) -> str:
 
 
 def score(rule: Rule, threshold: float, runs: Sequence[Trajectory], truths: Sequence[Truth]) -> Score:
-    """Judge a rule with this threshold."""
+    """Score a rule with this threshold."""
     found, delays = [], []
     for run, truth in zip(runs, truths, strict=True):
         detected = rule(run, threshold)
@@ -100,19 +100,19 @@ def score(rule: Rule, threshold: float, runs: Sequence[Trajectory], truths: Sequ
 
 @dataclass(frozen=True)
 class RuleScores:
-    """A rule with the threshold that was chosen on the build part, and how it does on every part."""
+    """The threshold of a rule, chosen on the part "build", and its score on every part."""
 
     threshold: float
     parts: Mapping[str, Score]
 
 
-def compare(parts: Mapping[str, Sequence[Judged]]) -> dict[str, RuleScores]:
-    """Every rule's threshold, chosen on the part "build", and its scores on all of them."""
-    shown = {part: ([each.made for each in runs], [each.truth for each in runs]) for part, runs in parts.items()}
+def compare(parts: Mapping[str, Sequence[ScoredRun]]) -> dict[str, RuleScores]:
+    """Choose the threshold of every rule on the part "build"; score it on all parts."""
+    curves = {part: ([each.trajectory for each in runs], [each.truth for each in runs]) for part, runs in parts.items()}
     table = {}
     for name, (rule, thresholds) in RULES.items():
-        tried = {threshold: score(rule, threshold, *shown["build"]) for threshold in thresholds}
-        best = max(tried, key=lambda threshold: tried[threshold].worth)
-        others = {part: score(rule, best, *runs) for part, runs in shown.items() if part != "build"}
+        tried = {threshold: score(rule, threshold, *curves["build"]) for threshold in thresholds}
+        best = max(tried, key=lambda threshold: tried[threshold].utility)
+        others = {part: score(rule, best, *runs) for part, runs in curves.items() if part != "build"}
         table[name] = RuleScores(best, {"build": tried[best]} | others)
     return table

@@ -1,8 +1,8 @@
-"""Rules that say when a run began to generalise: ours, and the ones that it is compared with.
+"""Rules that detect late generalisation in a run: the detector and the rules it is compared with.
 
-Every rule is shown the points of a run one after the other and may look at nothing later, but for `change_point`, which
-sees the whole curve. All of them wait until the training data are memorised (training level .9). The thresholds of the
-others are chosen on the build part (protocol.py), ours are those of grokking/detector.py.
+Every rule is causal: at each point it uses the past only. The exception is `change_point`, which reads the whole curve.
+All rules start when the training data are memorised (training level .9). Their thresholds are chosen on the part
+"build" (protocol.py); the detector keeps those of grokking/detector.py.
 """
 
 from __future__ import annotations
@@ -18,66 +18,66 @@ from graphllmrec.grokking.lab.trajectory import Trajectory
 from graphllmrec.grokking.lab.truth import levels
 
 Rule = Callable[[Trajectory, float], int | None]  # (run, threshold) -> step of the detection
-_FIRST = 10  # points after memorisation that a rule takes its reference from
+_REFERENCE = 10  # points from memorisation on at which no rule fires; CUSUM takes its mean and deviation from them
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What the detector said of a run."""
+class ObservedRun:
+    """Output of the detector on a run."""
 
     events: list[Event]
-    states: list[State]  # (n,) after every point
+    states: list[State]  # (n,) after each point
 
 
-def watch(run: Trajectory) -> Watched:
-    """Show a run to the detector, with the chance levels that its task knows."""
+def observe(run: Trajectory) -> ObservedRun:
+    """Run the detector over all points of a run, with the chance levels of its task."""
     scales = {"loss": Scale(run.chance_loss), "metric": Scale(run.chance_metric)}
     detector, events, states = GrokkingDetector(scales), [], []
     for step, train, valid, progress in run.points():
         events += detector.update(step, train=train, valid=valid, progress=progress)
         states.append(detector.state())
-    return Watched(events, states)
+    return ObservedRun(events, states)
 
 
-def first_event(seen: Watched) -> int | None:
-    """The step at which the detector first said that a run generalises."""
-    return next((event.detected for event in seen.events if event.kind == "generalising"), None)
+def first_detection(observed: ObservedRun) -> int | None:
+    """The step at which the detector first reported "generalising"."""
+    return next((event.detected for event in observed.events if event.kind == "generalising"), None)
 
 
 def detector(run: Trajectory, _threshold: float = 0.0) -> int | None:
     """The state machine of grokking/detector.py."""
-    return first_event(watch(run))
+    return first_detection(observe(run))
 
 
 def two_points(run: Trajectory, threshold: float) -> int | None:
-    """The validation metric is `threshold` above its lowest value since memorisation ("+2 points" at .02)."""
-    return _since_memory(run, run.curves["valid_metric"], lambda seen: seen[-1] - seen.min() >= threshold)
+    """Rise of the validation metric above its minimum since memorisation ("+2 points": threshold .02)."""
+    return _first_crossing(run, run.curves["valid_metric"], lambda past: past[-1] - past.min() >= threshold)
 
 
 def gap(run: Trajectory, threshold: float) -> int | None:
-    """The gap between training and validation level has lost this share of its largest value."""
+    """Relative fall of the gap between training and validation level from its maximum since memorisation."""
     values = levels(run, "train") - levels(run, "valid")
-    return _since_memory(run, values, lambda seen: seen[-1] <= (1 - threshold) * seen.max())
+    return _first_crossing(run, values, lambda past: past[-1] <= (1 - threshold) * past.max())
 
 
 def weight_norm(run: Trajectory, threshold: float) -> int | None:
-    """The norm of all weights has lost this share of its largest value."""
-    return _since_memory(run, run.curves["weight_norm"], lambda seen: seen[-1] <= (1 - threshold) * seen.max())
+    """Relative fall of the weight norm from its maximum since memorisation."""
+    return _first_crossing(run, run.curves["weight_norm"], lambda past: past[-1] <= (1 - threshold) * past.max())
 
 
 def rank_collapse(run: Trajectory, threshold: float) -> int | None:
-    """The effective rank has lost this share of its largest value."""
-    return _since_memory(run, run.curves["effective_rank"], lambda seen: seen[-1] <= (1 - threshold) * seen.max())
+    """Relative fall of the effective rank from its maximum since memorisation."""
+    return _first_crossing(run, run.curves["effective_rank"], lambda past: past[-1] <= (1 - threshold) * past.max())
 
 
 def cusum(run: Trajectory, threshold: float) -> int | None:
-    """Page's sum (1954) of standardised validation levels, less half a deviation each, is above `threshold`."""
-    step, values = _from_memory(run, levels(run, "valid"))
-    if len(values) <= _FIRST:
+    """CUSUM (Page 1954) of the standardised validation levels, with an allowance of half a deviation per point."""
+    step, values = _after_memorisation(run, levels(run, "valid"))
+    if len(values) <= _REFERENCE:
         return None
-    mean, std = values[:_FIRST].mean(), max(float(values[:_FIRST].std()), 1e-3)
+    mean, std = values[:_REFERENCE].mean(), max(float(values[:_REFERENCE].std()), 1e-3)
     total = 0.0
-    for at, value in zip(step[_FIRST:], values[_FIRST:], strict=True):
+    for at, value in zip(step[_REFERENCE:], values[_REFERENCE:], strict=True):
         total = max(total + (value - mean) / std - 0.5, 0.0)
         if total > threshold:
             return int(at)
@@ -85,24 +85,24 @@ def cusum(run: Trajectory, threshold: float) -> int | None:
 
 
 def page_hinkley(run: Trajectory, threshold: float) -> int | None:
-    """The sum of deviations from the running mean (less .005 each) is `threshold` above its lowest (Hinkley 1971)."""
-    step, values = _from_memory(run, levels(run, "valid"))
+    """Page-Hinkley test (Hinkley 1971) on the validation level, with an allowance of .005 per point."""
+    step, values = _after_memorisation(run, levels(run, "valid"))
     mean = total = lowest = 0.0
     for count, (at, value) in enumerate(zip(step, values, strict=True), start=1):
         mean += (value - mean) / count
         total += value - mean - 0.005
         lowest = min(lowest, total)
-        if count > _FIRST and total - lowest > threshold:
+        if count > _REFERENCE and total - lowest > threshold:
             return int(at)
     return None
 
 
 def change_point(run: Trajectory, threshold: float) -> int | None:
-    """Offline: the best single change of the mean (binary segmentation, ruptures), if it is a rise of `threshold`."""
+    """Offline: best single change of the mean validation level (binary segmentation), if a rise of `threshold`."""
     import ruptures
 
-    step, values = _from_memory(run, levels(run, "valid"))
-    if len(values) < 2 * _FIRST:
+    step, values = _after_memorisation(run, levels(run, "valid"))
+    if len(values) < 2 * _REFERENCE:
         return None
     [place, _] = ruptures.Binseg(model="l2", min_size=3, jump=1).fit(values).predict(n_bkps=1)
     return int(step[place]) if values[place:].mean() - values[:place].mean() >= threshold else None
@@ -121,16 +121,17 @@ RULES: dict[str, tuple[Rule, Sequence[float]]] = {
 }
 
 
-def _from_memory(run: Trajectory, values: Any) -> tuple[Any, Any]:
-    """Steps and values from the first point at which the training data are memorised."""
+def _after_memorisation(run: Trajectory, values: Any) -> tuple[Any, Any]:
+    """Steps and values from the first memorised point on."""
     known = np.flatnonzero(levels(run, "train") >= MEMORISED)
     start = int(known[0]) if len(known) else len(values)
     return run.step[start:], values[start:]
 
 
-def _since_memory(run: Trajectory, values: Any, fires: Callable[[Any], bool]) -> int | None:
-    step, values = _from_memory(run, values)
-    for place in range(_FIRST, len(values)):
+def _first_crossing(run: Trajectory, values: Any, fires: Callable[[Any], bool]) -> int | None:
+    """The first step at which `fires` is true of the values since memorisation."""
+    step, values = _after_memorisation(run, values)
+    for place in range(_REFERENCE, len(values)):
         if fires(values[: place + 1]):
             return int(step[place])
     return None

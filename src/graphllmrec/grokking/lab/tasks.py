@@ -1,9 +1,9 @@
-"""Small problems that generalise late, and ones that do not: modular arithmetic, low-rank matrices, tastes in blocks, …
+"""Small problems, some of which generalise late: modular arithmetic, matrix completion, a small recommender, …
 
-Each is a function (seed, its settings, the training) -> Trajectory; all are trained on one processor core in seconds.
-Sources: modular addition, Power et al. 2022 (arXiv:2201.02177), with embeddings and one hidden layer; matrix completion
+Each task is a function (seed, training, settings) -> Trajectory and takes seconds on one processor core. Sources:
+modular arithmetic, Power et al. 2022 (arXiv:2201.02177), here with embeddings and one hidden layer; matrix completion
 with small weight decay, Lyu et al. 2024 (arXiv:2311.18817); sparse parity, Barak et al. 2022 (arXiv:2207.08799). The
-recommender is ours: matrix factorisation of clicks whose users like whole blocks of items.
+recommender ("tastes") is ours: matrix factorisation of clicks; each user likes all items of one block.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from graphllmrec.grokking.lab.engine import Problem, Training, follow
+from graphllmrec.grokking.lab.engine import Problem, Training, train_problem
 from graphllmrec.grokking.lab.trajectory import Trajectory
 from graphllmrec.rng import torch_rng
 
@@ -26,14 +26,14 @@ Task = Callable[..., Trajectory]
 def modular(
     seed: int, training: Training, *, p: int = 41, share: float = 0.6, operation: str = "add", seen: int = 0
 ) -> Trajectory:
-    """a ∘ b mod p from a share of the table; an embedding for each side, one hidden layer, full batches.
+    """a ∘ b mod p, trained on a share of all pairs: an embedding per operand, one hidden layer, full batches.
 
-    `seen`: how many validation pairs are measured at a time, others at every point (0: all of them).
+    `seen`: size of the random validation sample, drawn anew at every point (0: all validation pairs).
     """
     random = torch_rng(seed, "lab/modular")
     a, b = torch.arange(p).repeat_interleave(p), torch.arange(p).repeat(p)
-    label = {"add": a + b, "subtract": a - b, "multiply": a * b, "noise": torch.randint(p, (p * p,), generator=random)}
-    wanted = label[operation] % p
+    table = {"add": a + b, "subtract": a - b, "multiply": a * b, "noise": torch.randint(p, (p * p,), generator=random)}
+    targets = table[operation] % p
     order = torch.randperm(p * p, generator=random)
     train, valid = order[: int(share * p * p)], order[int(share * p * p) :]
     width, hidden = 64, 192
@@ -44,7 +44,7 @@ def modular(
     draws = torch_rng(seed, "lab/modular/seen")
 
     def logits(rows: Tensor) -> Tensor:
-        # the tables go through the first layer before rows are picked: p rows instead of p²
+        # first layer before the lookup: p rows instead of p²
         from_left, from_right = left @ inner[:width], right @ inner[width:]
         found: Tensor = torch.relu(from_left.index_select(0, a[rows]) + from_right.index_select(0, b[rows])) @ outer
         return found
@@ -54,22 +54,28 @@ def modular(
         if validation and seen:
             rows = valid[torch.randint(len(valid), (seen,), generator=draws)]
         found = logits(rows)
-        right_ones = (found.argmax(1) == wanted[rows]).float().mean()
-        return float(F.cross_entropy(found, wanted[rows])), float(right_ones)
+        accuracy = (found.argmax(1) == targets[rows]).float().mean()
+        return float(F.cross_entropy(found, targets[rows])), float(accuracy)
 
     problem = Problem(
-        weights, lambda _: F.cross_entropy(logits(train), wanted[train]), measure, float(np.log(p)), 1 / p, lambda: left
+        weights,
+        lambda _: F.cross_entropy(logits(train), targets[train]),
+        measure,
+        float(np.log(p)),
+        1 / p,
+        lambda: left,
     )
     about = {"p": p, "share": share, "operation": operation, **({"seen": seen} if seen else {})}
-    return follow("modular", seed, about | _told(training), problem, training)
+    return train_problem("modular", seed, about | _describe(training), problem, training)
 
 
 def completion(
     seed: int, training: Training, *, n: int = 40, rank: int = 2, share: float = 0.4, start: float = 3.0
 ) -> Trajectory:
-    """A matrix of this rank from a share of its entries: the product of two square ones that start large.
+    """Completion of a matrix of rank `rank` from a share of its entries, as a product of two square matrices.
 
-    The loss is the mean squared error over that of a matrix of zeros; the metric is 1 minus it, not below 0.
+    Loss: mean squared error, divided by that of a matrix of zeros. Metric: max(1 - loss, 0). `start`: scale of the
+    initial weights.
     """
     random = torch_rng(seed, "lab/completion")
     target = torch.randn(n, rank, generator=random) @ torch.randn(rank, n, generator=random) / rank**0.5
@@ -86,13 +92,13 @@ def completion(
         found = float(error(~observed if validation else observed)) / scale[validation]
         return found, max(1 - found, 0.0)
 
-    def loss(_: int) -> Tensor:  # the sum over a row's entries, so that a step does not depend on the size
+    def loss(_: int) -> Tensor:  # a sum, not a mean: the effective step size is the same for every n
         found: Tensor = (u @ v.T - target).mul(observed).square().sum() / 2
         return found
 
     problem = Problem(weights, loss, measure, 1.0, 0.0, lambda: u @ v.T)
     about = {"n": n, "rank": rank, "share": share, "start": start}
-    return follow("completion", seed, about | _told(training), problem, training)
+    return train_problem("completion", seed, about | _describe(training), problem, training)
 
 
 def tastes(
@@ -108,10 +114,9 @@ def tastes(
     noise: float = 0.0,
     batch: int = 0,
 ) -> Trajectory:
-    """Clicks of users who like whole blocks of items, from a share of all pairs: logistic matrix factorisation.
+    """Logistic matrix factorisation of clicks, from a share of all pairs; each user likes all items of one block.
 
-    The metric is NDCG of every user's pairs of a part. `noise`: share of pairs that are the other way round; `batch`:
-    pairs per step (0: all).
+    Metric: NDCG over the pairs of a part. `noise`: share of flipped labels. `batch`: pairs per step (0: all).
     """
     random = torch_rng(seed, "lab/tastes")
     of_user, of_item = torch.arange(users) % blocks, torch.randint(blocks, (items,), generator=random)
@@ -141,11 +146,14 @@ def tastes(
     problem = Problem(weights, loss, measure, float(guess), by_chance, lambda: x @ y.T)
     about = {"blocks": blocks, "share": share, "start": start, "dims": dims}
     about |= {name: value for name, value in (("noise", noise), ("batch", batch)) if value}
-    return follow("tastes", seed, about | _told(training), problem, training)
+    return train_problem("tastes", seed, about | _describe(training), problem, training)
 
 
 def ndcg(scores: Tensor, liked: Tensor, mask: Tensor) -> float:
-    """Mean NDCG over users of the pairs in `mask` (users, items); users without a liked one are left out."""
+    """Mean NDCG over users, ranking the pairs in `mask` (users, items) only; users without a liked item are left out.
+
+    In single precision, on which the published trajectories depend; evaluation.metrics.ndcg uses double precision.
+    """
     ranked = scores.masked_fill(~mask, -torch.inf).argsort(1, descending=True)
     gains = (liked * mask).gather(1, ranked)
     discount = 1 / torch.log2(torch.arange(scores.shape[1]) + 2.0)
@@ -157,10 +165,10 @@ def ndcg(scores: Tensor, liked: Tensor, mask: Tensor) -> float:
 def parity(
     seed: int, training: Training, *, bits: int = 30, of: int = 3, examples: int = 700, hidden: int = 128
 ) -> Trajectory:
-    """The parity of `of` hidden bits among `bits`, from a fixed set of examples: one hidden layer, full batches."""
+    """Parity of the first `of` of `bits` bits, from a fixed set of examples: one hidden layer, full batches."""
     random = torch_rng(seed, "lab/parity")
     signs = torch.randint(0, 2, (examples + 1500, bits), generator=random).float() * 2 - 1
-    wanted = (signs[:, :of].prod(1) > 0).float()
+    targets = (signs[:, :of].prod(1) > 0).float()
     inner = torch.randn(bits, hidden, generator=random) / bits**0.5
     shift = torch.zeros(hidden)
     outer = torch.randn(hidden, generator=random) / hidden**0.5
@@ -173,15 +181,15 @@ def parity(
     def measure(validation: bool) -> tuple[float, float]:
         rows = slice(examples, None) if validation else slice(0, examples)
         found = logits(rows)
-        right = ((found > 0).float() == wanted[rows]).float().mean()
-        return float(F.binary_cross_entropy_with_logits(found, wanted[rows])), float(right)
+        right = ((found > 0).float() == targets[rows]).float().mean()
+        return float(F.binary_cross_entropy_with_logits(found, targets[rows])), float(right)
 
     def loss(_: int) -> Tensor:
-        return F.binary_cross_entropy_with_logits(logits(slice(0, examples)), wanted[:examples])
+        return F.binary_cross_entropy_with_logits(logits(slice(0, examples)), targets[:examples])
 
     problem = Problem(weights, loss, measure, float(np.log(2)), 0.5, lambda: inner)
     about = {"bits": bits, "examples": examples}
-    return follow("parity", seed, about | _told(training), problem, training)
+    return train_problem("parity", seed, about | _describe(training), problem, training)
 
 
 def sparse(
@@ -194,20 +202,20 @@ def sparse(
     start: float = 2.0,
     noise: float = 0.0,
 ) -> Trajectory:
-    """Linear regression whose weights are u² - v² and few of which are not 0, from fewer examples than weights.
+    """Linear regression with weights u² - v² and fewer examples than weights; only `nonzero` true weights are not 0.
 
-    Loss and metric as in `completion`. `noise`: standard deviation of the targets that nothing explains.
+    Loss and metric as in `completion`. `noise`: standard deviation of the noise on the targets.
     """
     random = torch_rng(seed, "lab/sparse")
     truth = torch.zeros(dims)
     truth[torch.randperm(dims, generator=random)[:nonzero]] = torch.randn(nonzero, generator=random).sign()
     inputs = torch.randn(examples + 1000, dims, generator=random)
-    wanted = inputs @ truth + noise * torch.randn(len(inputs), generator=random)
+    targets = inputs @ truth + noise * torch.randn(len(inputs), generator=random)
     u, v = (torch.full((dims,), start).requires_grad_() for _ in range(2))
-    scale = {part: float(wanted[rows].square().mean()) for part, rows in _halves(examples).items()}
+    scale = {part: float(targets[rows].square().mean()) for part, rows in _halves(examples).items()}
 
     def error(rows: slice) -> Tensor:
-        found: Tensor = (inputs[rows] @ (u.square() - v.square()) - wanted[rows]).square().mean()
+        found: Tensor = (inputs[rows] @ (u.square() - v.square()) - targets[rows]).square().mean()
         return found
 
     def measure(validation: bool) -> tuple[float, float]:
@@ -219,7 +227,7 @@ def sparse(
     )
     about: dict[str, Any] = {"dims": dims, "examples": examples, "nonzero": nonzero, "start": start}
     about |= {"noise": noise} if noise else {}
-    return follow("sparse", seed, about | _told(training), problem, training)
+    return train_problem("sparse", seed, about | _describe(training), problem, training)
 
 
 def _halves(examples: int) -> dict[bool, slice]:
@@ -237,16 +245,16 @@ def teacher(
     hidden: int = 128,
     start: float = 1.0,
 ) -> Trajectory:
-    """A network learns from another one's labels: ordinary learning, or with noise and few examples overfitting.
+    """A network learns the labels of a fixed random network. With noise and few examples it overfits.
 
-    `start`: by how much larger than usual its weights begin (Liu et al. 2022, arXiv:2210.01117).
+    `start`: factor on the initial weights (Liu et al. 2022, arXiv:2210.01117). `noise`: share of random labels.
     """
     random, draws = torch_rng(seed, "lab/teacher"), torch_rng(seed, "lab/teacher/batch")
     inputs = torch.randn(examples + 1500, 20, generator=random)
     first, second = torch.randn(20, 8, generator=random) / 20**0.5, torch.randn(8, 4, generator=random)
-    wanted = (torch.tanh(2 * inputs @ first) @ second).argmax(1)
+    targets = (torch.tanh(2 * inputs @ first) @ second).argmax(1)
     wrong = torch.rand(examples, generator=random) < noise
-    wanted[:examples] = torch.where(wrong, torch.randint(4, (examples,), generator=random), wanted[:examples])
+    targets[:examples] = torch.where(wrong, torch.randint(4, (examples,), generator=random), targets[:examples])
     inner = torch.randn(20, hidden, generator=random) * (2 / 20) ** 0.5 * start
     shift = torch.zeros(hidden)
     outer = torch.randn(hidden, 4, generator=random) / hidden**0.5 * start
@@ -259,19 +267,19 @@ def teacher(
     def measure(validation: bool) -> tuple[float, float]:
         rows = torch.arange(examples, len(inputs)) if validation else torch.arange(examples)
         found = logits(rows)
-        return float(F.cross_entropy(found, wanted[rows])), float((found.argmax(1) == wanted[rows]).float().mean())
+        return float(F.cross_entropy(found, targets[rows])), float((found.argmax(1) == targets[rows]).float().mean())
 
     def loss(_: int) -> Tensor:
         rows = torch.randint(examples, (batch,), generator=draws)
-        return F.cross_entropy(logits(rows), wanted[rows])
+        return F.cross_entropy(logits(rows), targets[rows])
 
     problem = Problem(weights, loss, measure, float(np.log(4)), 0.25, lambda: inner)
     about = {"examples": examples, "noise": noise, "batch": batch, **({"start": start} if start != 1 else {})}
-    return follow("teacher", seed, about | _told(training), problem, training)
+    return train_problem("teacher", seed, about | _describe(training), problem, training)
 
 
-def _told(training: Training) -> dict[str, Any]:
-    """What of the training is part of a run's name."""
+def _describe(training: Training) -> dict[str, Any]:
+    """The training settings that are part of a run's name."""
     about: dict[str, Any] = {"lr": training.learning_rate, "decay": training.weight_decay}
     if training.optimizer != "adamw":
         about["optimizer"] = training.optimizer

@@ -1,4 +1,4 @@
-"""A training as the curves it leaves: what a detector of grokking is shown, and what it is judged by."""
+"""A training run as its curves: the input of detection rules and of the ground truth."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ CURVES = ("train_loss", "valid_loss", "train_metric", "valid_metric", "weight_no
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The curves of one run, all of n points."""
+    """The curves of one run, n points each."""
 
-    task: str  # "modular-addition"
+    task: str  # "modular"
     seed: int
-    settings: Mapping[str, Any]  # what was varied
+    settings: Mapping[str, Any]  # of the task and the training
     step: NDArray[np.int64]  # (n,) rising
     curves: Mapping[str, Curve]  # (n,) each of CURVES
-    chance_loss: float  # loss of who knows nothing
-    chance_metric: float  # metric of who guesses; a perfect one is 1
+    chance_loss: float  # loss at chance level
+    chance_metric: float  # metric at chance level; the best value is 1
 
     @property
     def name(self) -> str:
-        """For people: task, settings, seed."""
+        """Task, settings and seed, for display."""
         varied = " ".join(f"{key}={value}" for key, value in self.settings.items())
         return f"{self.task} {varied} seed={self.seed}".replace("  ", " ")
 
@@ -47,7 +47,7 @@ class Trajectory:
 
 
 def write_trajectories(path: Path, runs: Sequence[Trajectory]) -> None:
-    """All runs into one parquet file, curves in single precision."""
+    """Write all runs into one parquet file, curves in single precision."""
     rows = [
         {
             "task": run.task,
@@ -67,7 +67,7 @@ def write_trajectories(path: Path, runs: Sequence[Trajectory]) -> None:
 
 
 def read_trajectories(path: Path) -> list[Trajectory]:
-    """Undo `write_trajectories`. Raises CheckpointError for a file that is not one of them."""
+    """Read the file of `write_trajectories`. Raises CheckpointError for any other file."""
     try:
         rows = pl.read_parquet(path).to_dicts()
         return [

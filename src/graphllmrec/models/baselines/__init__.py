@@ -1,1 +1,1 @@
-"""TODO"""
+"""Models without gradient training: counts, neighbours, closed forms and filters."""

@@ -15,9 +15,9 @@ products with R~ and R~ᵀ, for a block of users at a time, and never a num_item
 What goes beyond the paper, all of it off by default:
 
     R~ = D_u^-user_power R D_i^-item_power, divided by its largest singular value where a power is not 1/2, so that the
-    eigenvalues of P lie in [0, 1] as the paper's do; the scores are multiplied by D_i^popularity, which pays back what
-    two divisions by D_i^item_power have taken from popular items; `sharpen_time` and `popularity` can be tuned, on the
-    validation part or, where there is none, on a random tenth of everybody's training clicks, held out for that.
+    eigenvalues of P lie in [0, 1] as the paper's do; the scores are multiplied by D_i^popularity, because the two
+    divisions by D_i^item_power lower popular items; `sharpen_time` and `popularity` can be tuned, on the validation
+    part or, where there is none, on a random tenth of every user's training clicks, held out for that.
 """
 
 from __future__ import annotations
@@ -27,24 +27,23 @@ from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from graphllmrec.data.split import Split
-from graphllmrec.evaluation.evaluation import validation_metric
+from graphllmrec.graph.bipartite import clicked_matrix
 from graphllmrec.graph.svd import truncated_svd
-from graphllmrec.models.baselines.graph_filter import ItemGraph, click_matrix, clicks_restore, clicks_state
-from graphllmrec.models.scoring import Decay, Sparse, settle_decay
+from graphllmrec.models.baselines.graph_filter import ItemGraph, clicks_restore, clicks_state
+from graphllmrec.models.scoring import Decay, empty_csr, history_state, load_history_state, settle_decay
 from graphllmrec.nn.histories import history_matrix
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import rng
 from graphllmrec.settings import Config
-from graphllmrec.train.validation import tuning_users
+from graphllmrec.train.validation import Trials, tuning_users
 
 _HELD_OUT = 0.1  # of every user's training clicks, to tune on where there is no validation part
-_TUNE_USERS = 2_000  # looked at per candidate
+_TUNE_USERS = 2_000  # ranked per candidate
 _TIMES = (0.0, 0.3, 0.6, 0.9, 1.2, 1.5, 2.0, 2.5, 3.0)
 _POPULARITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -76,17 +75,17 @@ class BSPM:
 
     def __init__(self, config: BSPMConfig) -> None:
         self.config = config
-        self.clicks: Sparse = sp.csr_array(np.zeros((0, 0), dtype=np.float32))
+        self.clicks = empty_csr()
         self.graph = ItemGraph.of(self.clicks)
         self.degree = torch.empty(0)  # (num_items at fit,) training clicks, at least 1
-        self.top = 1.0  # P's largest eigenvalue before it was divided by it
+        self.top = 1.0  # largest eigenvalue of P before the division by it
         self.vectors = torch.empty(0, 0)  # V (num_items at fit, rank); no columns when ideal = 0
         self.num_items = 0
         self.sharpen_time = self.popularity = 0.0
         self.decay = 1.0
 
     def fit(self, task: Task) -> None:
-        """Singular vectors of the training clicks; what is to be tuned, from validation or held-out clicks."""
+        """Singular vectors of the training clicks; tuned settings from validation or held-out clicks."""
         config = self.config
         self.sharpen_time = 1.0 if config.sharpen_time == "tune" else config.sharpen_time
         self.popularity = 0.0 if config.popularity == "tune" else config.popularity
@@ -98,7 +97,7 @@ class BSPM:
     def _prepare(self, split: Split, task: Task) -> None:
         """Graph and singular vectors of the training part of `split`."""
         config = self.config
-        self.clicks, self.num_items = click_matrix(split), split.num_items
+        self.clicks, self.num_items = clicked_matrix(split.train, split.num_users, split.num_items), split.num_items
         self._set_graph()
         self.top = 1.0
         if (config.user_power, config.item_power) != (0.5, 0.5):
@@ -116,36 +115,34 @@ class BSPM:
         self.degree = torch.from_numpy(np.maximum(degree, 1)).float()
 
     def _tune(self, task: Task) -> None:
-        """Set `popularity` and `sharpen_time` where asked to, one after the other, twice, by NDCG@20."""
-        split = task.split if len(task.split.valid) else held_out(task.split, task.seed, _HELD_OUT)
+        """Set `popularity` and `sharpen_time` where they are to be tuned, one after the other, twice, by NDCG@20."""
+        split = task.split if len(task.split.valid) else hold_out(task.split, task.seed, _HELD_OUT)
         self._prepare(split, task)
         users = tuning_users(split, task.seed, _TUNE_USERS)
         if not len(users):
             return
-        found: dict[tuple[float, float], float] = {}
-
-        def measured(time: float, popularity: float) -> float:
-            if (time, popularity) not in found:
-                self.sharpen_time, self.popularity = time, popularity
-                found[time, popularity] = validation_metric(self, split, "ndcg@20", users=users)
-            return found[time, popularity]
-
+        trials = Trials(self, split, users, self._apply)
         time, popularity = self.sharpen_time, self.popularity
         for _ in range(2):
             if self.config.popularity == "tune":
-                popularity = max(_POPULARITIES, key=lambda each: measured(time, each))
+                popularity = max(_POPULARITIES, key=lambda each: trials(time, each))
             if self.config.sharpen_time == "tune":
-                time = max(_TIMES, key=lambda each: measured(each, popularity))
-        best = measured(time, popularity)
+                time = max(_TIMES, key=lambda each: trials(each, popularity))
+        best = trials(time, popularity)
+        self._apply(time, popularity)
+        task.logger.log("bspm-tuned", sharpen_time=time, popularity=popularity, ndcg=best, tried=len(trials.found))
+
+    def _apply(self, time: float, popularity: float) -> None:
         self.sharpen_time, self.popularity = time, popularity
-        task.logger.log("bspm-tuned", sharpen_time=time, popularity=popularity, ndcg=best, tried=len(found))
 
     def scores(self, queries: Queries) -> Tensor:
-        """Scores (B, num_items); items added since the fit, like those nobody clicked, score 0."""
+        """Scores (B, num_items); items added since the fit, like items without clicks, score 0."""
         config, known = self.config, self.graph.num_items
         histories = history_matrix(queries.histories, self.num_items, self.decay)[:, :known]
-        blurred = self.graph.blurred_histories(histories) / self.top  # (known, B)
-        ideal = self._ideal(histories) if self.vectors.shape[1] else torch.zeros(())
+        blurred = self.graph.blur_histories(histories) / self.top  # (known, B)
+        ideal = torch.zeros(())
+        if self.vectors.shape[1]:
+            ideal = self.graph.low_pass(histories, self.vectors, config.ideal)  # (known, B)
         states = self._sharpened(blurred if config.merge == "late" else blurred + ideal)
         if config.merge == "mean":
             scores = (blurred + sum(states)) / (1 + len(states))
@@ -154,11 +151,6 @@ class BSPM:
         if self.popularity:
             scores = scores * self.degree[:, None] ** self.popularity
         return torch.nn.functional.pad(scores.T, (0, self.num_items - known))  # (B, num_items)
-
-    def _ideal(self, histories: Sparse) -> Tensor:
-        """ideal · m of every row of sparse `histories` (B, known), as columns (known, B)."""
-        folded = torch.from_numpy((histories / self.graph.scale.numpy()) @ self.vectors.numpy())  # (B, rank)
-        return self.config.ideal * self.graph.scale[:, None] * (self.vectors @ folded.T)
 
     def _sharpened(self, signals: Tensor) -> list[Tensor]:
         """The state after every solver step of dx/dt = −P x from the columns of `signals` (known, B)."""
@@ -169,33 +161,32 @@ class BSPM:
         for _ in range(self.config.sharpen_steps):
             term, factor = signals, 1.0
             for order in range(1, 5 if self.config.solver == "rk4" else 2):  # RK4: exp(−hP) up to its fourth power
-                term, factor = self.graph.blurred(term) / self.top, -factor * step / order
+                term, factor = self.graph.blur(term) / self.top, -factor * step / order
                 signals = signals + factor * term
             states.append(signals)
         return states
 
     def state(self) -> dict[str, Tensor]:
-        """Clicks, singular vectors, what was tuned, size of the catalogue."""
+        """Clicks, singular vectors, tuned settings, size of the catalogue."""
         numbers = {"top": self.top, "sharpen_time": self.sharpen_time, "popularity": self.popularity}
-        numbers["decay"] = self.decay
         tuned = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
-        size = {"num_items": torch.tensor(self.num_items)}
-        return clicks_state(self.clicks) | {"vectors": self.vectors} | tuned | size
+        return clicks_state(self.clicks) | {"vectors": self.vectors} | tuned | history_state(self)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Undo `state`."""
-        self.vectors, self.num_items = state["vectors"], int(state["num_items"])
+        """Load tensors written by `state`."""
+        self.vectors = state["vectors"]
         self.clicks = clicks_restore(state, len(self.vectors))
         self._set_graph()
-        self.top, self.decay = float(state["top"]), float(state["decay"])
-        self.sharpen_time, self.popularity = float(state["sharpen_time"]), float(state["popularity"])
+        load_history_state(self, state)
+        self.top, self.sharpen_time = float(state["top"]), float(state["sharpen_time"])
+        self.popularity = float(state["popularity"])
 
     def add_items(self, text: TextVectors) -> None:
-        """Append items that nobody has clicked: score 0."""
+        """Append items without clicks: score 0."""
         self.num_items += len(text)
 
 
-def held_out(split: Split, seed: int, share: float) -> Split:
+def hold_out(split: Split, seed: int, share: float) -> Split:
     """`split` with a random `share` of every user's training clicks as validation part; at least one click stays."""
     train = split.train
     lengths = np.bincount(train.user, minlength=split.num_users)

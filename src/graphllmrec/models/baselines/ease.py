@@ -1,4 +1,4 @@
-"""EASE: a linear autoencoder over items with a closed-form solution. Hard to beat from clicks alone.
+"""EASE: a linear autoencoder over items with a closed-form solution.
 
 Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data" (WWW, arXiv:1905.03375):
 
@@ -6,12 +6,12 @@ Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data" (WWW, arXiv:19
     B_ij = −P_ij / P_jj,  B_jj = 0      (num_items, num_items)
     score(u, j) = Σ_{i in history of u} decay^(steps back of i) · B_ij
 
-which minimises |X − XB|² + l2·|B|² subject to diag(B) = 0. Difference from the paper: the history a score is made from
-may fade with its steps back (decay 1 is the paper); the fit is the paper's.
+which minimises |X − XB|² + l2·|B|² subject to diag(B) = 0. Difference from the paper: when scoring, the history may
+fade with its steps back (decay 1 is the paper); the fit is the paper's.
 
 Memory: one dense (num_items, num_items) float32 matrix (586 MB for 12,101 items), which holds XᵀX, its factor, P and
-at last B in turn, beside the sparse XᵀX. The need is logged before the solve starts, and what does not fit is refused
-with the figure. The inverse is computed by Cholesky in float32 and its residual is checked; when rounding has spoilt it
+B in turn, beside the sparse XᵀX. The bytes needed are logged before the solve starts; where they are not free, the
+error names them. The inverse is computed by Cholesky in float32 and its residual is checked; when it is too large
 (small l2, very popular items), the solve is repeated in float64, which takes three times the memory.
 """
 
@@ -30,12 +30,12 @@ from scipy.linalg import lapack
 from torch import Tensor
 
 from graphllmrec.errors import RecipeError
-from graphllmrec.evaluation.evaluation import validation_metric
-from graphllmrec.models.scoring import Decay, settle_decay
-from graphllmrec.nn.histories import history_matrix, recency_weights
+from graphllmrec.graph.bipartite import clicked_matrix
+from graphllmrec.models.scoring import Decay, history_state, load_history_state, settle_decay
+from graphllmrec.nn.histories import recency_weights
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Config
-from graphllmrec.train.validation import tuning_users
+from graphllmrec.train.validation import tune_setting
 
 _RESIDUAL = 1e-3  # largest |(XᵀX + l2·I) P − I| accepted of a float32 solve
 L2S = (10.0, 30.0, 100.0, 300.0, 1000.0)  # tried when tuning
@@ -68,26 +68,19 @@ class EASE:
     def fit(self, task: Task) -> None:
         """Solve for B, l2 and decay from the validation part. Raises RecipeError when B does not fit into memory."""
         split = task.split
-        clicks = history_matrix(split.train.histories(split.num_users), split.num_items)
-        clicks.data[:] = 1.0
+        clicks = clicked_matrix(split.train, split.num_users, split.num_items)
         gram = (clicks.T @ clicks).tocsr()
         self.num_items = split.num_items
-        self._solve(gram, self._settled_l2(gram, task), task)
+        self._solve(gram, self._settle_l2(gram, task), task)
         settle_decay(self, task)
 
-    def _settled_l2(self, gram: Any, task: Task) -> float:
-        """The l2 of the config, or the best of L2S by NDCG@20 of validation users whose histories do not fade."""
+    def _settle_l2(self, gram: Any, task: Task) -> float:
+        """The l2 of the config, or the best of L2S by NDCG@20 of validation users, with histories that do not fade."""
         if self.config.l2 != "tune":
             return self.config.l2
         if not len(task.split.valid):
             return UNTUNED_L2
-        users, found = tuning_users(task.split, task.seed), {}
-        for l2 in L2S:
-            self._solve(gram, l2, task)
-            found[l2] = validation_metric(self, task.split, "ndcg@20", users=users)
-        best = max(found, key=lambda l2: found[l2])
-        task.logger.log("l2-tuned", model=self.name, l2=best, tried={str(l2): ndcg for l2, ndcg in found.items()})
-        return best
+        return tune_setting(self, task, "l2", L2S, lambda l2: self._solve(gram, l2, task))
 
     def _solve(self, gram: Any, l2: float, task: Task) -> None:
         """Set `weights` to B, made from P in the memory of P."""
@@ -128,16 +121,15 @@ class EASE:
 
     def state(self) -> dict[str, Tensor]:
         """B, decay, size of the catalogue."""
-        sizes = {"decay": torch.tensor(self.decay, dtype=torch.float64), "num_items": torch.tensor(self.num_items)}
-        return {"weights": self.weights, **sizes}
+        return {"weights": self.weights} | history_state(self)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Undo `state`."""
-        self.weights, self.num_items = state["weights"], int(state["num_items"])
-        self.decay = float(state["decay"])
+        """Load tensors written by `state`."""
+        self.weights = state["weights"]
+        load_history_state(self, state)
 
     def add_items(self, text: TextVectors) -> None:
-        """Append items that no history points to: score 0."""
+        """Append items without weights: score 0."""
         self.num_items += len(text)
 
 

@@ -9,7 +9,7 @@ Shen et al. 2021, "How Powerful is Graph Convolution for Recommendation?" (CIKM,
 V_k holds the `rank` leading singular vectors (the ideal low-pass filter). With ideal = 0 this is the linear filter.
 Differences: r may fade with its steps back (decay 1 is the paper), and V comes from graph/svd.py.
 
-P and V Vᵀ are never formed: what is kept are the clicks and V, num_clicks + num_items × rank values.
+P and V Vᵀ are never formed: the model keeps the clicks and V, num_clicks + num_items × rank values.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from graphllmrec.data.split import Split
-from graphllmrec.graph.bipartite import sparse_tensor
+from graphllmrec.graph.bipartite import clicked_matrix, sparse_tensor
 from graphllmrec.graph.svd import COLUMNS, truncated_svd
-from graphllmrec.models.scoring import Decay, Sparse, settle_decay
+from graphllmrec.models.scoring import Decay, Sparse, empty_csr, history_state, load_history_state, settle_decay
 from graphllmrec.nn.histories import history_matrix
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Config
@@ -55,30 +54,31 @@ class ItemGraph:
 
     @property
     def num_items(self) -> int:
-        """Items that were there at the fit."""
+        """Number of items at the fit."""
         return self.columns.shape[0]
 
-    def blurred(self, signals: Tensor) -> Tensor:
+    def blur(self, signals: Tensor) -> Tensor:
         """P x for every column x of `signals` (num_items, B)."""
         parts = [self.to_items @ (self.to_users @ part.contiguous()) for part in torch.split(signals, COLUMNS, dim=1)]
         return torch.cat(parts, dim=1)
 
-    def blurred_histories(self, histories: Sparse) -> Tensor:
+    def blur_histories(self, histories: Sparse) -> Tensor:
         """(x P)ᵀ (num_items, B) for the rows x of a sparse (B, num_items) matrix: few users share these items."""
         sharing = torch.from_numpy((histories @ self.columns).toarray()).T.to(self.to_items.device)  # (num_users, B)
         parts = [self.to_items @ part.contiguous() for part in torch.split(sharing, COLUMNS, dim=1)]
         return torch.cat(parts, dim=1) if parts else sharing.new_zeros(self.num_items, 0)
 
+    def low_pass(self, histories: Sparse, vectors: Tensor, weight: float) -> Tensor:
+        """weight · r D_i^-1/2 V Vᵀ D_i^1/2 of the rows r of `histories` (B, num_items), as columns (num_items, B).
 
-def click_matrix(split: Split) -> Sparse:
-    """Binary training clicks R (num_users, num_items); a repeated pair is one click."""
-    clicks: Sparse = history_matrix(split.train.histories(split.num_users), split.num_items)
-    clicks.data[:] = 1.0
-    return clicks
+        histories: sparse; vectors (num_items, rank): V.
+        """
+        in_spectrum = torch.from_numpy((histories / self.scale.numpy()) @ vectors.numpy())  # (B, rank)
+        return weight * self.scale[:, None] * (vectors @ in_spectrum.T)
 
 
 def clicks_state(clicks: Sparse) -> dict[str, Tensor]:
-    """Where the clicks are (all of them count 1)."""
+    """Row pointers and items of the clicks (all of them count 1)."""
     return {
         "click_indptr": torch.from_numpy(clicks.indptr.astype(np.int64)),
         "click_items": torch.from_numpy(clicks.indices.astype(np.int32)),
@@ -86,7 +86,7 @@ def clicks_state(clicks: Sparse) -> dict[str, Tensor]:
 
 
 def clicks_restore(state: Mapping[str, Tensor], num_items: int) -> Sparse:
-    """Undo `clicks_state`."""
+    """Clicks from tensors written by `clicks_state`."""
     indptr, items = state["click_indptr"].numpy(), state["click_items"].numpy()
     return sp.csr_array((np.ones(len(items), np.float32), items, indptr), shape=(len(indptr) - 1, num_items))
 
@@ -108,7 +108,7 @@ class GraphFilter:
 
     def __init__(self, config: GraphFilterConfig) -> None:
         self.config = config
-        self.clicks: Sparse = sp.csr_array(np.zeros((0, 0), dtype=np.float32))
+        self.clicks = empty_csr()
         self.graph = ItemGraph.of(self.clicks)
         self.vectors = torch.empty(0, 0)  # V (num_items at fit, rank); no columns when ideal = 0
         self.num_items = 0
@@ -116,7 +116,8 @@ class GraphFilter:
 
     def fit(self, task: Task) -> None:
         """Singular vectors of the training clicks, decay from the validation part."""
-        self.clicks, self.num_items = click_matrix(task.split), task.split.num_items
+        split = task.split
+        self.clicks, self.num_items = clicked_matrix(split.train, split.num_users, split.num_items), split.num_items
         self.graph = ItemGraph.of(self.clicks)
         self.vectors = torch.zeros(self.num_items, 0)
         if self.config.ideal:
@@ -126,26 +127,24 @@ class GraphFilter:
         settle_decay(self, task)
 
     def scores(self, queries: Queries) -> Tensor:
-        """Scores (B, num_items); items added since the fit, like those nobody clicked, score 0."""
+        """Scores (B, num_items); items added since the fit, like items without clicks, score 0."""
         histories = history_matrix(queries.histories, self.num_items, self.decay)[:, : self.graph.num_items]
-        scores = self.graph.blurred_histories(histories)  # (num_items at fit, B)
+        scores = self.graph.blur_histories(histories)  # (num_items at fit, B)
         if self.vectors.shape[1]:
-            folded = torch.from_numpy((histories / self.graph.scale.numpy()) @ self.vectors.numpy())  # (B, rank)
-            scores += self.config.ideal * self.graph.scale[:, None] * (self.vectors @ folded.T)
+            scores += self.graph.low_pass(histories, self.vectors, self.config.ideal)
         return torch.nn.functional.pad(scores.T, (0, self.num_items - len(scores)))  # (B, num_items)
 
     def state(self) -> dict[str, Tensor]:
         """Clicks, singular vectors, decay, size of the catalogue."""
-        sizes = {"decay": torch.tensor(self.decay, dtype=torch.float64), "num_items": torch.tensor(self.num_items)}
-        return clicks_state(self.clicks) | {"vectors": self.vectors} | sizes
+        return clicks_state(self.clicks) | {"vectors": self.vectors} | history_state(self)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Undo `state`."""
-        self.vectors, self.num_items = state["vectors"], int(state["num_items"])
+        """Load tensors written by `state`."""
+        self.vectors = state["vectors"]
         self.clicks = clicks_restore(state, len(self.vectors))
         self.graph = ItemGraph.of(self.clicks)
-        self.decay = float(state["decay"])
+        load_history_state(self, state)
 
     def add_items(self, text: TextVectors) -> None:
-        """Append items that nobody has clicked: score 0."""
+        """Append items without clicks: score 0."""
         self.num_items += len(text)

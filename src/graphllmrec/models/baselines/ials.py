@@ -8,18 +8,18 @@ Recommendation Benchmarks" (arXiv:2110.14037):
     λ_u = l2 (n_u + α₀ |I|)^ν      λ_i = l2 (n_i + α₀ |U|)^ν            n: clicks of the user, of the item
     w_u = (Σ_{i clicked by u} h_i h_iᵀ + α₀ HᵀH + λ_u I)⁻¹ Σ_{i clicked by u} h_i       and items in the same way
 
-A sweep solves all users, then all items; H starts as noise of standard deviation `start` / sqrt(dim). Clicks have no
-order and a repeated one counts once. Whoever asks, known or not, is folded in: w_u of the history, against the H of the
-last sweep. An item without clicks solves to the zero vector: it scores 0, as do items added since the fit.
+A sweep solves all users, then all items; H starts as noise of standard deviation `init_scale` / sqrt(dim). Clicks have
+no order and a repeated one counts once. Every query, of a known user or not, is folded in: w_u of the history, against
+the H of the last sweep. An item without clicks solves to the zero vector: it scores 0, as do items added since the fit.
 
-How it is solved: HᵀH = Q diag(e) Qᵀ once per half sweep, and H turned to H Q, make the part of the equations that all
+How it is solved: HᵀH = Q diag(e) Qᵀ once per half sweep, and H rotated to H Q, make the part of the equations that all
 users share diagonal, D_u = diag(α₀ e + λ_u). With the n clicked rows X = H_clicked D_u^-1/2, a user with n ≤ dim clicks
 then needs a system of n equations instead of dim, exactly (the push-through identity):
 
     w_u = D_u^-1/2 Xᵀ (X Xᵀ + I)⁻¹ 1 = D_u^-1/2 (XᵀX + I)⁻¹ Xᵀ 1
 
-Most users and items of real data are such, so that the cost hardly depends on dim³. Users of similar n share a batch.
-Scores do not change when H and w are turned by the same Q, so the turned H is what is kept.
+Most users and items of real data have so few, so that the cost hardly depends on dim³. Users of similar n share a
+batch. Scores do not change when H and w are rotated by the same Q, so the model keeps the rotated H.
 """
 
 from __future__ import annotations
@@ -35,19 +35,16 @@ from torch import Tensor
 
 from graphllmrec.data.tables import Ints
 from graphllmrec.errors import RecipeError
-from graphllmrec.evaluation.evaluation import validation_metric
-from graphllmrec.models.baselines.graph_filter import click_matrix
+from graphllmrec.graph.bipartite import clicked_matrix
 from graphllmrec.models.scoring import Sparse
 from graphllmrec.nn.histories import history_matrix
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import torch_rng
 from graphllmrec.settings import Config
-from graphllmrec.train.validation import tuning_users
+from graphllmrec.train.validation import tune_setting
 
 _BLOCK = 2_000_000  # numbers in the largest tensors of a batch of systems
 _FILLED = 0.75  # the shortest row of a batch has at least this share of the clicks of the longest
-
-
 L2 = (0.005, 0.01, 0.02, 0.04)  # tried when tuning
 UNTUNED_L2 = 0.01  # for data without a validation part to tune on
 
@@ -55,16 +52,16 @@ UNTUNED_L2 = 0.01  # for data without a validation part to tune on
 class IALSConfig(Config):
     """Settings of iALS."""
 
-    dim: int = Field(256, ge=1, le=8_192, description="size of the vectors")
-    sweeps: int = Field(16, ge=1, le=10_000, description="times that all users, then all items are solved")
+    embedding_dim: int = Field(256, ge=1, le=8_192, description="size of the vectors")
+    sweeps: int = Field(16, ge=1, le=10_000, description="number of sweeps over all users, then all items")
     unobserved: float = Field(0.01, gt=0, le=1e3, description="weight α₀ of every pair, beside 1 for a clicked one")
     l2: Annotated[float, Field(gt=0, le=1e6)] | Literal["tune"] = Field(
         0.01, description="penalty λ per unit of weight^ν in a user's or item's pairs; or \"tune\" on validation"
     )
     frequency: float = Field(
-        1.0, ge=0, le=2, description="ν: how the penalty grows with that weight; 0: alike for everybody"
+        1.0, ge=0, le=2, description="ν: how the penalty grows with that weight; 0: the same for all"
     )
-    start: float = Field(0.1, gt=0, le=1e3, description="length of the random vectors that items start from")
+    init_scale: float = Field(0.1, gt=0, le=1e3, description="length of the random initial item vectors")
 
 
 class IALS:
@@ -86,37 +83,31 @@ class IALS:
 
         Raises RecipeError when rounding spoils a solve.
         """
-        clicks = click_matrix(task.split)
+        split, l2 = task.split, self.config.l2
+        clicks = clicked_matrix(split.train, split.num_users, split.num_items)
         by_item: Sparse = sp.csr_array(clicks.T)
-        self.known = task.split.num_items
-        if self.config.l2 != "tune":
-            self._sweep(task, clicks, by_item, self.config.l2)
-        elif not len(task.split.valid):
-            self._sweep(task, clicks, by_item, UNTUNED_L2)
-        else:
+        self.known = split.num_items
+        if l2 == "tune" and len(split.valid):
             self._tune(task, clicks, by_item)
+        else:
+            self._sweep(task, clicks, by_item, UNTUNED_L2 if l2 == "tune" else l2)
 
     def _tune(self, task: Task, clicks: Sparse, by_item: Sparse) -> None:
         """Keep the penalty of L2 with the best NDCG@20 on validation users."""
-        users, found, best = tuning_users(task.split, task.seed), dict[float, float](), dict[str, Tensor]()
-        for l2 in L2:
-            self._sweep(task, clicks, by_item, l2)
-            found[l2] = validation_metric(self, task.split, users=users)
-            if found[l2] == max(found.values()):
-                best = self.state()
+        best: dict[str, Tensor] = {}
+        tune_setting(self, task, "l2", L2, lambda l2: self._sweep(task, clicks, by_item, l2),
+                     keep=lambda: best.update(self.state()))  # fmt: skip
         self.restore(best)
-        tried = {str(l2): ndcg for l2, ndcg in found.items()}
-        task.logger.log("l2-tuned", model=self.name, l2=float(best["l2"]), tried=tried)
 
     def _sweep(self, task: Task, clicks: Sparse, by_item: Sparse, l2: float) -> None:
-        """All sweeps with this penalty, each time from the same start."""
+        """All sweeps with this penalty, each time from the same initial vectors."""
         self.settings = config = self.config.model_copy(update={"l2": l2})
-        noise = torch.randn(self.known, config.dim, generator=torch_rng(task.seed, "ials/items"))
-        self.items, self.spectrum = turned(noise * (config.start / config.dim**0.5))
+        noise = torch.randn(self.known, config.embedding_dim, generator=torch_rng(task.seed, "ials/items"))
+        self.items, self.spectrum = rotate(noise * (config.init_scale / config.embedding_dim**0.5))
         task.logger.begin("ials", config.sweeps)
         for _ in range(config.sweeps):
-            users, spectrum = turned(solved(clicks, self.items, self.spectrum, config, len(self.items)))
-            self.items, self.spectrum = turned(solved(by_item, users, spectrum, config, len(users)))
+            users, spectrum = rotate(solve_rows(clicks, self.items, self.spectrum, config, len(self.items)))
+            self.items, self.spectrum = rotate(solve_rows(by_item, users, spectrum, config, len(users)))
             task.logger.advance()
 
     def item_vectors(self) -> Tensor:
@@ -124,9 +115,11 @@ class IALS:
         return self.items
 
     def query_vectors(self, queries: Queries) -> Tensor:
-        """w of every history (B, dim), known users and strangers alike; zero for an empty history."""
-        clicks = history_matrix(queries.histories, len(self.items))[:, : self.known]  # added items say nothing
-        return solved(clicks, self.items, self.spectrum, self.settings, self.known)
+        """w of every history (B, dim), of known and unknown users alike; zero for an empty history."""
+        clicks = history_matrix(queries.histories, len(self.items))[
+            :, : self.known
+        ]  # without items added since the fit
+        return solve_rows(clicks, self.items, self.spectrum, self.settings, self.known)
 
     def scores(self, queries: Queries) -> Tensor:
         """Dot products (B, num_items)."""
@@ -138,25 +131,25 @@ class IALS:
         return own | {"l2": torch.tensor(float(self.settings.l2), dtype=torch.float64)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Undo `state`."""
+        """Load tensors written by `state`."""
         self.items, self.spectrum, self.known = state["items"], state["spectrum"], int(state["known"])
         self.settings = self.config.model_copy(update={"l2": float(state["l2"])})
 
     def add_items(self, text: TextVectors) -> None:
-        """Append items that nobody has clicked: the zero vector."""
+        """Append items without clicks: the zero vector."""
         self.items = torch.cat([self.items, self.items.new_zeros(len(text), self.items.shape[1])])
 
 
-def turned(vectors: Tensor) -> tuple[Tensor, Tensor]:
+def rotate(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """`vectors` (n, dim) in the eigenbasis Q of their Gram matrix, and its eigenvalues (dim,)."""
     spectrum, basis = torch.linalg.eigh(vectors.T @ vectors)
     return vectors @ basis, spectrum.clamp_min(0)  # (n, dim), (dim,)
 
 
-def solved(clicks: Sparse, vectors: Tensor, spectrum: Tensor, config: IALSConfig, others: int) -> Tensor:
+def solve_rows(clicks: Sparse, vectors: Tensor, spectrum: Tensor, config: IALSConfig, others: int) -> Tensor:
     """One half sweep: the least-squares vector (n, dim) of every row of `clicks` (n, m), all entries counting 1.
 
-    `vectors` (m or more, dim) are those of the other side, turned, with their `spectrum` (dim,); `others` is |I| or
+    `vectors` (m or more, dim) are those of the other side, rotated, with their `spectrum` (dim,); `others` is |I| or
     |U|. Rows without clicks are zero. Raises RecipeError when a system has become singular in rounding.
     """
     lengths = np.diff(clicks.indptr).astype(np.int64)  # (n,)
@@ -170,7 +163,7 @@ def solved(clicks: Sparse, vectors: Tensor, spectrum: Tensor, config: IALSConfig
         index = torch.from_numpy(items.reshape(-1).astype(np.int64)).to(vectors.device)
         clicked = padded.index_select(0, index).view(*items.shape, -1)  # (B, width, dim)
         diagonal = config.unobserved * spectrum + torch.from_numpy(penalty[rows]).to(vectors)[:, None]  # (B, dim)
-        out.index_copy_(0, torch.from_numpy(rows).to(vectors.device), _solved_batch(clicked, diagonal))
+        out.index_copy_(0, torch.from_numpy(rows).to(vectors.device), _solve_batch(clicked, diagonal))
     if not torch.isfinite(out).all():
         raise RecipeError([f"model.l2: {config.l2} is too small for this data, a solve broke down; raise it"])
     return out
@@ -190,7 +183,7 @@ def _batches(lengths: Ints, dim: int) -> Iterator[Ints]:
         start = stop
 
 
-def _solved_batch(clicked: Tensor, diagonal: Tensor) -> Tensor:
+def _solve_batch(clicked: Tensor, diagonal: Tensor) -> Tensor:
     """w (B, dim) from the clicked vectors (B, width, dim), zero rows for none, and D (B, dim); NaN if singular."""
     scale = diagonal.rsqrt()  # D^-1/2
     x = clicked * scale[:, None]  # (B, width, dim)

@@ -1,4 +1,4 @@
-"""Item-kNN: what is often clicked by the same people is alike; a history is extended by the neighbours of its items.
+"""Item-kNN: items are alike that the same users click; a history scores the neighbours of its items.
 
 Deshpande & Karypis 2004, "Item-based top-N recommendation algorithms" (TOIS 22), with the shrinkage of Bell & Koren
 2007 in the form used by Ferrari Dacrema et al. 2019 (RecSys, arXiv:1907.06902):
@@ -18,12 +18,11 @@ from typing import ClassVar
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from graphllmrec.models.scoring import Decay, Sparse, settle_decay, sparse_restore, sparse_scores, sparse_state
-from graphllmrec.nn.histories import history_matrix
+from graphllmrec.graph.bipartite import clicked_matrix
+from graphllmrec.models.scoring import Decay, Sparse, empty_csr, load_weights, settle_decay, sparse_scores, weight_state
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Config
 
@@ -34,7 +33,7 @@ class ItemKNNConfig(Config):
     """Settings of item-kNN."""
 
     neighbours: int = Field(200, ge=1, le=100_000, description="most similar items kept per item")
-    shrink: float = Field(100.0, ge=0, le=1e6, description="added to the norms: trust pairs seen often")
+    shrink: float = Field(100.0, ge=0, le=1e6, description="added to the norms, so that rare pairs count less")
     decay: Decay = Field("tune", description='history weight per step back, 0 to 1, or "tune" on validation')
 
 
@@ -47,15 +46,14 @@ class ItemKNN:
 
     def __init__(self, config: ItemKNNConfig) -> None:
         self.config = config
-        self.weights: Sparse = sp.csr_array(np.zeros((0, 0), dtype=np.float32))  # (num_items at fit, same)
+        self.weights = empty_csr()  # S (num_items at fit, same)
         self.num_items = 0
         self.decay = 1.0
 
     def fit(self, task: Task) -> None:
         """Neighbours from the training clicks, decay from the validation part."""
         split = task.split
-        clicks = history_matrix(split.train.histories(split.num_users), split.num_items)  # X (num_users, num_items)
-        clicks.data[:] = 1.0
+        clicks = clicked_matrix(split.train, split.num_users, split.num_items)  # X (num_users, num_items)
         self.weights = neighbours(clicks, self.config.neighbours, self.config.shrink)
         self.num_items = split.num_items
         settle_decay(self, task)
@@ -66,16 +64,14 @@ class ItemKNN:
 
     def state(self) -> dict[str, Tensor]:
         """Neighbours, decay, size of the catalogue."""
-        sizes = {"decay": torch.tensor(self.decay, dtype=torch.float64), "num_items": torch.tensor(self.num_items)}
-        return sparse_state(self.weights) | sizes
+        return weight_state(self)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Undo `state`."""
-        self.weights, self.num_items = sparse_restore(state), int(state["num_items"])
-        self.decay = float(state["decay"])
+        """Load tensors written by `state`."""
+        load_weights(self, state)
 
     def add_items(self, text: TextVectors) -> None:
-        """Append items that are nobody's neighbour: score 0."""
+        """Append items without neighbours: score 0."""
         self.num_items += len(text)
 
 

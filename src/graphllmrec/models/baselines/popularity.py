@@ -1,10 +1,10 @@
-"""Popularity: everybody gets what most others clicked. The baseline that any personal model has to beat.
+"""Popularity: all users get the most clicked items. The baseline that any personalised model has to beat.
 
     score(j) = Σ_{clicks c on j} 2^(-age(c) / half_life)
 
 age(c) is the time from click c to the newest training click; without a half-life every click counts 1
 (Ji et al. 2020, "A Re-visit of the Popularity Baseline in Recommender Systems", SIGIR, arXiv:2005.13829, show that the
-time-aware form is the fair baseline). New items score 0, like catalogue items that nobody has clicked.
+time-aware form is the fair baseline). New items score 0, like catalogue items without clicks.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Popularity:
         self.counts = torch.from_numpy(counts.astype(np.float32))
 
     def scores(self, queries: Queries) -> Tensor:
-        """The same scores for everybody (B, num_items)."""
+        """The same scores for all queries (B, num_items)."""
         return self.counts.repeat(len(queries), 1)
 
     def state(self) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ class Popularity:
         return {"counts": self.counts}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Undo `state`."""
+        """Load tensors written by `state`."""
         self.counts = state["counts"]
 
     def add_items(self, text: TextVectors) -> None:

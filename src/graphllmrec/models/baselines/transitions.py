@@ -1,4 +1,4 @@
-"""Transitions: what people went on to click soon after. The simplest sequential model: a directed item–item graph.
+"""Transitions: what users clicked soon after an item. The simplest sequential model: a directed item–item graph.
 
     T_ij = Σ over training histories, over positions p < q ≤ p + window with h_p = i, h_q = j ≠ i, of 1 / (q − p)
     S_ij = T_ij / sqrt(Σ_k T_ik · Σ_k T_kj)
@@ -7,7 +7,7 @@
 The counting is that of sequential rules (Ludewig & Jannach 2018, "Evaluation of session-based recommendation
 algorithms", UMUAI 28, arXiv:1803.09587: weight 1/distance within a window). Differences: they score from the last item
 alone and do not discount popular followers; here the normalisation is symmetric, so that a popular item must follow
-more often than its popularity explains, and the whole history speaks, fading with its steps back.
+more often than its popularity explains, and the whole history counts, less with its steps back.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torch import Tensor
 
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.errors import RecipeError
-from graphllmrec.models.scoring import Decay, Sparse, settle_decay, sparse_restore, sparse_scores, sparse_state
+from graphllmrec.models.scoring import Decay, Sparse, empty_csr, load_weights, settle_decay, sparse_scores, weight_state
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Config
 from graphllmrec.train.batches import Places
 
-REACH = 10  # steps of a history that training looks back: at a decay of .6 what is further away counts 1 %
+REACH = 10  # steps back that training takes into account: at a decay of .6 an item further away counts 1 %
 
 
 class TransitionsConfig(Config):
@@ -47,7 +47,7 @@ class Transitions:
 
     def __init__(self, config: TransitionsConfig) -> None:
         self.config = config
-        self.weights: Sparse = sp.csr_array(np.zeros((0, 0), dtype=np.float32))  # S (num_items at fit, same)
+        self.weights = empty_csr()  # S (num_items at fit, same)
         self.num_items = 0
         self.decay = 1.0
 
@@ -72,13 +72,11 @@ class Transitions:
 
     def state(self) -> dict[str, Tensor]:
         """Transition weights, decay, size of the catalogue."""
-        sizes = {"decay": torch.tensor(self.decay, dtype=torch.float64), "num_items": torch.tensor(self.num_items)}
-        return sparse_state(self.weights) | sizes
+        return weight_state(self)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Undo `state`."""
-        self.weights, self.num_items = sparse_restore(state), int(state["num_items"])
-        self.decay = float(state["decay"])
+        """Load tensors written by `state`."""
+        load_weights(self, state)
 
     def add_items(self, text: TextVectors) -> None:
         """Append items that nothing leads to: score 0."""
@@ -106,13 +104,8 @@ def normalised(counts: Sparse) -> Sparse:
     return sp.csr_array((values, (i, j)), shape=counts.shape)
 
 
-def no_transitions(num_items: int) -> Sparse:
-    """Nothing follows anything."""
-    return sp.csr_array(sp.coo_array((num_items, num_items), dtype=np.float32))
-
-
 class Followers:
-    """Transitions as a feature to train on: a user's own steps can be taken out of what they are scored with.
+    """Transitions as a feature to train on: a user's own steps can be left out of the counts that score this user.
 
     Own steps are those within the clicks given, at most: counts are cut at 0. Histories reach REACH steps back.
     """
@@ -128,8 +121,8 @@ class Followers:
         """From the training histories."""
         return Followers(count_transitions(known, num_items, window), window)
 
-    def of_targets(self, places: Places, decay: float, leave_one_out: bool) -> Tensor:
-        """Score (T,) of every target after its history, where asked without the user's own steps."""
+    def score_targets(self, places: Places, decay: float, leave_one_out: bool) -> Tensor:
+        """Score (T,) of every target after its history; with `leave_one_out` without the user's own steps."""
         items, target = places.clicks.items, places.target
         position = places.position[target]
         own = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, self.window + 1))]) * leave_one_out
@@ -148,7 +141,7 @@ class Followers:
             scores[far[known]] += decay ** (back - 1) * np.minimum(counts[known] / size, 1.0)
         return torch.from_numpy(scores.astype(np.float32))
 
-    def of_items(self, places: Places, decay: float, drawn: Ints) -> Tensor:
+    def score_items(self, places: Places, decay: float, drawn: Ints) -> Tensor:
         """Score (T, N) of every drawn item (N,) after the history of every target."""
         items, target = places.clicks.items, places.target
         position, rows, columns, values = places.position[target], [], [], []

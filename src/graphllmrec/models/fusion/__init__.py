@@ -1,1 +1,1 @@
-"""TODO"""
+"""Models that fuse click models and text models into one score."""

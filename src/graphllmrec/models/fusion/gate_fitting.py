@@ -1,15 +1,15 @@
-"""Fit the context gate on validation targets: a board of the experts' z-scores, cross-entropy, folds, the cold lift.
+"""Fit the context gate on validation targets: z-scores of the experts, cross-entropy, folds, the cold lift.
 
-What comes after validation is not quite like it: items that are clicked late are newer, and have fewer training clicks.
-How contexts drift from one step to the next is seen one step back (`context_drift`), and targets weigh accordingly:
+The items clicked after validation differ from those clicked in it: they are newer, and have fewer training clicks. How
+contexts drift from one step to the next is measured one step back (`context_drift`), and targets weigh accordingly:
 
     ρ_c = share of context c among validation clicks / its share among the last training clicks, within [1/2, 2]
     weight of a target = Σ_c π_c ρ_c, scaled to a mean of 1
 
-For ρ, contexts go by the training clicks without each user's last one.
+For ρ, contexts are computed from the training clicks without each user's last one.
 
-The experts do not change while the gate is fitted. So their z-scores for the validation queries are made once and kept
-in half precision, for as many users as `_HELD` numbers allow.
+The experts do not change while the gate is fitted. So their z-scores for the validation queries are computed once and
+kept in half precision, for as many users as `_HELD` numbers allow.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from torch.nn import functional as F
 
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Histories, Ints
-from graphllmrec.nn.gate import CONTEXTS, ContextGate, GateInputs, head_degree_of, memberships
+from graphllmrec.evaluation.metrics import TUNING_CUTOFF, gains, ideal_gains
+from graphllmrec.evaluation.rank import rank_of_target
+from graphllmrec.nn.gate import CONTEXTS, ContextGate, GateInputs, head_degree, memberships
 from graphllmrec.protocol import Queries, Task
 from graphllmrec.rng import At, rng
 from graphllmrec.train.loop import TrainedConfig, TrainingStage, train
 from graphllmrec.train.validation import tuning_users
 
 FOLDS = 3
-LIFTS = (0.1, 0.2, 0.35, *(step / 4 for step in range(2, 21)))  # added to priors, tried in this order
-CUT = 20  # NDCG@CUT is what counts
+LIFTS = (0.1, 0.2, 0.35, *(step / 4 for step in range(2, 21)))  # added to context biases, tried in this order
 _HELD = 600_000_000  # z-scores kept at a time: 1.2 GB
 _ROWS = 256  # queries scored at a time
 _RARE = 0.001  # share of a context below which its drift is noise
@@ -42,19 +43,19 @@ _LOWEST = -1e4  # of an item that must not be ranked
 
 
 @dataclass(frozen=True)
-class Board:
+class GateTargets:
     """z-scores of E experts for U validation queries, and their P targets."""
 
     experts: Tensor  # (E, U, num_items) float16
     features: Tensor  # (U, G) of the queries
-    known: Histories  # U rows: what may not be ranked
+    known: Histories  # U rows: items that are masked
     row: Tensor  # (P,) query of every target
     target: Tensor  # (P,) item
     count: Tensor  # (U,) targets per query
-    weight: Tensor  # (U,) what a query counts, 1 on average
+    weight: Tensor  # (U,) of a query, 1 on average
 
-    def weighted(self, contexts: Tensor, drift: Tensor) -> Board:
-        """The same with queries that count as the contexts (num_items, 5) of their targets drift (5,)."""
+    def weighted(self, contexts: Tensor, drift: Tensor) -> GateTargets:
+        """The same with queries weighted by the drift (5,) of their targets' contexts (num_items, 5)."""
         targets = contexts.index_select(0, self.target) @ drift  # (P,)
         total = torch.zeros(len(self.count)).index_add_(0, self.row, targets) / self.count.clamp_min(1)
         return replace(self, weight=total / total.mean())
@@ -63,15 +64,15 @@ class Board:
         """Weighted mean of a value per query (U,)."""
         return float((values * self.weight).mean())
 
-    def centred(self, centre: Tensor) -> Board:
+    def centred(self, centre: Tensor) -> GateTargets:
         """The same with features relative to `centre` (G,)."""
         return replace(self, features=self.features - centre)
 
     def scores(self, gate: ContextGate, inputs: GateInputs, rows: Tensor) -> Tensor:
-        """Gated scores (n, num_items) of these queries; what they know is at the bottom."""
-        weights, prior = gate.of_items(inputs)
-        factors = gate.of_queries(self.features.index_select(0, rows))  # (n, E)
-        total = prior.expand(len(rows), -1)
+        """Gated scores (n, num_items) of these queries; masked items are last."""
+        weights, bias = gate.weigh_items(inputs)
+        factors = gate.query_factors(self.features.index_select(0, rows))  # (n, E)
+        total = bias.expand(len(rows), -1)
         for expert, zscores in enumerate(self.experts):
             part = zscores.index_select(0, rows).float()
             total = total + part * weights[:, expert] * factors[:, expert, None]
@@ -82,25 +83,22 @@ class Board:
 
     @torch.no_grad()
     def ndcg(self, gate: ContextGate, inputs: GateInputs, queries: Tensor | None = None) -> Tensor:
-        """NDCG@CUT per query (n,); equal scores count against a target."""
+        """NDCG@20 per query (n,); equal scores count against a target."""
         queries = torch.arange(len(self.count)) if queries is None else queries
-        discounts = 1 / torch.log2(torch.arange(CUT) + 2.0)
-        ideal = discounts.cumsum(0)[self.count.clamp(1, CUT) - 1]
-        gains = torch.zeros(len(self.count))
+        total = torch.zeros(len(self.count))
         for rows in torch.split(queries, _ROWS):
             scores = self.scores(gate, inputs, rows)
             place = torch.full((len(self.count),), -1)
             place[rows] = torch.arange(len(rows))
             pairs = (place.index_select(0, self.row) >= 0).nonzero()[:, 0]
-            own = scores.index_select(0, place.index_select(0, self.row[pairs]))
-            rank = (own >= own.gather(1, self.target[pairs, None])).sum(1) - 1
-            gain = torch.where(rank < CUT, discounts[rank.clamp_max(CUT - 1)], 0.0)
-            gains.index_add_(0, self.row[pairs], gain)
-        return (gains / ideal)[queries]
+            scores = scores.index_select(0, place.index_select(0, self.row[pairs]))
+            rank = rank_of_target(scores, scores.gather(1, self.target[pairs, None]))
+            total.index_add_(0, self.row[pairs], gains(rank, TUNING_CUTOFF))
+        return (total / ideal_gains(self.count, TUNING_CUTOFF))[queries]
 
 
-def board_of(model: Any, task: Task, degree: Tensor, text: list[int], most_users: int) -> Board:
-    """The board of a fitted sum of experts (models/fusion/z_sum.py) for at most so many validation users.
+def build_gate_targets(model: Any, task: Task, degree: Tensor, text: list[int], most_users: int) -> GateTargets:
+    """The z-scores of a fitted sum of experts (models/fusion/z_sum.py) for at most so many validation users.
 
     `text`: which of its experts are the text branch.
     """
@@ -119,23 +117,23 @@ def board_of(model: Any, task: Task, degree: Tensor, text: list[int], most_users
         task.logger.advance(len(queries))
     row, item = torch.from_numpy(targets.row_of_entry), torch.from_numpy(targets.items)
     count, weight = torch.from_numpy(targets.lengths), torch.ones(len(users))
-    return Board(experts, torch.cat(features), known.take(users), row, item, count, weight)
+    return GateTargets(experts, torch.cat(features), known.take(users), row, item, count, weight)
 
 
 def context_drift(split: Split, cold_degree: float) -> Tensor:
-    """ρ (5,) of the contexts; 1 where clicks were not split by their order. Looks at train and validation only."""
+    """ρ (5,) of the contexts; 1 where clicks were not split by their order. Reads train and validation only."""
     if not split.ordered or split.kind != "leave-last-out" or not len(split.valid):
         return torch.ones(len(CONTEXTS))
     known = split.train.histories(split.num_users)
     last = known.indptr[1:][known.lengths > 1] - 1  # a user's only click stays
     before = np.bincount(np.delete(known.items, last), minlength=split.num_items)
-    contexts = memberships(torch.from_numpy(before), cold_degree, head_degree_of(before))
+    contexts = memberships(torch.from_numpy(before), cold_degree, head_degree(before))
     earlier, later = (contexts[torch.from_numpy(items)].mean(0) for items in (known.items[last], split.valid.item))
     return ((later + _RARE) / (earlier + _RARE)).nan_to_num(1.0).clamp(0.5, 2.0)
 
 
 def query_features(queries: Queries, experts: Tensor, degree: Tensor, text: list[int]) -> Tensor:
-    """Features (B, 3): log history length, mean log clicks of the history, correlation of both branches' scores.
+    """Features (B, 3): log history length, mean log clicks of the history, correlation of both branches.
 
     experts (E, B, num_items): z-scores, so a mean product is a correlation; `text`: which of them are the text branch.
     """
@@ -154,92 +152,95 @@ def fit_gate(
     name: str,
     gate: ContextGate,
     inputs: GateInputs,
-    board: Board,
+    targets: GateTargets,
     config: Any,
     task: Task,
     pairs: Ints | None = None,
     watch: Callable[[], dict[str, Any]] | None = None,
 ) -> None:
-    """Cross-entropy of the targets `pairs` (all by default) among all items, in place, from where the gate stands."""
+    """Minimise the cross-entropy of the targets `pairs` (all by default) among all items; changes `gate` in place."""
     start = {key: value.detach().clone() for key, value in gate.named_parameters()}
-    chosen = torch.arange(len(board.row)) if pairs is None else torch.from_numpy(pairs)
+    chosen = torch.arange(len(targets.row)) if pairs is None else torch.from_numpy(pairs)
 
     def loss(rows: Ints, _at: At) -> Tensor:
         picked = chosen[torch.from_numpy(rows)]
-        scores = board.scores(gate, inputs, board.row.index_select(0, picked))
+        scores = targets.scores(gate, inputs, targets.row.index_select(0, picked))
         drift = sum((value - start[key]).square().sum() for key, value in gate.named_parameters())
-        pull = config.prior * drift / (2 * len(chosen))
-        entropy = F.cross_entropy(scores, board.target.index_select(0, picked), reduction="none")
-        weight = board.weight.index_select(0, board.row.index_select(0, picked))
+        pull = config.l2 * drift / (2 * len(chosen))
+        entropy = F.cross_entropy(scores, targets.target.index_select(0, picked), reduction="none")
+        weight = targets.weight.index_select(0, targets.row.index_select(0, picked))
         out: Tensor = (entropy * weight).mean() + pull
         return out
 
     settings: TrainedConfig = config
-    # z-scores are relative to all items of their query: where those of all targets agree, the boards do
-    inside = (board.features, board.weight, *inputs.__dict__.values(), board.experts[:, board.row, board.target])
-    train(TrainingStage(name, gate, len(chosen), loss, None, settings, inputs=inside, watch=watch), task)
+    # z-scores are relative to all items of their query: equal ones of all targets mean equal z-scores
+    own = targets.experts[:, targets.row, targets.target]  # (E, P)
+    inside = (targets.features, targets.weight, *inputs.__dict__.values(), own)
+    train(TrainingStage(name, gate, len(chosen), loss, None, settings, inputs=inside, figures=watch), task)
 
 
 @dataclass(frozen=True)
 class Folds:
-    """Gates that each have not seen a part of the queries."""
+    """Gates that are fitted without a part of the queries each."""
 
     gates: list[ContextGate]
     held_out: list[Tensor]  # query rows per gate; together all of them
 
-    def ndcg(self, inputs: GateInputs, board: Board) -> Tensor:
-        """NDCG@CUT (U,) of every query under the gate that was fitted without it."""
-        found = torch.zeros(len(board.count))
+    def ndcg(self, inputs: GateInputs, targets: GateTargets) -> Tensor:
+        """NDCG@20 (U,) of every query under the gate that was fitted without it."""
+        found = torch.zeros(len(targets.count))
         for gate, rows in zip(self.gates, self.held_out, strict=True):
-            found[rows] = board.ndcg(gate, inputs, rows)
+            found[rows] = targets.ndcg(gate, inputs, rows)
         return found
 
 
-def out_of_fold(gate: ContextGate, inputs: GateInputs, board: Board, config: Any, task: Task) -> Folds:
-    """FOLDS gates, each fitted without a part of the queries, from where `gate` stands."""
-    fold = rng(task.seed, "gate/folds").integers(0, FOLDS, len(board.count))
+def out_of_fold(gate: ContextGate, inputs: GateInputs, targets: GateTargets, config: Any, task: Task) -> Folds:
+    """FOLDS gates, each fitted without a part of the queries, from the present values of `gate`."""
+    fold = rng(task.seed, "gate/folds").integers(0, FOLDS, len(targets.count))
     gates, held_out = [], []
     for number in range(FOLDS):
         one = deepcopy(gate)
-        pairs = np.flatnonzero(fold[board.row.numpy()] != number)
+        pairs = np.flatnonzero(fold[targets.row.numpy()] != number)
         rows = torch.from_numpy(np.flatnonzero(fold == number))
         if len(pairs) and len(rows):
-            fit_gate(f"gate-fold-{number + 1}", one, inputs, board, config, task, pairs)
+            fit_gate(f"gate-fold-{number + 1}", one, inputs, targets, config, task, pairs)
             gates.append(one)
             held_out.append(rows)
     return Folds(gates, held_out)
 
 
 @torch.no_grad()
-def lift_cold(gate: ContextGate, inputs: GateInputs, board: Board, budget: float, folds: Folds) -> dict[str, Any]:
-    """Raise the priors of the cold contexts, then that of new items, for what both may cost; what was done.
+def lift_cold(
+    gate: ContextGate, inputs: GateInputs, targets: GateTargets, budget: float, folds: Folds
+) -> dict[str, Any]:
+    """Raise the biases of the cold contexts, then that of new items, within `budget`. Returns lift and trials of both.
 
-    Each is raised as far as NDCG@CUT gives up no more than half of `budget` of itself. What it gives up is asked of
-    `folds`, gates that are lifted alike and have not seen the targets they rank. Without a target of its kind in
-    validation nothing is known about a context, and nothing is lifted.
+    Each is raised as far as NDCG@20 loses no more than half of `budget` of itself. The loss is measured on `folds`,
+    gates that are lifted alike and are fitted without the targets they rank. Without a target of its kind in
+    validation a context is not lifted.
     """
     done = {}
     for kind in ("cold", "new"):
         raised = torch.tensor([name.startswith(kind) for name in CONTEXTS]).float()
-        targets = int((inputs.contexts[board.target] @ raised > 0.5).sum())
-        done[kind] = _lift(raised, folds, inputs, board, budget / 2 if targets else 0.0) | {"targets": targets}
-        gate.prior.add_(done[kind]["lift"] * raised)
+        count = int((inputs.contexts[targets.target] @ raised > 0.5).sum())
+        done[kind] = _lift(raised, folds, inputs, targets, budget / 2 if count else 0.0) | {"targets": count}
+        gate.context_bias.add_(done[kind]["lift"] * raised)
     return done
 
 
-def _lift(raised: Tensor, folds: Folds, inputs: GateInputs, board: Board, budget: float) -> dict[str, Any]:
-    """Raise the priors of the contexts `raised` (5,) of all gates in place, as far as the budget allows."""
-    starts = [one.prior.detach().clone() for one in folds.gates]
-    before, lift = board.mean(folds.ndcg(inputs, board)), 0.0
+def _lift(raised: Tensor, folds: Folds, inputs: GateInputs, targets: GateTargets, budget: float) -> dict[str, Any]:
+    """Raise the biases of the contexts `raised` (5,) of all gates in place, as far as the budget allows."""
+    starts = [one.context_bias.detach().clone() for one in folds.gates]
+    before, lift = targets.mean(folds.ndcg(inputs, targets)), 0.0
     tried = {"0.0": before}
 
     def raise_by(candidate: float) -> None:
         for one, start in zip(folds.gates, starts, strict=True):
-            one.prior.copy_(start + candidate * raised)
+            one.context_bias.copy_(start + candidate * raised)
 
     for candidate in LIFTS if budget else ():
         raise_by(candidate)
-        tried[str(candidate)] = value = board.mean(folds.ndcg(inputs, board))
+        tried[str(candidate)] = value = targets.mean(folds.ndcg(inputs, targets))
         if value < before * (1 - budget):
             break
         lift = candidate

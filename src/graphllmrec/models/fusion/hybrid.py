@@ -2,23 +2,22 @@
 
     score(q, i) = Σ_e w_e(q, i) z_e(q, i) + β_i             e: the experts of both branches, z-scored per query
 
-- graph branch: models of clicks and of the click graph, by default SIGN (models/graph/sign.py; LightGCN and GraphSAGE are
-  others), transitions, and item-kNN, which reads no text: something to fall back on where text misleads;
-- text branch: nearest neighbours by what items say, and by what a user wrote;
+- graph branch: models of clicks and of the click graph, by default SIGN (models/graph/sign.py; LightGCN and GraphSAGE
+  are others), transitions, and item-kNN, which reads no text: a fallback for items with misleading text;
+- text branch: nearest neighbours by item text, and by the reviews of a user;
 - fusion "static": one weight per expert, tuned on validation (this is z-sum, models/fusion/z_sum.py);
-- fusion "gate": weights and priors per context of the item, new, or cold or warm × tail or head, bent by features of
+- fusion "gate": weights and biases per context of the item, new, or cold or warm × tail or head, changed by features of
   item and query (nn/gate.py).
 
-The gate learns from interactions that the experts have not seen, the validation part: on their own training clicks they
-look better than they are, on rarely clicked items most of all (docs/decisions/007). It starts as the static weights and
-minimises the cross-entropy of the validation targets among all items. Whether it is any better is asked of users it has
-not seen: FOLDS gates are fitted, each without a part of the users, and where they rank the targets of those worse than
-the static weights do, the static weights stay. Targets weigh as contexts drift towards what comes after validation
-(models/fusion/gate_fitting.py).
+The gate learns from interactions that the experts have not seen, the validation part: on their own training clicks the
+experts score higher than on others, most of all for rarely clicked items (docs/decisions/007). It starts as the static
+weights and minimises the cross-entropy of the validation targets among all items. Then it is checked against the static
+weights: FOLDS gates are fitted, each without a part of the users; unless they rank the targets of those users better
+than the static weights do, the static weights stay. Targets are weighted by the drift of contexts towards the time
+after validation (models/fusion/gate_fitting.py).
 
-What is likely is not all that is wanted: cross-entropy knows that cold items are rarely clicked and ranks them low. So
-the priors of the cold contexts, and of items without any click, are raised last, as far as the validation metric gives
-up no more than `cold_budget`.
+Cross-entropy favours popular items, so the cold contexts, and items without any click, get a bias last, limited by
+`cold_budget`, the share of the validation metric that it may cost.
 
 Source: the GraphLLMRec design (item-level gates for cold/warm × popular/long-tail contexts). Equations are ours.
 """
@@ -34,12 +33,12 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from graphllmrec.errors import TextError
+from graphllmrec.data.split import Split
 from graphllmrec.evaluation.strata import gate_summary
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.models.fusion.gate_fitting import (
     Folds,
-    board_of,
+    build_gate_targets,
     context_drift,
     fit_gate,
     lift_cold,
@@ -47,12 +46,12 @@ from graphllmrec.models.fusion.gate_fitting import (
     query_features,
 )
 from graphllmrec.models.fusion.z_sum import ZSum, ZSumConfig
-from graphllmrec.nn.gate import CONTEXTS, LEARNABLE, ContextGate, GateInputs, head_degree_of, memberships
+from graphllmrec.nn.gate import CONTEXTS, LEARNABLE, ContextGate, GateInputs, head_degree, memberships
 from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, RowExplanation, Task, TextVectors
 from graphllmrec.settings import Config
-from graphllmrec.text.whiten import Whitening
+from graphllmrec.text.whiten import Whitening, require_text
 from graphllmrec.train.loop import TrainedConfig
 
 
@@ -66,10 +65,10 @@ class GateConfig(TrainedConfig):
     schedule: Literal["constant", "cosine"] = Field("cosine", description="course of the step size; cosine ends at 0")
     weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW decoupled weight decay")
     cold_degree: float = Field(3.0, ge=0, le=1e6, description="clicks at which an item is half cold, half warm")
-    prior: float = Field(10.0, ge=0, le=1e6, description="pull towards the static weights, in targets")
-    tune_users: int = Field(10_000, ge=1, le=10_000_000, description="validation users the gate learns from at most")
-    drift: bool = Field(True, description="validation targets weigh as contexts drift towards what comes later")
-    cold_budget: float = Field(0.005, ge=0, le=1, description="share of validation NDCG@20 given up to lift cold items")
+    l2: float = Field(10.0, ge=0, le=1e6, description="penalty on the distance from the static weights, in targets")
+    tune_users: int = Field(10_000, ge=1, le=10_000_000, description="validation users to fit the gate on, at most")
+    drift: bool = Field(True, description="weight validation targets by the drift of contexts over time")
+    cold_budget: float = Field(0.005, ge=0, le=1, description="share of validation NDCG@20 to give up for cold items")
 
 
 class HybridConfig(Config):
@@ -77,14 +76,9 @@ class HybridConfig(Config):
 
     fusion: Literal["gate", "static"] = Field("gate", description="context gate, or one tuned weight per expert")
     graph: tuple[str, ...] = Field(
-        ("sign", "item-knn", "transitions"),
-        min_length=1,
-        max_length=8,
-        description="models that make up the graph branch",
+        ("sign", "item-knn", "transitions"), min_length=1, max_length=8, description="models of the graph branch"
     )
-    text: tuple[str, ...] = Field(
-        ("text-knn",), min_length=1, max_length=8, description="models that make up the text branch"
-    )
+    text: tuple[str, ...] = Field(("text-knn",), min_length=1, max_length=8, description="models of the text branch")
     settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="settings of single models, e.g. {sign = {epochs = 20}}"
     )
@@ -106,7 +100,7 @@ class HybridConfig(Config):
 
 
 class Hybrid:
-    """Graph and text behind one gate; both branches can be scored alone."""
+    """Graph and text fused by one gate; both branches can be scored alone."""
 
     name: ClassVar[str] = "hybrid"
     config_class: ClassVar[type[Config]] = HybridConfig
@@ -119,79 +113,73 @@ class Hybrid:
         self.gate = ContextGate(len(config.as_sum().experts), len(ITEM_FEATURES), len(QUERY_FEATURES))
         self.degree = torch.empty(0)  # (num_items,) training clicks
         self.agreement = torch.empty(0)  # (num_items,) cosine of an item's text with that of its co-clicked items
-        self.words = torch.empty(0)  # (num_items,) words in its text
+        self.num_words = torch.empty(0)  # (num_items,) of its text
         self.centre = torch.zeros(len(ITEM_FEATURES))  # of the item features
         self.query_centre = torch.zeros(len(QUERY_FEATURES))
         self.head_degree = 1.0
 
     def fit(self, task: Task) -> None:
         """Train the experts, then fuse them. Raises TextError without text, Interrupted when stopped."""
-        if task.text is None:
-            raise TextError("hybrid needs item text, and this data has none: add a title column to the items table")
-        if len(task.text) != task.split.num_items:
-            raise TextError(f"{len(task.text):,} text vectors for {task.split.num_items:,} items")
+        text = require_text(task, self.name)
         self.sum.fit(task)
-        self._know_items(task)
-        used = self.sum.branches
-        self.gate = ContextGate(len(used), len(ITEM_FEATURES), len(QUERY_FEATURES))
+        self._set_item_features(task.split, text)
+        self.gate = ContextGate(len(self.sum.branches), len(ITEM_FEATURES), len(QUERY_FEATURES))
         self.gate.set_static(self.sum.weights)
         if self.config.fusion == "gate" and len(task.split.valid):
             self._fit_gate(task)
 
-    def _know_items(self, task: Task) -> None:
-        """What the gate asks of items."""
-        split, text = task.split, task.text
-        assert text is not None
+    def _set_item_features(self, split: Split, text: TextVectors) -> None:
+        """What the gate reads of items."""
         self.degree = torch.from_numpy(split.item_degree()).float()
-        self.head_degree = head_degree_of(split.item_degree())
-        words = unit(Whitening.fit(text, 200).apply(text))
-        self.agreement = _agreement(Bipartite.of(split.train, split.num_users, split.num_items), words)
-        self.words = _word_counts(text)
+        self.head_degree = head_degree(split.item_degree())
+        text_features = unit(Whitening.fit(text, 200).apply(text))
+        self.agreement = _agreement(Bipartite.of(split.train, split.num_users, split.num_items), text_features)
+        self.num_words = _count_words(text)
         self.centre = self._item_features().mean(0)
 
     def _fit_gate(self, task: Task) -> None:
-        """From the static weights on; kept if it ranks better for users it has not learned from."""
+        """Fit the gate from the static weights on; keep it if it ranks better for users it was not fitted on."""
         config, inputs = self.config.gate, self.inputs()
-        board = board_of(self.sum, task, self.degree, self._places("text"), config.tune_users)
-        self.query_centre = board.features.mean(0)
+        targets = build_gate_targets(self.sum, task, self.degree, self._places("text"), config.tune_users)
+        self.query_centre = targets.features.mean(0)
         drift = context_drift(task.split, config.cold_degree) if config.drift else torch.ones(len(CONTEXTS))
-        board = board.centred(self.query_centre).weighted(inputs.contexts, drift)
-        static = board.mean(board.ndcg(self.gate, inputs))
-        start = deepcopy(self.gate)
-        start.set_static(self.sum.weights, LEARNABLE)
-        folds = out_of_fold(start, inputs, board, config, task)
-        held_out = board.mean(folds.ndcg(inputs, board))
+        targets = targets.centred(self.query_centre).weighted(inputs.contexts, drift)
+        static = targets.mean(targets.ndcg(self.gate, inputs))
+        learned = deepcopy(self.gate)
+        learned.set_static(self.sum.weights, LEARNABLE)
+        folds = out_of_fold(learned, inputs, targets, config, task)
+        held_out = targets.mean(folds.ndcg(inputs, targets))
         about = dict(zip(CONTEXTS, drift.tolist(), strict=True))
         task.logger.log("gate-or-static", gate=held_out, static=static, kept=held_out > static, drift=about)
         if held_out > static:
-            self.gate = start
-            fit_gate("gate", self.gate, inputs, board, config, task, watch=lambda: self._watched(inputs))
-        else:  # static weights have not seen single targets
-            folds = Folds([deepcopy(self.gate)], [torch.arange(len(board.count))])
-        lifted = lift_cold(self.gate, inputs, board, config.cold_budget, folds)
+            self.gate = learned
+            fit_gate("gate", learned, inputs, targets, config, task, watch=lambda: self._summarise(inputs))
+        else:  # static weights are fitted on no single target
+            folds = Folds([deepcopy(self.gate)], [torch.arange(len(targets.count))])
+        lifted = lift_cold(self.gate, inputs, targets, config.cold_budget, folds)
         task.logger.log("cold-lift", **lifted)
 
     @torch.no_grad()
-    def _watched(self, inputs: GateInputs) -> dict[str, Any]:
-        """What the log keeps of the gate with every epoch."""
+    def _summarise(self, inputs: GateInputs) -> dict[str, Any]:
+        """Figures of the gate for the log of every epoch."""
         contexts = {name: inputs.contexts[:, place] for place, name in enumerate(CONTEXTS)}
         return {"gate": gate_summary(self._gamma(inputs), self.degree, contexts)}
 
     def _item_features(self) -> Tensor:
         """(num_items, 3): ITEM_FEATURES."""
-        return torch.stack([self.degree.log1p() / 5, self.agreement, self.words.log1p() / 5], dim=1)
+        return torch.stack([self.degree.log1p() / 5, self.agreement, self.num_words.log1p() / 5], dim=1)
 
     def inputs(self) -> GateInputs:
-        """What the gate knows of every item."""
+        """Contexts and features of all items."""
         contexts = memberships(self.degree, self.config.gate.cold_degree, self.head_degree)
         return GateInputs(contexts, self._item_features() - self.centre)
 
     def _gamma(self, inputs: GateInputs) -> Tensor:
-        weights, _ = self.gate.of_items(inputs)
+        weights, _ = self.gate.weigh_items(inputs)
         return weights[:, self._places("text")].sum(1) / weights.sum(1)
 
     def _places(self, branch: str) -> list[int]:
-        """Which experts belong to a branch."""
+        """Row numbers of the experts of a branch."""
         names = self.config.graph if branch == "graph" else self.config.text
         return [place for place, name in enumerate(self.sum.branches) if name in names]
 
@@ -205,15 +193,15 @@ class Hybrid:
     def _parts(self, queries: Queries) -> tuple[Tensor, Tensor]:
         """w_e z_e (E, B, num_items) of every expert, and β (num_items,)."""
         experts = torch.stack([self.sum.branch_scores(queries, name) for name in self.sum.branches])
-        weights, prior = self.gate.of_items(self.inputs())
+        weights, bias = self.gate.weigh_items(self.inputs())
         features = query_features(queries, experts, self.degree, self._places("text")) - self.query_centre
-        factors = self.gate.of_queries(features)  # (B, E)
-        return experts.mul_(weights.T[:, None, :]).mul_(factors.T[:, :, None]), prior
+        factors = self.gate.query_factors(features)  # (B, E)
+        return experts.mul_(weights.T[:, None, :]).mul_(factors.T[:, :, None]), bias
 
     def scores(self, queries: Queries) -> Tensor:
         """Scores (B, num_items)."""
-        parts, prior = self._parts(queries)
-        return parts.sum(0) + prior
+        parts, bias = self._parts(queries)
+        return parts.sum(0) + bias
 
     def branch_scores(self, queries: Queries, branch: str) -> Tensor:
         """Scores (B, num_items) of "graph" or "text" alone: its experts by their static weights."""
@@ -228,27 +216,27 @@ class Hybrid:
         return total
 
     def explain(self, queries: Queries, item: int) -> RowExplanation:
-        """Exact shares of the first query's score: clicks, text, the context's prior; γ and contexts of the item."""
-        parts, prior = self._parts(queries)
+        """Exact shares of the first query's score: clicks, text, the context's bias; γ and contexts of the item."""
+        parts, bias = self._parts(queries)
         found = parts[:, 0, item]
         graph, text = (float(found[self._places(branch)].sum()) for branch in self.branches)
-        shares = {"clicks": graph, "text": text, "context": float(prior[item])}
+        shares = {"clicks": graph, "text": text, "context": float(bias[item])}
         gamma, contexts = self.gate_values()
         names = {name: float(membership[item]) for name, membership in contexts.items()}
         return RowExplanation(sum(shares.values()), shares, float(gamma[item]), names)
 
     def state(self) -> dict[str, Tensor]:
-        """The experts with their static weights, the gate and what it knows of the items."""
-        own = {"degree": self.degree, "agreement": self.agreement, "words": self.words, "centre": self.centre}
+        """The experts with their static weights, the gate and its item features."""
+        own = {"degree": self.degree, "agreement": self.agreement, "num_words": self.num_words, "centre": self.centre}
         own |= {"query_centre": self.query_centre, "head_degree": torch.tensor(self.head_degree, dtype=torch.float64)}
         return own | prefixed("sum", self.sum.state()) | prefixed("gate", self.gate.state_dict())
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Undo `state`."""
+        """Load tensors written by `state`."""
         self.sum.restore(under("sum", state))
         self.gate = ContextGate(len(self.sum.branches), len(ITEM_FEATURES), len(QUERY_FEATURES))
         self.gate.load_state_dict(under("gate", state))
-        self.degree, self.agreement, self.words = state["degree"], state["agreement"], state["words"]
+        self.degree, self.agreement, self.num_words = state["degree"], state["agreement"], state["num_words"]
         self.centre, self.query_centre = state["centre"], state["query_centre"]
         self.head_degree = float(state["head_degree"])
 
@@ -257,15 +245,15 @@ class Hybrid:
         self.sum.add_items(text)
         nothing = torch.zeros(len(text))
         self.degree, self.agreement = torch.cat([self.degree, nothing]), torch.cat([self.agreement, nothing])
-        self.words = torch.cat([self.words, _word_counts(text)])
+        self.num_words = torch.cat([self.num_words, _count_words(text)])
 
 
 ITEM_FEATURES = ("log clicks", "agreement of its text with its neighbours'", "log words")
 QUERY_FEATURES = ("log history length", "mean log clicks of the history", "correlation of the branches")
 
 
-def _word_counts(text: TextVectors) -> Tensor:
-    """Words per text (n,); 1 for a text that is not at hand, 0 without any."""
+def _count_words(text: TextVectors) -> Tensor:
+    """Words per text (n,); 1 for a text that is not available, 0 without any."""
     if text.texts is None:
         return text.present.float()
     return torch.tensor([float(len((each or "").split())) for each in text.texts])
@@ -274,9 +262,9 @@ def _word_counts(text: TextVectors) -> Tensor:
 @torch.no_grad()
 def _agreement(graph: Bipartite, text: Tensor) -> Tensor:
     """Cosine (num_items,) of an item's text with the mean text of what its users clicked besides; 0 if unknown."""
-    around = graph.to_items @ (graph.to_users @ text)  # (num_items, dims), the item itself included
-    others = around - _row_squares(graph.to_items)[:, None] * text  # without what comes back to the item itself
-    known = others.norm(dim=1) > 1e-5 * around.norm(dim=1)  # below are rounding errors: its users clicked nothing else
+    around = graph.to_items @ (graph.to_users @ text)  # (num_items, text_dim), the item itself included
+    others = around - _row_squares(graph.to_items)[:, None] * text  # without the text of the item itself
+    known = others.norm(dim=1) > 1e-5 * around.norm(dim=1)  # smaller: rounding errors, its users clicked nothing else
     return F.cosine_similarity(text, others * known[:, None], dim=1, eps=1e-8)
 
 

@@ -1,14 +1,14 @@
-"""z-sum: the tuned sum of models that know different things. Nothing is trained, and it is hard to beat.
+"""z-sum: the tuned, weighted sum of the z-scores of several models. Nothing is trained.
 
     z_e(u, j) = (s_e(u, j) − mean_j s_e(u, j)) / std_j s_e(u, j)         s_e: scores of expert e over all items
     score(u, j) = Σ_e w_e · z_e(u, j),   w_e ≥ 0,  Σ_e w_e = 1
 
 CombSUM (Fox & Shaw 1994, "Combination of multiple searches", TREC-2) over z-normalised scores (Montague & Aslam 2001,
 "Relevance score normalization for metasearch", CIKM), with weights. Weights and the experts' recency decays are found
-together by hill climbing on the NDCG@20 of up to `tune_users` validation users (see blend.py).
+together by hill climbing on the NDCG@20 of up to `tune_users` validation users (models/fusion/score_fusion.py).
 
-An expert that the data cannot feed (text-kNN without text, transitions without order) is left out; the logger says
-so. Each expert is a branch: it can be scored alone, and `explain` gives its additive share.
+An expert that cannot use the data (text-kNN without text, transitions without order) is left out, and logged. Each
+expert is a branch: it can be scored alone, and `explain` gives its additive share.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from graphllmrec.errors import RecipeError
-from graphllmrec.models.fusion.score_fusion import Variant, collect, search, zscores
+from graphllmrec.models.fusion.score_fusion import Variant, build_score_table, search, zscores
 from graphllmrec.models.registry import MODELS, build, model_class
 from graphllmrec.models.scoring import DECAYS, UNTUNED_DECAY
 from graphllmrec.protocol import Abilities, FadingModel, Model, Queries, RowExplanation, Task, TextVectors
@@ -61,7 +61,7 @@ class ZSumConfig(Config):
 
 
 def _problems(name: str, settings: Mapping[str, Any]) -> list[str]:
-    """One line per setting of an expert that cannot be; a value of none of several types is one problem."""
+    """One line per invalid setting of an expert; a value of none of several types is one problem."""
     found: dict[str, list[str]] = {}
     try:
         model_class(name).config_class(**settings)
@@ -81,7 +81,7 @@ class ZSum:
     def __init__(self, config: ZSumConfig) -> None:
         self.config = config
         parts = [model_class(name).abilities for name in config.experts]
-        self.abilities = replace(  # texts that no expert reads are not worth encoding
+        self.abilities = replace(  # texts that no expert reads are not encoded
             ZSum.abilities,
             uses_text=any(part.needs_text for part in parts),
             uses_user_text=any(part.uses_user_text for part in parts),
@@ -104,7 +104,7 @@ class ZSum:
         self._tune(task)
 
     def _applicable(self, task: Task) -> dict[str, Model]:
-        """Unfitted experts, less those that the data cannot feed."""
+        """Unfitted experts, without those that cannot use the data."""
         experts: dict[str, Model] = {}
         for name in self.config.experts:
             wants = model_class(name).abilities
@@ -113,7 +113,7 @@ class ZSum:
             elif wants.needs_order and not task.split.ordered:
                 task.logger.log("expert-left-out", expert=name, reason="the interactions have no order")
             else:
-                # tuned here, together with the weights, rather than by each expert alone
+                # the decay is tuned here, together with the weights, not by each expert alone
                 experts[name] = build(name, self._settings(name) | ({"decay": 1.0} if self._tunes_decay(name) else {}))
         if not experts:
             wanted = ", ".join(self.config.experts)
@@ -136,7 +136,7 @@ class ZSum:
         chosen, self.weights = [group[0] for group in groups], torch.full((len(groups),), 1 / len(groups))
         outcome: dict[str, Any] = {}
         if len(users):
-            found = search(collect(variants, groups, task.split, users), groups)
+            found = search(build_score_table(variants, groups, task.split, users), groups)
             chosen, self.weights = found.chosen, found.weights
             outcome = {"ndcg@20": found.ndcg, "trials": found.trials}
         for place in chosen:
@@ -144,15 +144,13 @@ class ZSum:
         task.logger.log("z-sum-tuned", users=len(users), experts=self.readable(), **outcome)
 
     def _variants(self, decays: Sequence[float], ordered: bool) -> tuple[list[Variant], list[range]]:
-        """Every expert at every decay it may take, and which of them belong to which expert."""
+        """Every expert at every decay it may have, and the range of these variants per expert."""
         variants: list[Variant] = []
         groups: list[range] = []
         for name, expert in self.experts.items():
-            own = (
-                decays
-                if ordered and self._tunes_decay(name)
-                else (expert.decay if isinstance(expert, FadingModel) else None,)
-            )
+            own: Sequence[float | None] = (expert.decay if isinstance(expert, FadingModel) else None,)
+            if ordered and self._tunes_decay(name):
+                own = decays
             groups.append(range(len(variants), len(variants) + len(own)))
             variants.extend(Variant(expert, decay) for decay in own)
         return variants, groups
@@ -195,7 +193,7 @@ class ZSum:
         return {"weights": self.weights, **parts}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Undo `state`; experts that were left out when fitting stay out."""
+        """Load tensors written by `state`; experts that were left out of the fit stay out."""
         self.experts = {}
         for name in self.config.experts:
             own = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Models of the click graph, from clicks alone or with item text."""

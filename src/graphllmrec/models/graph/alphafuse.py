@@ -2,11 +2,11 @@
 Embeddings", SIGIR, arXiv:2504.19218), with a self-attentive encoder (SASRec, Kang & McAuley 2018, arXiv:1808.09781).
 
     x_i = Uᵀ (text_i - mean)                U: principal axes of the text vectors, from an SVD, largest variance first
-    t_i = x_i[:dims] / sqrt(variance)       the semantic axes: standardised, frozen, here also of length 1
+    t_i = x_i[:text_dim] / sqrt(variance)   the semantic axes: standardised, frozen, here also of length 1
     e_i = [t_i ; id_i]                      the axes of little variance are cut off; ID embeddings are learned there
 
-Words and clicks never share an axis, so training cannot wear the words down, and no network has to map one to the
-other. An item that nobody has clicked has id = 0: its vector is there as soon as its text is.
+Text and ID embeddings share no axis, so training cannot change the text part, and no network has to map one to the
+other. An item without clicks has id = 0: its vector is known as soon as its text is.
 
     m_n = Σ_{k<=n} decay^(n-k) e_k / Σ decay^(n-k)                               recency-weighted mean of a history
     h   = e;  per layer  h += Attention(LN h),  h += W2 gelu(W1 LN h)            causal; "attention" only
@@ -14,14 +14,14 @@ other. An item that nobody has clicked has id = 0: its vector is there as soon a
     q_n = unit((m_n + LN(h_n) / sqrt(width)) W)                                  encoder "mean": unit(m_n W)
     score = q_n · e_i / temperature + p log(1 + clicks of i)
 
-Shapes: e (num_items, width) with width = dims + id_dims; a history of n clicks gives n queries (n, width), each trained
-on the click that follows; the last one is served.
+Shapes: e (num_items, width) with width = text_dim + id_dim; a history of n clicks gives n queries (n, width), each
+trained on the click that follows; the last one is served.
 
 Differences from the paper. Loss: softmax over all items, or over items drawn uniformly and corrected for it, instead of
 InfoNCE or binary cross-entropy with drawn negatives. Encoder: biases by distance, which start as the recency weights,
-instead of embeddings of positions; the recency-weighted mean stands beside the attention, whose outputs start at zero:
-untrained, the model is a text-kNN that leans to the last click. A popularity term. In every step a share of the items
-plays cold: no ID part, neither in a history nor as a target; the paper gives every item one. Without an order, every
+instead of embeddings of positions; the recency-weighted mean is added to the attention, whose outputs start at zero:
+the untrained model is a text-kNN that favours the last click. A popularity term. Item dropout: in every step a share of
+the items has no ID part, neither in a history nor as a target; the paper gives every item one. Without an order, every
 step draws one, and nothing decays.
 """
 
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -38,7 +39,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphllmrec.data.tables import Histories, Ints
-from graphllmrec.errors import TextError
 from graphllmrec.nn.dropout import dropout_mask, kept_items
 from graphllmrec.nn.losses import log_partition, sampled_softmax_loss
 from graphllmrec.nn.state import prefixed, under
@@ -46,30 +46,28 @@ from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
-from graphllmrec.text.whiten import Whitening
+from graphllmrec.text.whiten import Whitening, require_text
 from graphllmrec.train.batches import uniform_items
-from graphllmrec.train.loop import MonitoredConfig
+from graphllmrec.train.negatives import mask_targets
+from graphllmrec.train.settings import HistoryConfig
 from graphllmrec.train.validation import train_model
 
 
-class AlphaFuseConfig(MonitoredConfig):
+class AlphaFuseConfig(HistoryConfig):
     """Settings of AlphaFuse."""
 
     epochs: int = Field(20, ge=0, le=100_000, description="passes over the training data at most")
     min_steps: int = Field(300, ge=0, le=1_000_000_000, description="more epochs where `epochs` have fewer steps")
     batch_size: int = Field(128, ge=1, le=1_000_000, description="users per step, each with all clicks")
     learning_rate: float = Field(3e-3, gt=0, le=10, description="AdamW step size")
-    dims: int = Field(128, ge=1, le=8_192, description="semantic axes: principal axes of the text vectors kept, frozen")
-    id_dims: int = Field(64, ge=1, le=8_192, description="axes that hold the ID embeddings of clicked items")
+    text_dim: int = Field(128, ge=1, le=8_192, description="semantic axes: text axes kept when whitening, frozen")
+    id_dim: int = Field(64, ge=1, le=8_192, description="axes that hold the ID embeddings of clicked items")
+    max_history: int = Field(50, ge=1, le=10_000, description="newest clicks that the encoder reads")
     encoder: Literal["attention", "mean"] = Field("attention", description="how a history becomes a query")
     num_layers: int = Field(1, ge=1, le=16, description="layers of the attention encoder")
     num_heads: int = Field(2, ge=1, le=64, description="heads of a layer")
     dropout: float = Field(0.5, ge=0, lt=1, description="share of the encoder's values dropped in training")
     negatives: int = Field(1024, ge=0, le=10_000_000, description="sampled negatives of the softmax; 0 takes all items")
-    temperature: float = Field(0.1, gt=0, le=100, description="what scores are divided by")
-    cold_dropout: float = Field(0.2, ge=0, lt=1, description="items that lose their ID part in a step (cold start)")
-    decay: float = Field(0.7, ge=0, le=1, description="history weight per step back; ignored without an order")
-    max_history: int = Field(50, ge=1, le=10_000, description="newest clicks of a history that are looked at")
 
 
 class AlphaFuse:
@@ -88,20 +86,17 @@ class AlphaFuse:
 
     def fit(self, task: Task) -> None:
         """Train on next clicks, early stopping on validation. Raises TextError without text, Interrupted."""
-        if task.text is None:
-            raise TextError("alphafuse needs item text, and this data has none: add a title column to the items table")
-        split = task.split
-        if len(task.text) != split.num_items:
-            raise TextError(f"{len(task.text):,} text vectors for {split.num_items:,} items")
+        text, split = require_text(task, self.name), task.split
         self.decay = self.config.decay if split.ordered else 1.0
-        self.whitening = Whitening.fit(task.text, self.config.dims)
-        text = unit(self.whitening.apply(task.text))  # (num_items, dims)
-        self.net = net = _Net(self.config, text.shape[1], self.decay, task.seed)
-        table = _Table(text, torch.from_numpy(split.item_degree()), self.config, task.seed)
+        self.whitening = Whitening.fit(text, self.config.text_dim)
+        text_features = unit(self.whitening.apply(text))  # (num_items, text_dim)
+        self.net = net = _Net(self.config, text_features.shape[1], self.decay, task.seed)
+        table = _Table(text_features, torch.from_numpy(split.item_degree()), self.config, task.seed)
         training = nn.ModuleDict({"net": net, "table": table})
-        loss = _Loss(self.config, net, table, split.train.histories(split.num_users), split.ordered, task.seed)
+        loss = _Loss(self.config, net, table, split.train.histories(split.num_users), split.ordered)
 
-        train_model(self, task, training, len(loss), loss, lambda: self._export_vectors(table), inputs=(text,))
+        export = partial(self._export_vectors, table)
+        train_model(self, task, training, len(loss), loss, export, inputs=(text_features,))
 
     @torch.no_grad()
     def _export_vectors(self, table: _Table) -> None:
@@ -114,12 +109,12 @@ class AlphaFuse:
     @torch.no_grad()
     def query_vectors(self, queries: Queries) -> Tensor:
         """One vector per query with a last dimension of 1 (B, width + 1); zeros before it for an empty history."""
-        histories = _newest(queries.histories, self.config.max_history)
+        histories = queries.histories.newest(self.config.max_history)
         steps = self.net(histories, self.items[:, :-1])  # (nnz, width)
-        asked = torch.from_numpy(np.flatnonzero(histories.lengths))
-        last = torch.from_numpy(histories.indptr[1:]).index_select(0, asked) - 1
+        with_clicks = torch.from_numpy(np.flatnonzero(histories.lengths))
+        last = torch.from_numpy(histories.indptr[1:]).index_select(0, with_clicks) - 1
         query = torch.zeros(len(histories), self.items.shape[1])
-        query[asked, :-1] = steps.index_select(0, last)
+        query[with_clicks, :-1] = steps.index_select(0, last)
         query[:, -1] = 1.0
         return query
 
@@ -134,7 +129,7 @@ class AlphaFuse:
         return own | prefixed("net", self.net.state_dict()) | prefixed("whitening", self.whitening.state())
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Undo `state`."""
+        """Load tensors written by `state`."""
         self.whitening = Whitening.restore(under("whitening", state))
         self.items, self.decay = state["items"], float(state["decay"])
         self.net = _Net(self.config, self.whitening.matrix.shape[1], self.decay, seed=0)
@@ -144,8 +139,8 @@ class AlphaFuse:
     def add_items(self, text: TextVectors) -> None:
         """Append items by their text: no ID part, no popularity."""
         assert self.whitening is not None, "add_items() before fit()"
-        words = unit(self.whitening.apply(text))
-        self.items = torch.cat([self.items, F.pad(words, (0, self.items.shape[1] - words.shape[1]))])
+        features = unit(self.whitening.apply(text))
+        self.items = torch.cat([self.items, F.pad(features, (0, self.items.shape[1] - features.shape[1]))])
 
 
 class _Table(nn.Module):
@@ -156,27 +151,27 @@ class _Table(nn.Module):
 
     def __init__(self, text: Tensor, clicks: Tensor, config: AlphaFuseConfig, seed: int) -> None:
         super().__init__()
-        start = torch.randn(len(text), config.id_dims, generator=torch_rng(seed, "alphafuse/ids"))
-        self.ids = nn.Parameter(start * 0.1 / config.id_dims**0.5)
+        init = torch.randn(len(text), config.id_dim, generator=torch_rng(seed, "alphafuse/ids"))
+        self.ids = nn.Parameter(init * 0.1 / config.id_dim**0.5)
         self.popularity = nn.Parameter(torch.zeros(1))  # p
-        self.register_buffer("text", text, persistent=False)  # (num_items, dims)
+        self.register_buffer("text", text, persistent=False)  # (num_items, text_dim)
         self.register_buffer("log_clicks", clicks.float().log1p(), persistent=False)  # (num_items,)
 
     def forward(self, keep: Tensor | None = None) -> Tensor:
-        """[e_i ; p log(1 + clicks)] (num_items, width + 1); items not kept (num_items,) look as if never clicked."""
+        """[e_i ; p log(1 + clicks)] (num_items, width + 1); items not kept (num_items,) look unclicked."""
         warm = self.log_clicks > 0 if keep is None else (self.log_clicks > 0) & keep
-        prior = self.popularity * self.log_clicks * warm
-        return torch.cat([self.text, self.ids * warm[:, None], prior[:, None]], dim=1)
+        item_bias = self.popularity * self.log_clicks * warm
+        return torch.cat([self.text, self.ids * warm[:, None], item_bias[:, None]], dim=1)
 
 
 class _Net(nn.Module):
     """The encoder: histories and item vectors in, a query after every click out."""
 
-    def __init__(self, config: AlphaFuseConfig, dims: int, decay: float, seed: int) -> None:
+    def __init__(self, config: AlphaFuseConfig, text_dim: int, decay: float, seed: int) -> None:
         super().__init__()
-        self.config, self.decay, width = config, decay, dims + config.id_dims
+        self.config, self.decay, width = config, decay, text_dim + config.id_dim
         random = torch_rng(seed, "alphafuse/start")
-        self.turn = nn.Parameter(torch.eye(width))  # W
+        self.query_map = nn.Parameter(torch.eye(width))  # W
         depth = config.num_layers if config.encoder == "attention" else 0
         self.layers = nn.ModuleList(_Layer(width, config, decay, random) for _ in range(depth))
         self.norm = nn.LayerNorm(width) if depth else None
@@ -187,14 +182,14 @@ class _Net(nn.Module):
         vectors = items.index_select(0, torch.from_numpy(histories.items))  # (nnz, width)
         query = grid.recency_mean(vectors, self.decay)
         if self.norm is None:
-            query = _dropped(query, share, random)
+            query = _drop(query, share, random)
         else:
             width = vectors.shape[1]
-            hidden = _dropped(vectors * width**0.5, share, random)  # unit vectors on the scale of a layer norm
+            hidden = _drop(vectors * width**0.5, share, random)  # unit vectors on the scale of a layer norm
             for layer in self.layers:
                 hidden = layer(hidden, grid, random)
             query = query + self.norm(hidden) / width**0.5
-        return unit(query @ self.turn) / self.config.temperature
+        return unit(query @ self.query_map) / self.config.temperature
 
 
 class _Layer(nn.Module):
@@ -221,18 +216,18 @@ class _Layer(nn.Module):
         query, key, value = (self._by_head(grid.padded(part)) for part in parts)  # (B, heads, longest, size)
         bias = self.distance[:, grid.back.clamp_min(0)].masked_fill(grid.back < 0, -torch.inf)
         logits = query @ key.transpose(2, 3) / self.size**0.5 + bias  # (B, heads, longest, longest)
-        mixed = _dropped(logits.softmax(3), self.share, random) @ value  # (B, heads, longest, size)
+        mixed = _drop(logits.softmax(3), self.share, random) @ value  # (B, heads, longest, size)
         found = grid.flat(mixed.transpose(1, 2).flatten(2)) @ self.out
-        hidden = hidden + _dropped(found, self.share, random)
+        hidden = hidden + _drop(found, self.share, random)
         forward = F.gelu(self.before_forward(hidden) @ self.first) @ self.second
-        return hidden + _dropped(forward, self.share, random)
+        return hidden + _drop(forward, self.share, random)
 
     def _by_head(self, padded: Tensor) -> Tensor:
         return padded.view(*padded.shape[:2], self.heads, self.size).transpose(1, 2)
 
 
 class _Grid:
-    """Histories as rows of a padded table, oldest first. Only what looks across steps is done there: rows are short."""
+    """Histories as rows of a padded table, oldest first, for the operations between steps only: most rows are short."""
 
     def __init__(self, histories: Histories) -> None:
         self.shape = (len(histories), int(histories.lengths.max(initial=1)))
@@ -248,7 +243,7 @@ class _Grid:
         return table.view(rows, longest, flat.shape[1])
 
     def flat(self, padded: Tensor) -> Tensor:
-        """Undo `padded`."""
+        """(B, longest, d) -> (nnz, d): the entries of `padded` without its zeros."""
         return padded.flatten(0, 1).index_select(0, self.place)
 
     def recency_mean(self, flat: Tensor, decay: float) -> Tensor:
@@ -260,11 +255,8 @@ class _Grid:
 class _Loss:
     """One example per user with two clicks or more: every click but the first is a target of what came before it."""
 
-    def __init__(
-        self, config: AlphaFuseConfig, net: _Net, table: _Table, known: Histories, ordered: bool, seed: int
-    ) -> None:
-        self.config, self.net, self.table, self.known = config, net, table, known
-        self.ordered, self.seed = ordered, seed
+    def __init__(self, config: AlphaFuseConfig, net: _Net, table: _Table, known: Histories, ordered: bool) -> None:
+        self.config, self.net, self.table, self.known, self.ordered = config, net, table, known, ordered
         self.active = np.flatnonzero(known.lengths > 1)
 
     def __len__(self) -> int:
@@ -283,8 +275,7 @@ class _Loss:
             return every.mean()
         drawn = torch.from_numpy(uniform_items(wanted, num_items, *at))
         others = query @ items.index_select(0, drawn).T  # (clicks, negatives)
-        others = others.masked_fill(drawn[None, :] == target[:, None], -torch.inf)
-        return sampled_softmax_loss(positive, others, num_items)
+        return sampled_softmax_loss(positive, mask_targets(others, drawn, target), num_items)
 
     def examples(self, rows: Ints, at: At) -> tuple[Histories, Tensor]:
         """The users' newest clicks without the last (B rows), and the click after each (nnz,)."""
@@ -292,7 +283,7 @@ class _Loss:
         if not self.ordered:
             drawn = at.rng("order").random(len(clicks.items))
             clicks = Histories(clicks.indptr, clicks.items[np.lexsort((drawn, clicks.row_of_entry))])
-        clicks = _newest(clicks, self.config.max_history + 1)
+        clicks = clicks.newest(self.config.max_history + 1)
         newest = clicks.steps_back == 0
         oldest = np.zeros(len(clicks.items), dtype=np.bool_)
         oldest[clicks.indptr[:-1]] = True
@@ -300,13 +291,6 @@ class _Loss:
         return before, torch.from_numpy(clicks.items[~oldest])
 
 
-def _newest(histories: Histories, limit: int) -> Histories:
-    """The newest `limit` entries of every history."""
-    kept = np.minimum(histories.lengths, limit)
-    indptr = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
-    return Histories(indptr, histories.items[histories.steps_back < limit])
-
-
-def _dropped(values: Tensor, share: float, random: torch.Generator | None) -> Tensor:
-    """Values with a random share of them zero and the others larger; as they are where nothing is drawn."""
+def _drop(values: Tensor, share: float, random: torch.Generator | None) -> Tensor:
+    """Dropout by a mask of 0 and 1 / (1 - share); unchanged where nothing is drawn."""
     return values if not share or random is None else values * dropout_mask(values.shape, share, random)

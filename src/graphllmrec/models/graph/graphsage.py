@@ -6,25 +6,26 @@ on the user–item graph, where only items have features and users are what they
 
     x_i = text_i + e_i                            text_i: whitened and unit length; e_i: embedding of a clicked item
     h_u = relu(W_u AGG({x_i : i in N(u)}))        (num_users, hidden)
-    z_i = unit(W_s x_i + W_i AGG({h_u : u in N(i)}))                                          (num_items, dims)
-    q   = unit(Σ_k decay^(steps back of k) z_k)                           a query is its history, as every user is
+    z_i = unit(W_s x_i + W_i AGG({h_u : u in N(i)}))                                      (num_items, text_dim)
+    q   = unit(Σ_k decay^(steps back of k) z_k)                           a query is its history, as is every user
     score(q, i) = q W_q · z_i / temperature + p log(1 + |N(i)|)
 
-AGG is the mean, or the element-wise maximum of relu(W_p h + b) (section 3.3, "pooling"; 0 for nobody). A step draws
-`users_per_item` clickers of each item in it and `items_per_user` items of each of these (graph/neighbours.py): its cost
-does not grow with the graph, unless items have embeddings. What is served comes from complete neighbourhoods.
+AGG is the mean, or the element-wise maximum of relu(W_p h + b) (section 3.3, "pooling"; 0 without neighbours). A step
+draws `users_per_item` clickers of each item in it and `items_per_user` items of each of these (graph/neighbours.py):
+its cost does not grow with the graph, unless items have embeddings. Served vectors use complete neighbourhoods.
 
-Inductive: a new item is encoded by its text and, where it has a few, its clickers (`encode`); without retraining. In
-every step a share of the items plays cold: no clicks and no embedding. Without item text, x_i = e_i.
+Inductive: a new item is encoded by its text and, where it has some, its clickers (`encode`), without retraining. Item
+dropout: in every step a share of the items has no clicks and no embedding. Without item text, x_i = e_i.
 
 Differences from the paper: the sampled softmax of next clicks instead of random walks and their noise-contrastive loss;
-W_s starts as identity and W_i at zero, so that untrained it is text-kNN; the user who makes an example is left out of
-the neighbourhoods of its items, or it could be read off them; a popularity term.
+W_s starts as identity and W_i at zero, so that the untrained model is text-kNN; the user of an example is left out of
+the neighbourhoods of its items, because they would reveal the target; a popularity term.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -42,33 +43,30 @@ from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
-from graphllmrec.text.whiten import Whitening, words_of
-from graphllmrec.train.batches import NextClicks, uniform_items
-from graphllmrec.train.loop import MonitoredConfig
+from graphllmrec.text.whiten import Whitening, whiten_text
+from graphllmrec.train.batches import NextClicks
+from graphllmrec.train.negatives import draw_negatives, mask_targets
+from graphllmrec.train.settings import HistoryConfig
 from graphllmrec.train.validation import train_model
 
 
-class GraphSAGEConfig(MonitoredConfig):
+class GraphSAGEConfig(HistoryConfig):
     """Settings of GraphSAGE."""
 
     epochs: int = Field(30, ge=0, le=100_000, description="passes over the training data at most")
     batch_size: int = Field(256, ge=1, le=1_000_000, description="examples per step")
     learning_rate: float = Field(1e-3, gt=0, le=10, description="AdamW step size")
     aggregator: Literal["mean", "max"] = Field("mean", description="how neighbours become one vector")
-    dims: int = Field(200, ge=1, le=8_192, description="size of item vectors: axes of the text kept when whitening")
+    text_dim: int = Field(200, ge=1, le=8_192, description="size of item vectors: axes of the text kept when whitening")
     hidden: int = Field(128, ge=1, le=65_536, description="size of user vectors")
     users_per_item: int = Field(10, ge=1, le=1_000, description="clickers sampled per item")
     items_per_user: int = Field(10, ge=1, le=1_000, description="items sampled per clicker")
     ids: bool = Field(True, description="clicked items have an embedding besides their text")
-    cold_dropout: float = Field(0.2, ge=0, lt=1, description="items that play cold in a step")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of the query's values dropped in training")
     loss: Literal["softmax", "in-batch"] = Field("softmax", description="negatives: uniform, or the batch's targets")
     negatives: int = Field(
         1024, ge=1, le=10_000_000, description="uniform negatives per step (loss softmax); at most all items"
     )
-    temperature: float = Field(0.1, gt=0, le=100, description="what scores are divided by")
-    decay: float = Field(0.7, ge=0, le=1, description="history weight per step back; ignored without an order")
-    max_history: int = Field(50, ge=1, le=100_000, description="newest clicks a training history keeps")
 
 
 class GraphSAGE:
@@ -82,7 +80,7 @@ class GraphSAGE:
         self.config = config
         self.whitening: Whitening | None = None  # None: fitted without text
         self.net = _Net(config, 1, 0, seed=0)
-        self.items = torch.empty(0, 0)  # (num_items, dims + 1): z_i and the popularity term
+        self.items = torch.empty(0, 0)  # (num_items, text_dim + 1): z_i and the popularity term
         self.users = torch.empty(0, 0)  # (num_users, hidden): h_u, for new items with clicks
         self.decay = 1.0
 
@@ -90,21 +88,22 @@ class GraphSAGE:
         """Train on next clicks, early stopping on validation. Raises TextError, Interrupted."""
         split, config = task.split, self.config
         self.decay = config.decay if split.ordered else 1.0
-        self.whitening, text = words_of(task, config.dims, self.name, ids=config.ids)
+        self.whitening, text_features = whiten_text(task, config.text_dim, self.name, ids=config.ids)
         graph = Neighbourhoods.of(split.train, split.num_users, split.num_items)
-        self.net = net = _Net(config, text.shape[1], len(text), task.seed)
+        self.net = net = _Net(config, text_features.shape[1], len(text_features), task.seed)
         clicks = NextClicks(split.train.histories(split.num_users), split.ordered, config.max_history)
-        loss = _Loss(config, net, graph, text, clicks, self.decay, task.seed)
+        loss = _Loss(config, net, graph, text_features, clicks, self.decay)
 
-        train_model(self, task, net, len(clicks), loss, lambda: self._export_vectors(graph, text), inputs=(text,))
+        export = partial(self._export_vectors, graph, text_features)
+        train_model(self, task, net, len(clicks), loss, export, inputs=(text_features,))
 
     @torch.no_grad()
-    def _export_vectors(self, graph: Neighbourhoods, text: Tensor) -> None:
+    def _export_vectors(self, graph: Neighbourhoods, text_features: Tensor) -> None:
         """The vectors to serve, from complete neighbourhoods."""
         degree = graph.of_items.degree
-        features = self.net.features(text, degree > 0)
-        self.users = self.net.of_users(features, graph.of_users.nodes.long(), graph.of_users.indptr)
-        vectors = self.net.of_items(features, self.users, graph.of_items.nodes.long(), graph.of_items.indptr)
+        features = self.net.features(text_features, degree > 0)
+        self.users = self.net.encode_users(features, graph.of_users.nodes.long(), graph.of_users.indptr)
+        vectors = self.net.encode_items(features, self.users, graph.of_items.nodes.long(), graph.of_items.indptr)
         self.items = self._with_popularity(vectors, degree)
 
     def _with_popularity(self, vectors: Tensor, degree: Tensor) -> Tensor:
@@ -112,14 +111,14 @@ class GraphSAGE:
 
     @torch.no_grad()
     def encode(self, text: TextVectors, clicked_by: Histories | None = None) -> Tensor:
-        """Vectors (n, dims + 1) of new items by their text and, where known, the user rows who clicked each of them."""
+        """Vectors (n, text_dim + 1) of new items by their text and, where known, the rows of their clickers."""
         if self.whitening is None:
             features = torch.zeros(len(text), self.items.shape[1] - 1)
         else:
             features = unit(self.whitening.apply(text))
         if clicked_by is None:
             clicked_by = Histories.from_lists([[]] * len(text))
-        vectors = self.net.of_items(
+        vectors = self.net.encode_items(
             features, self.users, torch.from_numpy(clicked_by.items), torch.from_numpy(clicked_by.indptr)
         )
         return self._with_popularity(vectors, torch.from_numpy(clicked_by.lengths))
@@ -129,14 +128,14 @@ class GraphSAGE:
         self.items = torch.cat([self.items, self.encode(text)])
 
     def item_vectors(self) -> Tensor:
-        """z_i and the popularity term (num_items, dims + 1)."""
+        """z_i and the popularity term (num_items, text_dim + 1)."""
         return self.items
 
     @torch.no_grad()
     def query_vectors(self, queries: Queries) -> Tensor:
-        """One vector per query with a last dimension of 1 (B, dims + 1)."""
+        """One vector per query with a last dimension of 1 (B, text_dim + 1)."""
         weights = recency_weights(queries.histories, self.decay)
-        query = self.net.query(aggregate(queries.histories, self.items[:, :-1], weights))  # (B, dims)
+        query = self.net.query(aggregate(queries.histories, self.items[:, :-1], weights))  # (B, text_dim)
         return torch.cat([query, torch.ones(len(query), 1)], dim=1)
 
     def scores(self, queries: Queries) -> Tensor:
@@ -144,19 +143,19 @@ class GraphSAGE:
         return self.query_vectors(queries) @ self.items.T
 
     def state(self) -> dict[str, Tensor]:
-        """Served vectors, and the network and whitening that new items need; the embeddings are not."""
+        """Served vectors, and the network and whitening that new items need; without embeddings."""
         own = {"items": self.items, "users": self.users, "decay": torch.tensor(self.decay, dtype=torch.float64)}
         kept = {name: value for name, value in self.net.state_dict().items() if name != "ids"}
         whitening = prefixed("whitening", self.whitening.state()) if self.whitening is not None else {}
         return own | prefixed("net", kept) | whitening
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Undo `state`."""
+        """Load tensors written by `state`."""
         self.items, self.users, self.decay = state["items"], state["users"], float(state["decay"])
         whitening = under("whitening", state)
         self.whitening = Whitening.restore(whitening) if whitening else None
         self.net = _Net(self.config, self.items.shape[1] - 1, 0, seed=0)
-        embeddings = {} if self.net.ids is None else {"ids": self.net.ids}  # none: what they led to is in the vectors
+        embeddings = {} if self.net.ids is None else {"ids": self.net.ids}  # none: the vectors contain them
         self.net.load_state_dict(under("net", state) | embeddings)
         self.net.eval()
 
@@ -164,7 +163,7 @@ class GraphSAGE:
 class _Net(nn.Module):
     """The trainable tensors, and the two hops over any ragged neighbourhoods, sampled or complete."""
 
-    def __init__(self, config: GraphSAGEConfig, dims: int, num_items: int, seed: int) -> None:
+    def __init__(self, config: GraphSAGEConfig, text_dim: int, num_items: int, seed: int) -> None:
         super().__init__()
         random = torch_rng(seed, "graphsage/start")
 
@@ -174,22 +173,22 @@ class _Net(nn.Module):
         hidden, self.temperature = config.hidden, config.temperature
         self.pool = config.aggregator == "max"
         if self.pool:
-            self.pool_items, self.pool_items_bias = weights(hidden, dims), nn.Parameter(torch.zeros(hidden))
+            self.pool_items, self.pool_items_bias = weights(hidden, text_dim), nn.Parameter(torch.zeros(hidden))
             self.pool_users, self.pool_users_bias = weights(hidden, hidden), nn.Parameter(torch.zeros(hidden))
-        self.into_users = weights(hidden, hidden if self.pool else dims)  # W_u
-        self.into_items = nn.Parameter(torch.zeros(dims, hidden))  # W_i
-        self.own = nn.Parameter(torch.eye(dims))  # W_s
-        self.turn = nn.Parameter(torch.eye(dims))  # W_q
+        self.into_users = weights(hidden, hidden if self.pool else text_dim)  # W_u
+        self.into_items = nn.Parameter(torch.zeros(text_dim, hidden))  # W_i
+        self.own = nn.Parameter(torch.eye(text_dim))  # W_s
+        self.query_map = nn.Parameter(torch.eye(text_dim))  # W_q
         self.popularity = nn.Parameter(torch.zeros(1), requires_grad=config.loss == "softmax")  # p
-        self.ids = (
-            nn.Parameter(torch.randn(num_items, dims, generator=random) * 0.1 / dims**0.5) if config.ids else None
-        )
+        self.ids: nn.Parameter | None = None
+        if config.ids:
+            self.ids = nn.Parameter(torch.randn(num_items, text_dim, generator=random) * 0.1 / text_dim**0.5)
 
-    def features(self, text: Tensor, warm: Tensor) -> Tensor:
-        """x (num_items, dims) from text (num_items, dims); only items that are `warm` (num_items,) have embeddings."""
-        return text if self.ids is None else text + self.ids * warm[:, None]
+    def features(self, text_features: Tensor, warm: Tensor) -> Tensor:
+        """x (num_items, text_dim) from text features of that shape, with e for the `warm` items (num_items,) only."""
+        return text_features if self.ids is None else text_features + self.ids * warm[:, None]
 
-    def of_users(self, features: Tensor, nodes: Tensor, offsets: Tensor) -> Tensor:
+    def encode_users(self, features: Tensor, nodes: Tensor, offsets: Tensor) -> Tensor:
         """h (n, hidden) of users whose items are the ragged list `nodes` (m,), `offsets` (n + 1,)."""
         if self.pool:
             pool = (self.pool_items, self.pool_items_bias)
@@ -198,14 +197,14 @@ class _Net(nn.Module):
             return F.relu(_neighbourhood(features @ self.into_users.T, nodes, offsets))
         return F.relu(_neighbourhood(features, nodes, offsets) @ self.into_users.T)
 
-    def of_items(self, features: Tensor, users: Tensor, nodes: Tensor, offsets: Tensor) -> Tensor:
-        """z (n, dims) of items with these features (n, dims), whose clickers are rows of `users` in a ragged list."""
+    def encode_items(self, features: Tensor, users: Tensor, nodes: Tensor, offsets: Tensor) -> Tensor:
+        """z (n, text_dim) of items with features x (n, text_dim) and a ragged list of clickers, rows of `users`."""
         pool = (self.pool_users, self.pool_users_bias) if self.pool else None
         return unit(features @ self.own.T + _neighbourhood(users, nodes, offsets, pool) @ self.into_items.T)
 
     def query(self, history: Tensor) -> Tensor:
-        """q W_q / temperature (B, dims) from the weighted sums of the histories' vectors (B, dims)."""
-        return unit(history) @ self.turn / self.temperature
+        """q W_q / temperature (B, text_dim) from the weighted sums of the histories' vectors (B, text_dim)."""
+        return unit(history) @ self.query_map / self.temperature
 
 
 def _neighbourhood(table: Tensor, nodes: Tensor, offsets: Tensor, pool: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -227,58 +226,47 @@ class _Loss:
         config: GraphSAGEConfig,
         net: _Net,
         graph: Neighbourhoods,
-        text: Tensor,
+        text_features: Tensor,
         clicks: NextClicks,
         decay: float,
-        seed: int,
     ) -> None:
-        self.config, self.net, self.graph, self.text = config, net, graph, text
-        self.clicks, self.decay, self.seed = clicks, decay, seed
+        self.config, self.net, self.graph, self.text_features = config, net, graph, text_features
+        self.clicks, self.decay = clicks, decay
         self.warm = graph.of_items.degree > 0
 
     def __call__(self, rows: Ints, at: At) -> Tensor:
         """Cross-entropy of the targets of the examples `rows`."""
-        histories, num_items = self.clicks.histories(rows), len(self.text)
+        histories, num_items = self.clicks.histories(rows), len(self.text_features)
         target, user = torch.from_numpy(self.clicks.target[rows]), torch.from_numpy(self.clicks.user[rows])
-        drawn = self._negatives(at)
+        in_batch = self.config.loss == "in-batch"  # the other targets are the negatives: none are drawn
+        drawn = target[:0] if in_batch else draw_negatives(self.config.negatives, num_items, at)
         past, owner = torch.from_numpy(histories.items), torch.from_numpy(histories.row_of_entry)
         roots = torch.cat([past, target, drawn])
         avoid = torch.cat([user.index_select(0, owner), user, torch.full_like(drawn, -1)])
-        vectors = torch.split(self._encode(roots, avoid, at), [len(past), len(target), len(drawn)])
+        history, wanted, others = torch.split(self._encode(roots, avoid, at), [len(past), len(target), len(drawn)])
 
         weights = torch.from_numpy(recency_weights(histories, self.decay))[:, None]
-        sums = torch.zeros(len(rows), vectors[0].shape[1]).index_add(0, owner, vectors[0] * weights)
-        query = dropout(self.net.query(sums), self.config.dropout, at.torch_rng("dropout"))  # (B, dims)
-        if self.config.loss == "in-batch":
-            return in_batch_softmax_loss(query @ vectors[1].T, target)
-        positive = (query * vectors[1]).sum(1) + self._popularity(target)
-        others = query @ vectors[2].T + self._popularity(drawn)  # (B, negatives)
-        return sampled_softmax_loss(
-            positive, others.masked_fill(drawn[None, :] == target[:, None], -torch.inf), num_items
-        )
+        sums = torch.zeros(len(rows), history.shape[1]).index_add(0, owner, history * weights)
+        query = dropout(self.net.query(sums), self.config.dropout, at.torch_rng("dropout"))  # (B, text_dim)
+        if in_batch:
+            return in_batch_softmax_loss(query @ wanted.T, target)
+        positive = (query * wanted).sum(1) + self._popularity(target)
+        negative = query @ others.T + self._popularity(drawn)  # (B, negatives)
+        return sampled_softmax_loss(positive, mask_targets(negative, drawn, target), num_items)
 
     def _popularity(self, items: Tensor) -> Tensor:
         return self.net.popularity * self.graph.of_items.degree_of(items).float().log1p()
 
-    def _negatives(self, at: At) -> Tensor:
-        """Item rows drawn for the step; all there are where they are not more than wanted; none for loss in-batch."""
-        wanted, num_items = self.config.negatives, len(self.text)
-        if self.config.loss == "in-batch":
-            return torch.empty(0, dtype=torch.int64)
-        return (
-            torch.arange(num_items) if wanted >= num_items else torch.from_numpy(uniform_items(wanted, num_items, *at))
-        )
-
     def _encode(self, roots: Tensor, avoid: Tensor, at: At) -> Tensor:
-        """Vectors (n, dims) of items from sampled clickers, never `avoid` (n,), and sampled items of these."""
+        """Vectors (n, text_dim) of items from sampled clickers, never `avoid` (n,), and sampled items of these."""
         config, random = self.config, draws(*at)
-        warm = self.warm & kept_items(len(self.text), config.cold_dropout, at)
-        known = warm.index_select(0, roots)  # those that play cold have no neighbours
-        features = self.net.features(self.text, warm)
+        warm = self.warm & kept_items(len(self.text_features), config.cold_dropout, at)
+        known = warm.index_select(0, roots)  # dropped items have no neighbours
+        features = self.net.features(self.text_features, warm)
         clickers = sample(self.graph.of_items, roots[known], config.users_per_item, random, avoid[known])
-        found, place = torch.unique(clickers.nodes, return_inverse=True)  # a sort of the short hop spares the long one
+        found, place = torch.unique(clickers.nodes, return_inverse=True)  # a sort of the short hop saves the long one
         items = sample(self.graph.of_users, found, config.items_per_user, random)
-        users = self.net.of_users(features, items.nodes, items.offsets)  # one row per user found
+        users = self.net.encode_users(features, items.nodes, items.offsets)  # one row per user found
         counts = torch.zeros_like(roots).masked_scatter(known, clickers.counts)
         offsets = F.pad(counts.cumsum(0), (1, 0))
-        return self.net.of_items(features.index_select(0, roots), users, place, offsets)
+        return self.net.encode_items(features.index_select(0, roots), users, place, offsets)

@@ -1,0 +1,94 @@
+"""Numbers as text, the same on every page, in Markdown and on the terminal. Minus signs are real ones (−)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Significance = Literal["good", "bad", "same"]
+ALPHA = 0.05  # significance level of all tests
+FACTOR_FROM = 5.0  # relative differences from +500 % on are written as a factor
+
+
+def number(value: float) -> str:
+    """A metric: "0.0795"."""
+    return f"{value:.4f}"
+
+
+def short(value: float, sign: Literal["", "+"] = "") -> str:
+    """Four decimals without the leading zero, for narrow tables: ".0795", "+.0042"."""
+    return f"{value:{sign}.4f}".replace("0.", ".", 1)
+
+
+def signed(value: float) -> str:
+    """A difference: "+0.0042", "−0.0042"; "0" where it is below half of the last digit."""
+    return _minus(f"{value:+.4f}") if abs(value) >= 5e-5 else "0"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A relative difference: "+8.0 %", "−50.0 %"; a factor where it is large: "×13.0"."""
+    return _minus(f"{100 * share:+.{digits}f} %") if share < FACTOR_FROM else f"×{share + 1:.1f}"
+
+
+def relative(share: float | None, difference: float) -> str:
+    """`percent`, or what can be said where the mean that it is relative to is 0: "from 0", "both 0"."""
+    if share is not None:
+        return percent(share)
+    return "from 0" if difference else "both 0"
+
+
+def p_value(p: float) -> str:
+    """For a column of them: "<.001", ".034"."""
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def p_text(p: float) -> str:
+    """Within a text: "p<.001", "p .034"."""
+    return f"p {p_value(p)}".replace(" <", "<")
+
+
+def significance(difference: float, p: float) -> Significance:
+    """ "good" or "bad" for a significant difference, else "same"; also the names of the CSS classes."""
+    if p >= ALPHA:
+        return "same"
+    return "good" if difference > 0 else "bad"
+
+
+def significance_text(p: float) -> str:
+    """ "significant, p<.001, Holm-corrected"."""
+    return f"{'significant' if p < ALPHA else 'not significant'}, {p_text(p)}, Holm-corrected"
+
+
+def interval(low: float, high: float) -> str:
+    """An interval of a metric: "0.0703–0.0867"."""
+    return f"{low:.4f}–{high:.4f}"
+
+
+def spread(std: float | None) -> str:
+    """Standard deviation between seeds: "±0.0007"; "±0" where the seed changes nothing, "" with one seed."""
+    if std is None:
+        return ""
+    return f"±{std:.4f}" if std >= 5e-5 else "±0"
+
+
+def integer(value: float) -> str:
+    """ "12,345"."""
+    return f"{value:,.0f}"
+
+
+def seconds(value: float | None) -> str:
+    """ "1,234.5"; "" where it is not known."""
+    return "" if value is None else f"{value:,.1f}"
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """ "l2 100, decay 0.9"; "" without any."""
+    return ", ".join(f"{key.removeprefix('model.')} {_setting(value)}" for key, value in settings.items())
+
+
+def _setting(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")

@@ -1,0 +1,92 @@
+"""Run folders side by side: their test evaluations, and one HTML page about them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from graphllmrec.errors import CheckpointError
+from graphllmrec.evaluation.evaluation import Evaluation
+from graphllmrec.models.registry import build
+from graphllmrec.progress import RunLogger
+from graphllmrec.protocol import GatedModel
+from graphllmrec.recommender import Recommender
+from graphllmrec.report.plots.training import GateTable
+from graphllmrec.report.run_report import ReportEntry, write_report
+
+
+def name_runs(runs: Sequence[Path]) -> dict[str, Path]:
+    """Runs by the name of their folder, by their whole path where that is not unique.
+
+    Raises CheckpointError when a run is given twice.
+    """
+    folders = [run.name or str(run) for run in runs]
+    named = {name if folders.count(name) == 1 else str(run): run for name, run in zip(folders, runs, strict=True)}
+    if len(named) < len(runs):
+        raise CheckpointError(f"a run is given twice: {', '.join(map(str, runs))}")
+    return named
+
+
+def load_evaluations(runs: Mapping[str, Path], logger: RunLogger) -> dict[str, Evaluation]:
+    """The test evaluation of every run; made now, and kept in the run folder, where there is none."""
+    found = {}
+    for name, path in runs.items():
+        if not (path / "metrics-test.json").is_file():
+            Recommender.load(path).evaluate("test", logger=logger).write(path)
+        found[name] = Evaluation.read(path)
+    return found
+
+
+def report_runs(
+    runs: Mapping[str, Path],
+    out: Path,
+    logger: RunLogger,
+    *,
+    metric: str = "ndcg@20",
+    baseline: str | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, Evaluation]:
+    """Write the HTML report about finished runs of the same data to `out`; returns their test evaluations.
+
+    `notes`: sentences that a reader of the page must know.
+
+    Raises CheckpointError for a run that cannot be read, EvaluationError when the runs cannot be compared.
+    """
+    evaluations = load_evaluations(runs, logger)
+    logger.begin("write report", len(runs))
+    entries, sources = [], []
+    for name, path in runs.items():
+        about = json.loads((path / "model.json").read_text(encoding="utf-8"))
+        sources.append(json.loads((path / "data.json").read_text(encoding="utf-8"))["name"])
+        gate = _gate(about["model"], path)
+        entries.append(ReportEntry(name, evaluations[name], _log(path), gate, about.get("seconds")))
+        logger.advance()
+    what = f"{len(runs)} recommenders" if len(runs) > 1 else next(iter(runs))
+    title = f"{what} on {' and '.join(dict.fromkeys(sources))}"
+    write_report(out, title, entries, notes=notes, baseline=baseline, metric=metric)
+    return evaluations
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    """Entries of log.jsonl; a line that a crash cut short is left out."""
+    lines = (path / "log.jsonl").read_text(encoding="utf-8").splitlines() if (path / "log.jsonl").is_file() else []
+    entries = []
+    for line in lines:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries
+
+
+def _gate(model_name: str, path: Path) -> GateTable | None:
+    """The gate of every item, for models that have one."""
+    if not isinstance(build(model_name), GatedModel):
+        return None
+    recommender = Recommender.load(path)
+    assert isinstance(recommender.model, GatedModel)
+    gamma, contexts = recommender.model.gate_values()
+    members = {name: values.numpy() for name, values in contexts.items()}
+    return GateTable(recommender.split.item_degree(), gamma.numpy(), members)

@@ -1,0 +1,308 @@
+"""The outcome of a study (study/outcome.py) as tables: study.json, study.md, and index.html. One set of tables serves
+Markdown and HTML.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graphllmrec.evaluation.evaluation import protocol_line
+from graphllmrec.io import write_text
+from graphllmrec.report.elements import Cell, Figure, Table, difference_cell, markdown_table, number_cells
+from graphllmrec.report.format import (
+    integer,
+    interval,
+    number,
+    p_value,
+    percent,
+    relative,
+    seconds,
+    settings_text,
+    signed,
+    significance_text,
+    spread,
+)
+from graphllmrec.report.plots.evaluation import Bar, Difference, bars_figure, forest_figure
+from graphllmrec.report.plots.look import SERIES, css_colour, looks
+from graphllmrec.report.render import write_page
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """What is said of one data set."""
+
+    name: str
+    protocol: str
+    overall: Table
+    figures: Sequence[Figure]
+    strata: Table | None
+    comparisons: Table | None
+    strata_comparisons: Table | None
+
+
+def write_study(folder: Path, outcome: Json) -> None:
+    """Write study.md, index.html and study.json into the study folder; the JSON file comes last."""
+    write_text(folder / "study.md", study_markdown(outcome))
+    write_page(
+        folder / "index.html",
+        "study.html.j2",
+        title=outcome["title"] or "Study",
+        about=about(outcome),
+        notes=[part for part in outcome["notes"].strip().split("\n\n") if part.strip()],
+        verdicts=[verdict(outcome, name) for name in outcome["data"]],
+        sections=[_section(outcome, name) for name in outcome["data"]],
+        settings=_settings(outcome),
+        failures=failures(outcome),
+    )
+    write_text(folder / "study.json", json.dumps(outcome, indent=1, ensure_ascii=False) + "\n")
+
+
+def study_markdown(outcome: Json) -> str:
+    """All tables as Markdown."""
+    lines = [f"# {outcome['title'] or 'Study'}", ""]
+    lines += [outcome["notes"].strip(), ""] if outcome["notes"].strip() else []
+    lines += [about(outcome)]
+    for name in outcome["data"]:
+        lines += _markdown_section(outcome, name)
+    settings, failed = _settings(outcome), failures(outcome)
+    lines += ["", "## Settings", "", *markdown_table(settings)] if settings else []
+    lines += ["", "## Failed", "", *(f"- {fit}: {error}" for fit, error in failed)] if failed else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def about(outcome: Json) -> str:
+    """How the figures were made."""
+    seeds = ", ".join(map(str, outcome["seeds"]))
+    lines = [
+        f"Test part, full ranking. Seeds: {seeds}. Figures are means over users of each user's mean over the seeds, "
+        "with the 95 % interval over users; ± is the standard deviation between seeds."
+    ]
+    if any(entry["trials"] for entry in outcome["entries"]):
+        own = "a search of their own" if outcome["tune_placebos"] else "the settings found without a placebo"
+        placebos = f"; placebos have {own}" if any(entry["placebo"] != "none" for entry in outcome["entries"]) else ""
+        lines.append(
+            f"Tuned on {outcome['metric']} of the validation part, at most {outcome['trials']} trials per model and "
+            f"data set (seed {outcome['tune_seed']}){placebos}."
+        )
+    if outcome["comparisons"]:
+        many = sum(row["metric"] == outcome["metric"] for row in outcome["comparisons"])
+        lines.append(
+            f"Differences: paired randomisation tests over users, p Holm-corrected over all {many} comparisons of a "
+            "metric; relative differences and their bootstrap intervals are in units of the second model's mean."
+        )
+    return " ".join(lines)
+
+
+def verdict(outcome: Json, data: str) -> str:
+    """Which model is first on a data set, and whether it is significantly better than the baseline."""
+    metric, baseline = outcome["metric"], outcome["baseline"]
+    done = [entry for entry in _entries(outcome, data) if "test" in entry and entry["placebo"] == "none"]
+    if not done:
+        return f"{data}: no model has figures."
+    best = max(done, key=lambda entry: entry["test"][metric]["mean"])
+    low, high = best["test"][metric]["ci"]
+    mean = best["test"][metric]["mean"]
+    first = f"{data}: {best['label']} is first with {metric} {mean:.4f} ({low:.4f} to {high:.4f})"
+    row = _comparison(outcome, data, best["label"], baseline, metric)
+    if row is None:
+        return f"{first}, and it is the baseline." if best["label"] == baseline else f"{first}."
+    against = f"{relative(row['relative'], row['difference'])} against {baseline}"
+    return f"{first}, {against} ({significance_text(row['p_holm'])})."
+
+
+def failures(outcome: Json) -> list[tuple[str, str]]:
+    """(fit, first line of the error) of every fit without figures."""
+    return [
+        (f"{entry['data']} · {entry['label']} · seed {fit['seed']}", str(fit["error"]).splitlines()[0])
+        for entry in outcome["entries"]
+        for fit in entry["fits"]
+        if fit["state"] != "done"
+    ]
+
+
+def _section(outcome: Json, data: str) -> DataSection:
+    protocol = outcome["data"][data]["protocol"]
+    return DataSection(
+        name=data,
+        protocol=f"{protocol_line(protocol)}." if protocol else "No results yet.",
+        overall=_overall(outcome, data),
+        figures=[*_forest(outcome, data), *_bars(outcome, data)],
+        strata=_strata(outcome, data),
+        comparisons=_comparisons(outcome, data),
+        strata_comparisons=_strata_comparisons(outcome, data),
+    )
+
+
+def _markdown_section(outcome: Json, data: str) -> list[str]:
+    section = _section(outcome, data)
+    lines = ["", f"## {data}", "", section.protocol, "", *markdown_table(section.overall)]
+    tables = {
+        f"{outcome['metric']} by training clicks of the target item:": section.strata,
+        "Comparisons:": section.comparisons,
+        f"Comparisons in {outcome['metric']} by training clicks of the target item:": section.strata_comparisons,
+    }
+    for title, table in tables.items():
+        lines += ["", title, "", *markdown_table(table)] if table else []
+    return lines
+
+
+def _entries(outcome: Json, data: str) -> list[Json]:
+    return [entry for entry in outcome["entries"] if entry["data"] == data]
+
+
+def _comparison(outcome: Json, data: str, a: str, b: str | None, metric: str) -> Json | None:
+    """The comparison of a with b, if there is one."""
+    wanted = (data, a, b, metric)
+    rows = (row for row in outcome["comparisons"] if (row["data"], row["a"], row["b"], row["metric"]) == wanted)
+    return next(rows, None)
+
+
+def _overall(outcome: Json, data: str) -> Table:
+    """A line per model: test metrics with interval and spread, validation, the test against the baseline, time."""
+    (metric, *others), baseline = outcome["metrics"], outcome["baseline"]
+    head = [metric, "95 % interval", "± seeds", *others, "validation"]
+    head += [f"vs {baseline}", "p"] if baseline else []
+    entries = _entries(outcome, data)
+    done = [entry for entry in entries if "test" in entry]
+    columns = [number_cells([entry["test"][name]["mean"] for entry in done]) for name in (metric, *others)]
+    means = dict(zip((entry["label"] for entry in done), zip(*columns, strict=True), strict=True))
+    rows: list[list[str | Cell]] = []
+    for entry in entries:
+        if "test" not in entry:
+            rows.append([entry["label"], Cell("failed", kind="bad"), *[""] * len(head)])
+            continue
+        first, *rest = means[entry["label"]]
+        values = entry["test"][metric]
+        row = [entry["label"] + _seeds_text(entry), first, _minor(interval(*values["ci"]))]
+        row += [_minor(spread(values["std"])), *rest, number(entry["valid"][metric])]
+        row += _against(_comparison(outcome, data, entry["label"], baseline, metric)) if baseline else []
+        rows.append([*row, seconds(entry["fit_seconds"])])
+    return Table(["model", *head, "fit, s"], rows)
+
+
+def _seeds_text(entry: Json) -> str:
+    """ "" when all seeds are there, else how many are."""
+    done = sum(fit["state"] == "done" for fit in entry["fits"])
+    return "" if done == len(entry["fits"]) else f" ({done} of {len(entry['fits'])} seeds)"
+
+
+def _minor(text: str) -> Cell:
+    return Cell(text, kind="minor")
+
+
+def _against(row: Json | None) -> list[str | Cell]:
+    """Relative difference and p, a cell each."""
+    if row is None:
+        return ["", ""]
+    cell = difference_cell(row["relative"], row["difference"], row["p_holm"])
+    return [Cell(cell.text, kind=cell.kind), _minor(p_value(row["p_holm"]) if cell.note else "")]
+
+
+def _strata(outcome: Json, data: str) -> Table | None:
+    done = [entry for entry in _entries(outcome, data) if "strata" in entry]
+    if not done:
+        return None
+    strata = [entry["strata"]["item_degree"] for entry in done]
+    names = list(strata[0])
+    columns = [number_cells([row[name][outcome["metric"]]["mean"] for row in strata]) for name in names]
+    rows: list[list[str | Cell]] = [["users", *(integer(strata[0][name]["users"]) for name in names)]]
+    rows += [[entry["label"], *cells] for entry, cells in zip(done, zip(*columns, strict=True), strict=True)]
+    return Table(["model", *names], rows)
+
+
+def _comparisons(outcome: Json, data: str) -> Table | None:
+    rows: list[list[str | Cell]] = []
+    for row in outcome["comparisons"]:
+        if row["data"] == data:
+            share, p = _against(row)
+            ends = row["relative_ci"]
+            between = _minor(f"{percent(ends[0])} to {percent(ends[1])}" if ends else "")
+            rows.append([row["a"], row["b"], row["metric"], signed(row["difference"]), share, between, p])
+    for row in outcome["missing"]:
+        if row["data"] == data:
+            rows.append([row["a"], row["b"], Cell("missing", kind="bad"), "", "", "", ""])
+    head = ["model", "against", "metric", "difference", "relative", "95 % interval", "p (Holm)"]
+    return Table(head, rows) if rows else None
+
+
+def _strata_comparisons(outcome: Json, data: str) -> Table | None:
+    """The differences in the headline metric in every stratum."""
+    found = [row for row in outcome["comparisons"] if row["data"] == data and row["strata"]]
+    names = list(dict.fromkeys(name for row in found for name in row["strata"]["item_degree"]))
+    rows = []
+    for row in found:
+        strata = row["strata"]["item_degree"]
+        rows.append([row["a"], row["b"], *(_stratum_cell(strata.get(name)) for name in names)])
+    return Table(["model", "against", *names], rows) if rows else None
+
+
+def _stratum_cell(row: Json | None) -> str | Cell:
+    return difference_cell(row["relative"], row["difference"], row["p_holm"]) if row else ""
+
+
+def _forest(outcome: Json, data: str) -> Iterator[Figure]:
+    """Every comparison in the headline metric."""
+    metric = outcome["metric"]
+    found = [row for row in outcome["comparisons"] if row["data"] == data and row["metric"] == metric]
+    rows = [
+        Difference(f"{row['a']} vs {row['b']}", row["relative"], row["relative_ci"], row["difference"], row["p_holm"])
+        for row in found
+    ]
+    if rows:
+        caption = (
+            "Relative difference of the first model to the second, 95 % interval; green or red where p < .05 (Holm). "
+            "What is larger than the axis ends at its edge."
+        )
+        drawing = forest_figure(rows, f"differences in {metric} on {data}")
+        yield Figure(f"Differences in {metric}", drawing, caption)
+
+
+def _bars(outcome: Json, data: str) -> Iterator[Figure]:
+    """The headline metric by stratum, of as many models as there are colours."""
+    metric, baseline = outcome["metric"], outcome["baseline"]
+    done = [entry for entry in _entries(outcome, data) if "strata" in entry and entry["placebo"] == "none"]
+    if not done:
+        return
+    ranked = sorted(done, key=lambda entry: entry["test"][metric]["mean"], reverse=True)
+    chosen = [entry["label"] for entry in ranked if entry["label"] != baseline][: len(SERIES)]
+    shown = {e["label"]: e["strata"]["item_degree"] for e in done if e["label"] in (*chosen, baseline)}
+    users = {name: row["users"] for name, row in done[0]["strata"]["item_degree"].items()}
+    bars = {label: [_bar(strata[name][metric]) for name in users] for label, strata in shown.items()}
+    look = looks(list(shown), baseline)
+    caption = f"{metric} by training clicks of the target item; lines: 95 % intervals over users."
+    if len(shown) < len(done):
+        others = " and the baseline" if baseline in shown else ""
+        caption += f" The best {len(chosen)}{others} of {len(done)} models; all are in the table of strata."
+    legend = {label: css_colour(look[label].colour) for label in shown}
+    drawing = bars_figure(bars, users, look, f"{metric} by item degree on {data}")
+    yield Figure("Quality by stratum", drawing, caption, legend)
+
+
+def _bar(values: Json) -> Bar:
+    return Bar(values["mean"], *values["ci"])
+
+
+def _settings(outcome: Json) -> Table | None:
+    rows = [
+        [
+            entry["label"],
+            entry["data"],
+            settings_text(entry["settings"]) or "none: all trials failed",
+            _trials_text(entry),
+            integer(entry["tune_seconds"]),
+        ]
+        for entry in outcome["entries"]
+        if entry["trials"]
+    ]
+    return Table(["model", "data", "chosen on validation", "trials", "search, s"], rows) if rows else None
+
+
+def _trials_text(entry: Json) -> str:
+    """ "20", or "20 (2 failed)"."""
+    return f"{entry['trials']}" + (f" ({entry['failed_trials']} failed)" if entry["failed_trials"] else "")
