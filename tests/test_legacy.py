@@ -28,7 +28,7 @@ def run_folder(name: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_a_saved_run_recommends_what_it_did(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphllmrec.recommender.encode_items", encode_first_word)
+    monkeypatch.setattr("graphllmrec.text.prepare.encode_items", encode_first_word)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         recommender = Recommender.load(run_folder(name, tmp_path))

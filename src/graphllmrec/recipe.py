@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails
 from graphllmrec.data.config import DataConfig
 from graphllmrec.errors import RecipeError
 from graphllmrec.evaluation.metrics import METRICS
+from graphllmrec.legacy import current_recipe
 from graphllmrec.models.registry import MODELS, model_class
 from graphllmrec.protocol import Model
 from graphllmrec.settings import Config
@@ -145,7 +146,8 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapp
         values, label = dict(source), "recipe"
     else:
         values, label = _read(source), str(source)
-    for key, value in sorted((overrides or {}).items(), key=lambda entry: entry[0] != "model.name"):
+    values, overrides = current_recipe(values), _current_overrides(overrides or {}, values)
+    for key, value in sorted(overrides.items(), key=lambda entry: entry[0] != "model.name"):
         values = _overridden(values, key.split("."), value, label)
     try:
         recipe = Recipe.model_validate(values)
@@ -157,6 +159,31 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapp
         problems = _problems(error, _variant(recipe.values(), ordered=False))
         raise RecipeError([f"with [unordered] in its place, {problem}" for problem in problems], label) from None
     return recipe
+
+
+def _current_overrides(overrides: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides in today's names: those of version 0.1 are read as sections, the others stay as they are."""
+    name = _model_name(overrides) or _model_name(values)
+    out: dict[str, Any] = {}
+    for key, value in overrides.items():
+        nested = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        own = {**nested["model"], "name": name} if isinstance(nested.get("model"), Mapping) and name else None
+        current = current_recipe(nested if own is None else {**nested, "model": own})
+        same = current == (nested if own is None else {**nested, "model": own})
+        if same:
+            out[key] = value
+        elif own is None:
+            out |= current
+        else:
+            out["model"] = out.get("model", {}) | {k: v for k, v in current["model"].items() if k != "name"}
+    return out
+
+
+def _model_name(values: Mapping[str, Any]) -> str:
+    section = values.get("model")
+    return str(values.get("model.name") or (section.get("name", "") if isinstance(section, Mapping) else ""))
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

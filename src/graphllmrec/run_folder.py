@@ -34,6 +34,7 @@ import polars as pl
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from graphllmrec import legacy
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
 from graphllmrec.errors import CheckpointError
@@ -42,7 +43,7 @@ from graphllmrec.models.registry import build
 from graphllmrec.protocol import Model
 from graphllmrec.recipe import Recipe, load_recipe
 
-FORMAT = 3
+FORMAT = 4
 PARTS = ("train", "valid", "test")
 State = Literal["absent", "interrupted", "finished", "foreign"]
 
@@ -159,14 +160,17 @@ def load_model(path: Path) -> Model:
         )
     _require(path, "model.json", "model.safetensors")
     about = _read_json(path / "model.json")
-    if about.get("format") != FORMAT:
+    if about.get("format") not in (FORMAT, legacy.FORMAT):
         raise CheckpointError(
             f"{path / 'model.json'} has format {about.get('format')!r}, this version reads {FORMAT}; fit it again"
         )
     if _sha256(path / "model.safetensors") != about["sha256"]:
         raise CheckpointError(f"{path / 'model.safetensors'} is damaged: its checksum is not the one in model.json")
-    model = build(about["model"], about["config"])
-    model.restore(load_file(path / "model.safetensors"))
+    name, config, tensors = about["model"], about["config"], load_file(path / "model.safetensors")
+    if about["format"] == legacy.FORMAT:
+        name, config, tensors = legacy.current_run(name, config, tensors)
+    model = build(name, config)
+    model.restore(tensors)
     return model
 
 
