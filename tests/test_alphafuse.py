@@ -15,12 +15,12 @@ from graphllmrec.data.tables import Histories
 from graphllmrec.errors import TextError
 from graphllmrec.evaluation.evaluation import evaluate_model
 from graphllmrec.models.registry import build
+from graphllmrec.nn.examples import uniform_items
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.rng import At, rng, torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train import validation
-from graphllmrec.train.batches import uniform_items
 from graphllmrec.train.loop import TrainingStage
 from tiny import CLICKS, DECAY, ITEMS, QUERIES, QUERY, SPLIT, TASK, TEXT, TRAIN, Notes
 from world import block_world

@@ -14,12 +14,12 @@ from dense import Dense, clicks_of, cross_entropy, faded_mean, layer_means, laye
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import TextError
 from graphllmrec.models.registry import build
+from graphllmrec.nn.examples import NextClicks, uniform_items
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.rng import At, rng, torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train import validation
-from graphllmrec.train.batches import NextClicks, uniform_items
 from graphllmrec.train.loop import TrainingStage
 from tiny import DECAY, ITEMS, QUERIES, QUERY, SPLIT, TASK, TEXT, TRAIN, USERS
 from world import block_world

@@ -17,11 +17,11 @@ from graphllmrec.data.tables import Histories
 from graphllmrec.errors import TextError
 from graphllmrec.evaluation.evaluation import evaluate_model
 from graphllmrec.models.registry import build
+from graphllmrec.nn.examples import NextClicks, uniform_items
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.rng import torch_rng
 from graphllmrec.text.whiten import Whitening
-from graphllmrec.train.batches import NextClicks, uniform_items
 from graphllmrec.train.loop import TrainingStage
 from one_step import Weights
 from tiny import CLICKS, DECAY, ITEMS, QUERIES, QUERY, SPLIT, TASK, TEXT, TRAIN, USERS

@@ -16,8 +16,8 @@ from graphllmrec.evaluation.evaluation import validation_metric
 from graphllmrec.models.baselines import ease
 from graphllmrec.models.baselines.transitions import REACH, Followers
 from graphllmrec.models.scoring import empty_csr
+from graphllmrec.nn.examples import Places
 from graphllmrec.protocol import Queries, Task, TextVectors
-from graphllmrec.train.batches import Places
 from graphllmrec.train.validation import tuning_users
 from tiny import (
     CLICKS,

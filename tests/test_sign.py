@@ -17,13 +17,14 @@ from graphllmrec.errors import TextError
 from graphllmrec.evaluation.evaluation import evaluate_model
 from graphllmrec.models.graph.sign import Neighbourhood
 from graphllmrec.models.registry import build
+from graphllmrec.nn.examples import uniform_items
 from graphllmrec.nn.gate import head_degree
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.rng import At, rng, torch_rng
 from graphllmrec.text.whiten import Whitening
 from graphllmrec.train import validation
-from graphllmrec.train.batches import epoch_order, uniform_items
+from graphllmrec.train.batches import epoch_order
 from graphllmrec.train.loop import TrainingStage, train
 from one_step import Weights, assert_step, staged
 from tiny import DECAY, QUERIES, QUERY, TEXT, USERS, interactions

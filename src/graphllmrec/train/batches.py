@@ -5,10 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphllmrec.data.tables import Ints
-from graphllmrec.nn.examples import NextClicks, Places, UnclickedItems, uniform_items
 from graphllmrec.rng import rng
-
-__all__ = ["NextClicks", "Places", "UnclickedItems", "epoch_order", "uniform_items"]  # examples moved to nn/examples.py
 
 
 def epoch_order(num_examples: int, seed: int, purpose: str, epoch: int) -> Ints:

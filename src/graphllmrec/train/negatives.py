@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from graphllmrec.nn.examples import uniform_items
 from graphllmrec.rng import At
-from graphllmrec.train.batches import uniform_items
 
 
 def draw_negatives(wanted: int, num_items: int, at: At) -> Tensor:

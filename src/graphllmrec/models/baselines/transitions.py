@@ -24,9 +24,9 @@ from torch import Tensor
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.errors import RecipeError
 from graphllmrec.models.scoring import Decay, Sparse, empty_csr, load_weights, settle_decay, sparse_scores, weight_state
+from graphllmrec.nn.examples import Places
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Config
-from graphllmrec.train.batches import Places
 
 REACH = 10  # steps back that training takes into account: at a decay of .6 an item further away counts 1 %
 

@@ -40,6 +40,7 @@ from torch.nn import functional as F
 
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.nn.dropout import dropout_mask, kept_items
+from graphllmrec.nn.examples import uniform_items
 from graphllmrec.nn.losses import log_partition, sampled_softmax_loss
 from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
@@ -47,7 +48,6 @@ from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening, require_text
-from graphllmrec.train.batches import uniform_items
 from graphllmrec.train.negatives import mask_targets
 from graphllmrec.train.settings import HistoryConfig
 from graphllmrec.train.validation import train_model

@@ -37,6 +37,7 @@ from graphllmrec.data.tables import Ints
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.graph.propagate import propagate, propagate_items, sparse_product
 from graphllmrec.nn.dropout import kept_items
+from graphllmrec.nn.examples import NextClicks, uniform_items
 from graphllmrec.nn.histories import Averages, aggregate, recency_weights
 from graphllmrec.nn.losses import sampled_softmax_loss
 from graphllmrec.nn.state import prefixed, under
@@ -45,7 +46,6 @@ from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening, require_text
-from graphllmrec.train.batches import NextClicks, uniform_items
 from graphllmrec.train.negatives import mask_targets
 from graphllmrec.train.settings import HistoryConfig
 from graphllmrec.train.validation import train_model

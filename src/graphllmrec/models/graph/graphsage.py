@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.graph.neighbours import Neighbourhoods, draws, sample
 from graphllmrec.nn.dropout import dropout, kept_items
+from graphllmrec.nn.examples import NextClicks
 from graphllmrec.nn.histories import aggregate, recency_weights
 from graphllmrec.nn.losses import in_batch_softmax_loss, sampled_softmax_loss
 from graphllmrec.nn.state import prefixed, under
@@ -44,7 +45,6 @@ from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening, whiten_text
-from graphllmrec.train.batches import NextClicks
 from graphllmrec.train.negatives import draw_negatives, mask_targets
 from graphllmrec.train.settings import HistoryConfig
 from graphllmrec.train.validation import train_model

@@ -41,6 +41,7 @@ from graphllmrec.graph.bipartite import clicked_matrix
 from graphllmrec.models.baselines.transitions import Followers
 from graphllmrec.models.scoring import empty_csr, sparse_restore, sparse_scores, sparse_state
 from graphllmrec.nn.dropout import dropout, kept_items
+from graphllmrec.nn.examples import Places
 from graphllmrec.nn.gate import ROUTED, head_degree, routed
 from graphllmrec.nn.histories import aggregate, recency_weights
 from graphllmrec.nn.losses import sampled_softmax_loss
@@ -50,7 +51,6 @@ from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening, whiten_text
-from graphllmrec.train.batches import Places
 from graphllmrec.train.negatives import draw_negatives, mask_targets
 from graphllmrec.train.settings import HistoryConfig
 from graphllmrec.train.validation import train_model
