@@ -36,6 +36,7 @@ FREE = {
 # Modules that may call getattr or hasattr, and for what. Never for an ability of a model: protocol.py declares those.
 LOOKUPS = {
     "": "a public name of the module that holds it",
+    "settings": "the value of a setting by its name",
     "models.registry": "the class of a model in the module that the registry names",
     "grokking.lab.fusion": "figures of a run by their names",
     "text.loading": "the commit of a downloaded model, which transformers keeps in a private attribute",

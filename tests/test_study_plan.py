@@ -201,7 +201,7 @@ def test_keys_of_version_0_1_work_with_a_warning_that_names_the_new_key():
 
 
 def test_a_file_that_is_absent_or_no_toml(tmp_path):
-    with pytest.raises(RecipeError, match=r"no such file; see docs/study\.md"):
+    with pytest.raises(RecipeError, match=r"no such file; see docs/guides/study\.md"):
         load_study(tmp_path / "study.toml")
     (tmp_path / "study.toml").write_text("seeds = [")
     with pytest.raises(RecipeError, match="not valid TOML"):
@@ -216,7 +216,7 @@ def test_study_files_of_the_package_are_valid_and_begin_with_their_command(path)
 
 def test_study_files_in_the_documents_are_valid():
     blocks = re.findall(
-        r"^```toml study\n(.*?)^```", (ROOT / "docs" / "study.md").read_text(), re.MULTILINE | re.DOTALL
+        r"^```toml study\n(.*?)^```", (ROOT / "docs" / "guides" / "study.md").read_text(), re.MULTILINE | re.DOTALL
     )
     assert blocks
     for block in blocks:

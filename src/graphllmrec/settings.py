@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -12,4 +14,8 @@ class Config(BaseModel):
 
     def changed(self, name: str) -> bool:
         """Has the setting `name` another value than its default?"""
-        return bool(getattr(self, name) != type(self).model_fields[name].default)
+        return bool(self.value(name) != type(self).model_fields[name].default)
+
+    def value(self, name: str) -> Any:
+        """The value of the setting `name`."""
+        return getattr(self, name)

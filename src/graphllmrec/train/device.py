@@ -4,8 +4,8 @@
     with autocast(device, "bfloat16"): …             # matrix products in bfloat16, sums and losses in float32
     rows = to_device(numpy_rows, device)             # what a loss reads of NumPy data
 
-A model's `fit` puts what its loss reads on the device of its settings; the loop (train/loop.py) puts the module there and
-runs the loss under `autocast`. What a model exports to be served is brought back to the CPU.
+A model's `fit` puts what its loss reads on the device of its settings; the loop (train/loop.py) puts the module there
+and runs the loss under `autocast`. What a model exports to be served is brought back to the CPU.
 """
 
 from __future__ import annotations

@@ -106,8 +106,8 @@ def train(stage: TrainingStage, task: Task) -> float:
 
     Continues from the stage's checkpoint if `task.checkpoints` has one; a finished stage is not trained again. Raises
     Interrupted on Ctrl-C or SIGTERM, after a checkpoint was written; without `task.checkpoints` the signals keep
-    their default handlers. Raises CheckpointError for a checkpoint that is damaged or of other settings or data, RecipeError
-    for a device that is not there.
+    their default handlers. Raises CheckpointError for a checkpoint that is damaged or of other settings or data,
+    RecipeError for a device that is not there.
     """
     return _Training(stage, task).run()
 

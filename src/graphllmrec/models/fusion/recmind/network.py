@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from graphllmrec.errors import TextError
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.graph.propagate import combine, propagate, propagate_layers, sparse_product
 from graphllmrec.grokking.gate_schedule import gate_shift, shifted
+from graphllmrec.models.fusion.recmind.config import RecMindConfig
 from graphllmrec.nn.align import Queue
 from graphllmrec.nn.histories import Averages
 from graphllmrec.nn.scoring import Scale
@@ -24,9 +24,6 @@ from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Task
 from graphllmrec.rng import torch_rng
 from graphllmrec.text.whiten import Whitening
-
-if TYPE_CHECKING:
-    from graphllmrec.models.fusion.recmind.model import RecMindConfig
 
 GATE_OPEN, GATE_FALL = 2.0, 4.0  # γ = σ(2 - 4 d̃) at the start: .88 for one click, .12 for the most clicked node
 
