@@ -155,7 +155,8 @@ def ideal_gains(num_targets: Tensor, k: int) -> Tensor:
     >>> ideal_gains(torch.tensor([1, 2, 9]), k=3)
     tensor([1.0000, 1.6309, 2.1309])
     """
-    return gains(torch.arange(1, k + 1), k).cumsum(0)[num_targets.clamp(1, k) - 1]
+    ranks = torch.arange(1, k + 1, device=num_targets.device)
+    return gains(ranks, k).cumsum(0)[num_targets.clamp(1, k) - 1]
 
 
 METRICS: dict[str, Callable[[Hits, Ints], Floats]] = {

@@ -11,6 +11,9 @@ torch's own autograd for sparse @ dense builds the transpose in every backward p
 
 `propagate` is that sum. `propagate_items` is the same for users who start from zero, at half the products.
 `propagate_layers` gives the layers one by one, to models that change them on the way or compare them.
+
+Products with a sparse matrix are in its own type, float32, also under autocast: they are limited by memory, not by
+arithmetic, and torch has none in bfloat16 on the CPU.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ def propagate(
             torch.addmm(x[1], graph.to_items, y[0], beta=beta, alpha=alpha),
         )
 
-    z_users, z_items = _series(step, _weights(weights, num_layers, users), (users, items))
+    kind = graph.to_users.dtype
+    z_users, z_items = _series(step, _weights(weights, num_layers, users), (users.to(kind), items.to(kind)))
     return z_users, z_items
 
 
@@ -62,7 +66,7 @@ def propagate_items(graph: Bipartite, items: Tensor, num_layers: int, weights: W
     def step(x: Tables, y: Tables, beta: float, alpha: float) -> Tables:
         return (torch.addmm(x[0], graph.to_items, graph.to_users @ y[0], beta=beta, alpha=alpha),)
 
-    return _series(step, _weights(weights, num_layers, items)[::2], (items,))[0]
+    return _series(step, _weights(weights, num_layers, items)[::2], (items.to(graph.to_users.dtype),))[0]
 
 
 def propagate_layers(
@@ -114,7 +118,8 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
         ctx.transposed = transposed
-        return matrix @ dense
+        with torch.autocast(dense.device.type, enabled=False):
+            return matrix @ dense
 
     @staticmethod
     @once_differentiable
@@ -124,7 +129,7 @@ class _SparseProduct(torch.autograd.Function):
 
 def sparse_product(matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
     """matrix (n, m) sparse CSR @ dense (m, d) -> (n, d); gradients reach `dense` only, through `transposed` (m, n)."""
-    out: Tensor = _SparseProduct.apply(matrix, transposed, dense)  # type: ignore[no-untyped-call]
+    out: Tensor = _SparseProduct.apply(matrix, transposed, dense.to(matrix.dtype))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -148,7 +153,8 @@ class _Series(torch.autograd.Function):
     def forward(ctx: Any, step: Step, weights: Tensor, *tables: Tensor) -> Tables:
         ctx.step = step
         ctx.save_for_backward(weights, *(tables if ctx.needs_input_grad[1] else ()))
-        return _horner(step, weights.tolist(), tables)
+        with torch.autocast(tables[0].device.type, enabled=False):
+            return _horner(step, weights.tolist(), tables)
 
     @staticmethod
     @once_differentiable

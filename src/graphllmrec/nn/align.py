@@ -49,9 +49,10 @@ class Queue(nn.Module):
         size = len(self.ids)
         if not size:
             return
-        first, second, ids = first[-size:], second[-size:], ids[-size:]
-        rows = (int(self.place) + torch.arange(len(ids))) % size
-        self.first[rows], self.second[rows], self.ids[rows] = unit(first.detach()), unit(second.detach()), ids
+        first, second = (unit(vectors[-size:].detach().to(self.first.dtype)) for vectors in (first, second))
+        ids = ids[-size:]
+        rows = (int(self.place) + torch.arange(len(ids), device=ids.device)) % size
+        self.first[rows], self.second[rows], self.ids[rows] = first, second, ids
         self.place.copy_((self.place + len(ids)) % size)
 
 
@@ -66,7 +67,7 @@ def alignment_loss(
     if not len(ids):
         return (first.sum() + second.sum()) * 0.0
     first, second = unit(first), unit(second)
-    own = torch.eye(len(ids), dtype=torch.bool)
+    own = torch.eye(len(ids), dtype=torch.bool, device=ids.device)
     absent = torch.cat([own, (queue.ids == ids[:, None]) | (queue.ids < 0)], dim=1)  # (B, B + size)
     forward = _info_nce(first, second, queue.second, absent, temperature, hardness)
     backward = _info_nce(second, first, queue.first, absent, temperature, hardness)
@@ -89,4 +90,4 @@ def _info_nce(
             log_weight = closeness - closeness.logsumexp(1, keepdim=True) + count.log()  # (B, B + size)
         scores = scores + log_weight
     scores = torch.cat([positive, scores.masked_fill(absent, -torch.inf)], dim=1)  # (B, 1 + B + size)
-    return F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.int64))
+    return F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.int64, device=scores.device))

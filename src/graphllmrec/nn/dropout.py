@@ -23,13 +23,13 @@ def dropout(values: Tensor, share: float, random: torch.Generator | None) -> Ten
 
 
 def dropout_mask(shape: Sequence[int], share: float, random: torch.Generator) -> Tensor:
-    """The factors (of this shape) that `dropout` multiplies values with: 0, or 1 / (1 - share)."""
+    """The factors (of this shape) that `dropout` multiplies values with: 0, or 1 / (1 - share); on the CPU."""
     return (torch.rand(tuple(shape), generator=random) >= share) / (1 - share)
 
 
 def kept_items(num_items: int, share: float, at: At) -> Tensor:
     """Item dropout: bool (num_items,), False for the `share` of items that lose their graph part in this step.
 
-    This simulates cold start in training: a dropped item is treated as an item without clicks.
+    This simulates cold start in training: a dropped item is treated as an item without clicks. The mask is on the CPU.
     """
     return torch.rand(num_items, generator=at.torch_rng("cold")) >= share

@@ -73,7 +73,7 @@ class GraphEmbeddings(nn.Module):
 
         layers = propagate_layers(graph, self.users, self.items, self.num_layers, add_noise)
         z = combine(layers, self.layer_weights)
-        contrast = torch.zeros(())
+        contrast = z[0].new_zeros(())
         for whole, first, rows in zip(z, layers[1], (users, items), strict=True):
             nodes = torch.unique(rows)
             contrast = contrast + contrast_loss(whole.index_select(0, nodes), first.index_select(0, nodes))
@@ -92,7 +92,7 @@ def initial_embeddings(
 
     "random" is noise of size .1. "spectral" is U √S and V √S of the leading singular triplets of the normalised graph,
     scaled to size .05, plus noise of .002: nodes without clicks, whose singular vectors are zero, get a direction from
-    the noise, and so do dimensions beyond the rank of the graph.
+    the noise, and so do dimensions beyond the rank of the graph. The tables are on the CPU, wherever the graph is.
     """
     num_users, num_items = graph.to_users.shape
     random = torch_rng(seed, "lightgcn/start")
@@ -103,7 +103,7 @@ def initial_embeddings(
         for table, vectors in ((users, found.u), (items, found.v)):
             if not len(table):
                 continue
-            smooth = vectors * found.s.sqrt()
+            smooth = (vectors * found.s.sqrt()).cpu()
             table *= 0.02
             table[:, : smooth.shape[1]] += smooth * (0.05 / smooth.square().mean().sqrt().clamp_min(1e-12))
     return items, users

@@ -145,12 +145,13 @@ class Places:
     def weighted(self, vectors: Tensor, decay: float) -> Tensor:
         """Sum (n, d) over each click's history of decay^(steps back - 1) · vectors (n, d); without an order of all."""
         rows, longest = len(self.clicks), int(self.clicks.lengths.max(initial=1))
-        place = torch.from_numpy(self.clicks.row_of_entry * longest + self.position)
+        device = vectors.device
+        place = torch.from_numpy(self.clicks.row_of_entry * longest + self.position).to(device)
         padded = vectors.new_zeros(rows * longest, vectors.shape[1]).index_copy(0, place, vectors)
-        step = torch.arange(longest)
+        step = torch.arange(longest, device=device)
         back = step[:, None] - step[None, :]  # (longest, longest) steps back from row to column; < 0: the future
         if self.ordered:
-            weights = torch.where(back > 0, torch.tensor(decay).pow((back - 1).clamp_min(0)), 0.0)
+            weights = torch.where(back > 0, torch.tensor(decay, device=device).pow((back - 1).clamp_min(0)), 0.0)
         else:
             weights = (back != 0).float()
         summed = weights @ padded.view(rows, longest, vectors.shape[1])  # (B, longest, d)

@@ -41,8 +41,9 @@ def user_vectors(queries: Queries, users: Tensor, fold_in: Tensor) -> Tensor:
     histories = queries.histories
     share = np.where(queries.users < 0, 1 / np.sqrt(np.maximum(histories.lengths, 1)), 0)[histories.row_of_entry]
     vectors = aggregate(histories, fold_in, share.astype(np.float32))  # (B, dim)
-    known = torch.from_numpy(np.flatnonzero(queries.users >= 0))
-    vectors[known] = users.index_select(0, torch.from_numpy(queries.users)[known])
+    known = np.flatnonzero(queries.users >= 0)
+    place, row = (torch.from_numpy(array).to(users.device) for array in (known, queries.users[known]))
+    vectors[place] = users.index_select(0, row)
     return vectors
 
 

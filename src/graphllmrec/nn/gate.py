@@ -41,6 +41,10 @@ class GateInputs:
     contexts: Tensor  # (num_items, 5) soft membership π, rows add up to 1
     features: Tensor  # (num_items, num_features) x
 
+    def to(self, device: torch.device) -> GateInputs:
+        """The same on another device."""
+        return GateInputs(self.contexts.to(device), self.features.to(device))
+
 
 class ContextGate(nn.Module):
     """Weights of the experts and a bias, both per context; `set_static` makes it a static gate."""
@@ -60,7 +64,7 @@ class ContextGate(nn.Module):
         """Same expert weights (E,) in every context (clamped to `least`); slopes and biases zero."""
         for parameter in self.parameters():
             parameter.zero_()
-        self.log_weight.copy_((weights / weights.sum()).clamp_min(least).log().expand_as(self.log_weight))
+        self.log_weight.copy_((weights / weights.sum()).clamp_min(least).log())
 
     def weigh_items(self, inputs: GateInputs) -> tuple[Tensor, Tensor]:
         """Weights (num_items, E) for the average query, and β (num_items,)."""

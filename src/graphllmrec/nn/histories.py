@@ -43,9 +43,10 @@ def history_matrix(histories: Histories, num_items: int, decay: float = 1.0) -> 
 
 def aggregate(histories: Histories, vectors: Tensor, weights: NDArray[np.float32]) -> Tensor:
     """Weighted sum (B, dim) of the vectors (num_items, dim) of each history, weights (nnz,); zeros for an empty one."""
-    gathered = vectors.index_select(0, torch.from_numpy(histories.items)) * torch.from_numpy(weights)[:, None]
-    out = torch.zeros(len(histories), vectors.shape[1], dtype=vectors.dtype)
-    return out.index_add_(0, torch.from_numpy(histories.row_of_entry), gathered)  # (B, dim)
+    arrays = (histories.items, histories.row_of_entry, weights)
+    items, row, weight = (torch.from_numpy(array).to(vectors.device) for array in arrays)  # (nnz,)
+    gathered = vectors.index_select(0, items) * weight[:, None]
+    return vectors.new_zeros(len(histories), vectors.shape[1]).index_add_(0, row, gathered)  # (B, dim)
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,7 @@ class Averages:
         total = np.asarray(matrix.sum(axis=1)).reshape(-1)
         matrix.data /= np.repeat(np.maximum(total, 1e-12), np.diff(matrix.indptr)).astype(np.float32)
         return Averages(sparse_tensor(matrix), sparse_tensor(sp.csr_array(matrix.T)))
+
+    def to(self, device: torch.device) -> Averages:
+        """The same on another device."""
+        return Averages(self.matrix.to(device), self.transposed.to(device))

@@ -90,8 +90,10 @@ def log_partition(queries: Tensor, items: Tensor) -> Tensor:
 
     queries (B, d), items (num_items, d); differentiable by both. A few rows of scores at a time are made, summed and
     forgotten; the backward pass makes them again, already normalised. On two cores that is three to four times as fast
-    as autograd through `logsumexp`, which writes and reads the whole score matrix several times.
+    as autograd through `logsumexp`, which writes and reads the whole score matrix several times. Sums of that many
+    numbers need float32: vectors that autocast has made bfloat16 are converted.
     """
+    queries, items = (part.float() if part.dtype is torch.bfloat16 else part for part in (queries, items))
     out: Tensor = _LogPartition.apply(queries, items)  # type: ignore[no-untyped-call]
     return out
 
@@ -138,7 +140,7 @@ def click_scores(queries: Tensor, items: Tensor, bias: Tensor, row: Tensor, item
     queries (B, d), items (num_items, d), bias (num_items,); click c is query row[c] (n,) on item[c] (n,). What
     `grouped_softmax_loss` and `slk_loss` take.
     """
-    queries = torch.cat([queries, torch.ones(len(queries), 1)], dim=1)  # (B, d + 1)
+    queries = torch.cat([queries, queries.new_ones(len(queries), 1)], dim=1)  # (B, d + 1)
     items = torch.cat([items, bias[:, None]], dim=1)  # (num_items, d + 1)
     return log_partition(queries, items), (queries.index_select(0, row) * items.index_select(0, item)).sum(1)
 

@@ -39,7 +39,7 @@ def with_bias(items: Tensor, bias: Tensor) -> Tensor:
 
 def with_one(queries: Tensor) -> Tensor:
     """Queries (B, dim) with a last dimension of 1 (B, dim + 1), which meets the bias of the items."""
-    return torch.cat([queries, torch.ones(len(queries), 1)], dim=1)
+    return torch.cat([queries, queries.new_ones(len(queries), 1)], dim=1)
 
 
 def log_popularity(item_degree: Tensor) -> Tensor:
@@ -58,6 +58,6 @@ def rows_below_all(items: Tensor, longest_query: Tensor, count: int) -> Tensor:
     the score of any item can be.
     """
     reach = longest_query * items[:, :-1].norm(dim=1).max()
-    new = torch.zeros(count, items.shape[1])
+    new = items.new_zeros(count, items.shape[1])
     new[:, -1] = items[:, -1].min() - 2 * reach
     return new

@@ -51,13 +51,15 @@ class LoRAConfig(BaseModel):
 class AdaptedEncoder(nn.Module):
     """Texts -> pooled vectors of length 1, as text/encoder.py makes them, through adapters that can be trained."""
 
-    def __init__(self, text: TextConfig, lora: LoRAConfig, seed: int) -> None:
-        """Load the language model and add the adapters. Raises TextError when either is missing."""
+    def __init__(
+        self, text: TextConfig, lora: LoRAConfig, seed: int, device: torch.device = torch.device("cpu")
+    ) -> None:
+        """Load the language model onto `device` and add the adapters. Raises TextError when either is missing."""
         super().__init__()
         source = find_source(text.encoder, text.revision, text.pooling)
-        self.text, self.pooling, self.identity = text, source.pooling, source.identity
+        self.text, self.pooling, self.identity, self.device = text, source.pooling, source.identity, device
         tokenizer = load_tokenizer(source)
-        model = _with_adapters(load_model(source, torch.float32), lora)
+        model = _with_adapters(load_model(source, torch.float32), lora).to(device)
         self._kept: list[Any] = [model, tokenizer]  # in a list, so that the frozen weights are not part of this module
         self._tokens: dict[str, list[int]] = {}
         self.max_tokens = min(text.max_tokens, int(tokenizer.model_max_length))
@@ -83,19 +85,19 @@ class AdaptedEncoder(nn.Module):
         lengths = torch.tensor([len(ids) for ids in tokens])
         width = max(int(lengths.max()), 1)
         ids = torch.tensor([row + [0] * (width - len(row)) for row in tokens], dtype=torch.long)  # (B, T)
-        real = torch.arange(width) < lengths[:, None]  # (B, T)
+        ids, real = ids.to(self.device), (torch.arange(width) < lengths[:, None]).to(self.device)  # (B, T)
         self.model.train(at is not None)
-        with _drawing(at):
+        with _drawing(at, self.device):
             states = self.model(input_ids=ids, attention_mask=real.long()).last_hidden_state  # (B, T, dim)
         self.model.eval()
         return F.normalize(_pool(states, real, self.pooling), dim=1)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Vectors (len(texts), dim) without gradients, of any number of texts."""
+        """Vectors (len(texts), dim) without gradients, of any number of texts; on the CPU."""
         order = sorted(range(len(texts)), key=lambda row: -len(self._tokenised(texts[row])))
         parts = [order[start : start + _TEXTS_PER_BATCH] for start in range(0, len(order), _TEXTS_PER_BATCH)]
-        vectors = torch.cat([self([texts[row] for row in part]) for part in parts])  # in `order`
+        vectors = torch.cat([self([texts[row] for row in part]).cpu() for part in parts])  # in `order`
         return vectors.index_select(0, torch.argsort(torch.tensor(order)))
 
     def encode_all(self, text: TextVectors) -> TextVectors:
@@ -177,12 +179,12 @@ def _start(value: nn.Parameter, name: str, seed: int) -> None:
 
 
 @contextmanager
-def _drawing(at: At | None) -> Iterator[None]:
+def _drawing(at: At | None, device: torch.device) -> Iterator[None]:
     """Inside, torch's own random numbers (dropout within the model) are a function of `at`; outside, as if never."""
     if at is None:
         yield
         return
     seed, purpose, epoch, step = at
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(stream_seed(seed, f"{purpose}/lora", epoch, step))
         yield

@@ -74,6 +74,10 @@ class Whitening:
         out = (text.vectors - self.mean) @ self.matrix  # (n, out)
         return out * text.present[:, None]
 
+    def to(self, device: torch.device) -> Whitening:
+        """The same on another device."""
+        return Whitening(self.mean.to(device), self.matrix.to(device))
+
     def state(self) -> dict[str, Tensor]:
         """Mean and matrix."""
         return {"mean": self.mean, "matrix": self.matrix}

@@ -3,15 +3,18 @@
     device = resolve_device("auto")                  # cuda, else mps, else cpu
     with autocast(device, "bfloat16"): …             # matrix products in bfloat16, sums and losses in float32
     rows = to_device(numpy_rows, device)             # what a loss reads of NumPy data
+    self.net = on_cpu(net)                           # what serves, while `net` is trained on
 
 A model's `fit` puts what its loss reads on the device of its settings; the loop (train/loop.py) puts the module there
-and runs the loss under `autocast`. What a model exports to be served is brought back to the CPU.
+and runs the loss under `autocast`. What a model exports to be served is brought back to the CPU. Random numbers are
+drawn on the CPU and moved, so they are the same on every device.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from copy import deepcopy
+from typing import Any, Literal, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from graphllmrec.errors import RecipeError
 
 Precision = Literal["float32", "bfloat16"]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -49,7 +53,19 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 def to_device(array: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     """The same numbers as a tensor on `device`; on the CPU they are shared, not copied."""
     tensor = array if isinstance(array, Tensor) else torch.from_numpy(array)
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def on_cpu(module: Module) -> Module:
+    """A copy of the module with all tensors on the CPU; the module itself if they are there already."""
+    tensors = (*module.parameters(), *module.buffers())
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return module
+    moved: dict[int, Any] = {}
+    for tensor in tensors:
+        value = tensor.detach().cpu()
+        moved[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+    return deepcopy(module, moved)  # which takes the tensors from `moved`, and copies none on the device
 
 
 def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:

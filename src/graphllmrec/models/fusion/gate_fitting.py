@@ -31,6 +31,7 @@ from graphllmrec.evaluation.rank import rank_of_target
 from graphllmrec.nn.gate import CONTEXTS, ContextGate, GateInputs, head_degree, memberships
 from graphllmrec.protocol import Queries, Task
 from graphllmrec.rng import At, rng
+from graphllmrec.train.device import to_device
 from graphllmrec.train.loop import TrainedConfig, TrainingStage, train
 from graphllmrec.train.validation import tuning_users
 
@@ -54,10 +55,15 @@ class GateTargets:
     count: Tensor  # (U,) targets per query
     weight: Tensor  # (U,) of a query, 1 on average
 
+    def to(self, device: torch.device) -> GateTargets:
+        """The same on another device."""
+        parts: dict[str, Any] = {name: part.to(device) for name, part in vars(self).items() if isinstance(part, Tensor)}
+        return replace(self, **parts)
+
     def weighted(self, contexts: Tensor, drift: Tensor) -> GateTargets:
         """The same with queries weighted by the drift (5,) of their targets' contexts (num_items, 5)."""
         targets = contexts.index_select(0, self.target) @ drift  # (P,)
-        total = torch.zeros(len(self.count)).index_add_(0, self.row, targets) / self.count.clamp_min(1)
+        total = targets.new_zeros(len(self.count)).index_add_(0, self.row, targets) / self.count.clamp_min(1)
         return replace(self, weight=total / total.mean())
 
     def mean(self, values: Tensor) -> float:
@@ -76,20 +82,20 @@ class GateTargets:
         for expert, zscores in enumerate(self.experts):
             part = zscores.index_select(0, rows).float()
             total = total + part * weights[:, expert] * factors[:, expert, None]
-        seen = self.known.take(rows.numpy())
-        mask = torch.zeros(total.shape, dtype=torch.bool)
-        mask[torch.from_numpy(seen.row_of_entry), torch.from_numpy(seen.items)] = True
+        seen = self.known.take(rows.cpu().numpy())
+        mask = torch.zeros(total.shape, dtype=torch.bool, device=total.device)
+        mask[to_device(seen.row_of_entry, total.device), to_device(seen.items, total.device)] = True
         return total.masked_fill(mask, _LOWEST)
 
     @torch.no_grad()
     def ndcg(self, gate: ContextGate, inputs: GateInputs, queries: Tensor | None = None) -> Tensor:
         """NDCG@20 per query (n,); equal scores count against a target."""
-        queries = torch.arange(len(self.count)) if queries is None else queries
-        total = torch.zeros(len(self.count))
+        queries = torch.arange(len(self.count), device=self.row.device) if queries is None else queries
+        total = self.weight.new_zeros(len(self.count))
         for rows in torch.split(queries, _ROWS):
             scores = self.scores(gate, inputs, rows)
-            place = torch.full((len(self.count),), -1)
-            place[rows] = torch.arange(len(rows))
+            place = torch.full_like(self.count, -1)
+            place[rows] = torch.arange(len(rows), device=rows.device)
             pairs = (place.index_select(0, self.row) >= 0).nonzero()[:, 0]
             scores = scores.index_select(0, place.index_select(0, self.row[pairs]))
             rank = rank_of_target(scores, scores.gather(1, self.target[pairs, None]))
@@ -158,12 +164,16 @@ def fit_gate(
     pairs: Ints | None = None,
     watch: Callable[[], dict[str, Any]] | None = None,
 ) -> None:
-    """Minimise the cross-entropy of the targets `pairs` (all by default) among all items; changes `gate` in place."""
+    """Minimise the cross-entropy of the targets `pairs` (all by default) among all items; changes `gate` in place.
+
+    Gate, inputs and targets are on the device of `config`.
+    """
+    device = targets.row.device
     start = {key: value.detach().clone() for key, value in gate.named_parameters()}
-    chosen = torch.arange(len(targets.row)) if pairs is None else torch.from_numpy(pairs)
+    chosen = to_device(np.arange(len(targets.row)) if pairs is None else pairs, device)
 
     def loss(rows: Ints, _at: At) -> Tensor:
-        picked = chosen[torch.from_numpy(rows)]
+        picked = chosen[to_device(rows, device)]
         scores = targets.scores(gate, inputs, targets.row.index_select(0, picked))
         drift = sum((value - start[key]).square().sum() for key, value in gate.named_parameters())
         pull = config.l2 * drift / (2 * len(chosen))
@@ -188,7 +198,7 @@ class Folds:
 
     def ndcg(self, inputs: GateInputs, targets: GateTargets) -> Tensor:
         """NDCG@20 (U,) of every query under the gate that was fitted without it."""
-        found = torch.zeros(len(targets.count))
+        found = targets.weight.new_zeros(len(targets.count))
         for gate, rows in zip(self.gates, self.held_out, strict=True):
             found[rows] = targets.ndcg(gate, inputs, rows)
         return found
@@ -200,8 +210,8 @@ def out_of_fold(gate: ContextGate, inputs: GateInputs, targets: GateTargets, con
     gates, held_out = [], []
     for number in range(FOLDS):
         one = deepcopy(gate)
-        pairs = np.flatnonzero(fold[targets.row.numpy()] != number)
-        rows = torch.from_numpy(np.flatnonzero(fold == number))
+        pairs = np.flatnonzero(fold[targets.row.cpu().numpy()] != number)
+        rows = to_device(np.flatnonzero(fold == number), targets.row.device)
         if len(pairs) and len(rows):
             fit_gate(f"gate-fold-{number + 1}", one, inputs, targets, config, task, pairs)
             gates.append(one)
@@ -221,7 +231,7 @@ def lift_cold(
     """
     done = {}
     for kind in ("cold", "new"):
-        raised = torch.tensor([name.startswith(kind) for name in CONTEXTS]).float()
+        raised = targets.weight.new_tensor([name.startswith(kind) for name in CONTEXTS])
         count = int((inputs.contexts[targets.target] @ raised > 0.5).sum())
         done[kind] = _lift(raised, folds, inputs, targets, budget / 2 if count else 0.0) | {"targets": count}
         gate.context_bias.add_(done[kind]["lift"] * raised)

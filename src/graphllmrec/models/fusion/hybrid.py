@@ -52,6 +52,7 @@ from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, RowExplanation, Task, TextVectors
 from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening, require_text
+from graphllmrec.train.device import on_cpu, resolve_device
 from graphllmrec.train.loop import TrainedConfig
 
 
@@ -139,31 +140,34 @@ class Hybrid:
 
     def _fit_gate(self, task: Task) -> None:
         """Fit the gate from the static weights on; keep it if it ranks better for users it was not fitted on."""
-        config, inputs = self.config.gate, self.inputs()
+        config, device = self.config.gate, resolve_device(self.config.gate.device)
+        inputs, gate = self.inputs(), self.gate.to(device)
         targets = build_gate_targets(self.sum, task, self.degree, self._places("text"), config.tune_users)
         self.query_centre = targets.features.mean(0)
         drift = context_drift(task.split, config.cold_degree) if config.drift else torch.ones(len(CONTEXTS))
-        targets = targets.centred(self.query_centre).weighted(inputs.contexts, drift)
-        static = targets.mean(targets.ndcg(self.gate, inputs))
-        learned = deepcopy(self.gate)
+        targets = targets.centred(self.query_centre).weighted(inputs.contexts, drift).to(device)
+        inputs = inputs.to(device)
+        static = targets.mean(targets.ndcg(gate, inputs))
+        learned = deepcopy(gate)
         learned.set_static(self.sum.weights, LEARNABLE)
         folds = out_of_fold(learned, inputs, targets, config, task)
         held_out = targets.mean(folds.ndcg(inputs, targets))
         about = dict(zip(CONTEXTS, drift.tolist(), strict=True))
         task.logger.log("gate-or-static", gate=held_out, static=static, kept=held_out > static, drift=about)
         if held_out > static:
-            self.gate = learned
-            fit_gate("gate", learned, inputs, targets, config, task, watch=lambda: self._summarise(inputs))
+            gate = learned
+            fit_gate("gate", gate, inputs, targets, config, task, watch=lambda: self._summarise(gate, inputs))
         else:  # static weights are fitted on no single target
-            folds = Folds([deepcopy(self.gate)], [torch.arange(len(targets.count))])
-        lifted = lift_cold(self.gate, inputs, targets, config.cold_budget, folds)
+            folds = Folds([deepcopy(gate)], [torch.arange(len(targets.count), device=device)])
+        lifted = lift_cold(gate, inputs, targets, config.cold_budget, folds)
+        self.gate = on_cpu(gate)
         task.logger.log("cold-lift", **lifted)
 
     @torch.no_grad()
-    def _summarise(self, inputs: GateInputs) -> dict[str, Any]:
+    def _summarise(self, gate: ContextGate, inputs: GateInputs) -> dict[str, Any]:
         """Figures of the gate for the log of every epoch."""
-        contexts = {name: inputs.contexts[:, place] for place, name in enumerate(CONTEXTS)}
-        return {"gate": gate_summary(self._gamma(inputs), self.degree, contexts)}
+        contexts = {name: inputs.contexts[:, place].cpu() for place, name in enumerate(CONTEXTS)}
+        return {"gate": gate_summary(self._gamma(gate, inputs).cpu(), self.degree, contexts)}
 
     def _item_features(self) -> Tensor:
         """(num_items, 3): ITEM_FEATURES."""
@@ -174,8 +178,8 @@ class Hybrid:
         contexts = memberships(self.degree, self.config.gate.cold_degree, self.head_degree)
         return GateInputs(contexts, self._item_features() - self.centre)
 
-    def _gamma(self, inputs: GateInputs) -> Tensor:
-        weights, _ = self.gate.weigh_items(inputs)
+    def _gamma(self, gate: ContextGate, inputs: GateInputs) -> Tensor:
+        weights, _ = gate.weigh_items(inputs)
         return weights[:, self._places("text")].sum(1) / weights.sum(1)
 
     def _places(self, branch: str) -> list[int]:
@@ -187,7 +191,7 @@ class Hybrid:
     def gate_values(self) -> tuple[Tensor, dict[str, Tensor]]:
         """γ (num_items,) and the membership (num_items,) in every context, for reports."""
         inputs = self.inputs()
-        return self._gamma(inputs), {name: inputs.contexts[:, place] for place, name in enumerate(CONTEXTS)}
+        return self._gamma(self.gate, inputs), {name: inputs.contexts[:, place] for place, name in enumerate(CONTEXTS)}
 
     @torch.no_grad()
     def _parts(self, queries: Queries) -> tuple[Tensor, Tensor]:

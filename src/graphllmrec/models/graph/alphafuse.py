@@ -42,12 +42,14 @@ from graphllmrec.data.tables import Histories, Ints
 from graphllmrec.nn.dropout import dropout_mask, kept_items
 from graphllmrec.nn.examples import uniform_items
 from graphllmrec.nn.losses import log_partition, sampled_softmax_loss
+from graphllmrec.nn.scoring import with_one
 from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening, require_text
+from graphllmrec.train.device import on_cpu, resolve_device, to_device
 from graphllmrec.train.negatives import mask_targets
 from graphllmrec.train.settings import HistoryConfig
 from graphllmrec.train.validation import train_model
@@ -86,21 +88,22 @@ class AlphaFuse:
 
     def fit(self, task: Task) -> None:
         """Train on next clicks, early stopping on validation. Raises TextError without text, Interrupted."""
-        text, split = require_text(task, self.name), task.split
+        text, split, device = require_text(task, self.name), task.split, resolve_device(self.config.device)
         self.decay = self.config.decay if split.ordered else 1.0
         self.whitening = Whitening.fit(text, self.config.text_dim)
-        text_features = unit(self.whitening.apply(text))  # (num_items, text_dim)
-        self.net = net = _Net(self.config, text_features.shape[1], self.decay, task.seed)
-        table = _Table(text_features, torch.from_numpy(split.item_degree()), self.config, task.seed)
+        text_features = unit(self.whitening.apply(text)).to(device)  # (num_items, text_dim)
+        net = _Net(self.config, text_features.shape[1], self.decay, task.seed)
+        table = _Table(text_features, to_device(split.item_degree(), device), self.config, task.seed)
         training = nn.ModuleDict({"net": net, "table": table})
         loss = _Loss(self.config, net, table, split.train.histories(split.num_users), split.ordered)
 
-        export = partial(self._export_vectors, table)
+        export = partial(self._export_vectors, net, table)
         train_model(self, task, training, len(loss), loss, export, inputs=(text_features,))
 
     @torch.no_grad()
-    def _export_vectors(self, table: _Table) -> None:
-        self.items = table().detach()
+    def _export_vectors(self, net: _Net, table: _Table) -> None:
+        """The item vectors and the encoder to serve, on the CPU."""
+        self.net, self.items = on_cpu(net), table().detach().cpu()
 
     def item_vectors(self) -> Tensor:
         """e_i and the popularity term (num_items, width + 1)."""
@@ -178,8 +181,8 @@ class _Net(nn.Module):
 
     def forward(self, histories: Histories, items: Tensor, random: torch.Generator | None = None) -> Tensor:
         """q / temperature (nnz, width) after every click of the histories; `random` draws dropout in training."""
-        grid, share = _Grid(histories), self.config.dropout
-        vectors = items.index_select(0, torch.from_numpy(histories.items))  # (nnz, width)
+        grid, share = _Grid(histories, items.device), self.config.dropout
+        vectors = items.index_select(0, to_device(histories.items, items.device))  # (nnz, width)
         query = grid.recency_mean(vectors, self.decay)
         if self.norm is None:
             query = _drop(query, share, random)
@@ -229,11 +232,11 @@ class _Layer(nn.Module):
 class _Grid:
     """Histories as rows of a padded table, oldest first, for the operations between steps only: most rows are short."""
 
-    def __init__(self, histories: Histories) -> None:
+    def __init__(self, histories: Histories, device: torch.device) -> None:
         self.shape = (len(histories), int(histories.lengths.max(initial=1)))
         steps = np.arange(len(histories.items), dtype=np.int64) - histories.indptr[:-1][histories.row_of_entry]
-        self.place = torch.from_numpy(histories.row_of_entry * self.shape[1] + steps)  # (nnz,)
-        step = torch.arange(self.shape[1])
+        self.place = to_device(histories.row_of_entry * self.shape[1] + steps, device)  # (nnz,)
+        step = torch.arange(self.shape[1], device=device)
         self.back = step[:, None] - step[None, :]  # (longest, longest) steps back from row to column; < 0: the future
 
     def padded(self, flat: Tensor) -> Tensor:
@@ -248,7 +251,7 @@ class _Grid:
 
     def recency_mean(self, flat: Tensor, decay: float) -> Tensor:
         """m (nnz, d): after every step, the weighted mean of the vectors (nnz, d) up to there."""
-        weights = torch.where(self.back >= 0, torch.tensor(decay).pow(self.back.clamp_min(0)), 0.0)
+        weights = torch.where(self.back >= 0, torch.tensor(decay, device=flat.device).pow(self.back.clamp_min(0)), 0.0)
         return self.flat((weights / weights.sum(1, keepdim=True)) @ self.padded(flat))
 
 
@@ -264,20 +267,22 @@ class _Loss:
 
     def __call__(self, rows: Ints, at: At) -> Tensor:
         """Mean cross-entropy of the users' clicks, each after its history."""
-        histories, target = self.examples(rows, at)
-        items = self.table(kept_items(len(self.table.text), self.config.cold_dropout, at))  # (num_items, width + 1)
+        histories, clicked = self.examples(rows, at)
+        device, keep = self.table.text.device, kept_items(len(self.table.text), self.config.cold_dropout, at)
+        items = self.table(to_device(keep, device))  # (num_items, width + 1)
+        target = to_device(clicked, device)  # (clicks,)
         query = self.net(histories, items[:, :-1], at.torch_rng("dropout"))
-        query = torch.cat([query, torch.ones(len(query), 1)], dim=1)  # (clicks, width + 1)
+        query = with_one(query)  # (clicks, width + 1)
         positive = (query * items.index_select(0, target)).sum(1)
         wanted, num_items = self.config.negatives, len(items)
         if not wanted or wanted >= num_items:
             every: Tensor = log_partition(query, items) - positive  # (clicks,)
             return every.mean()
-        drawn = torch.from_numpy(uniform_items(wanted, num_items, *at))
+        drawn = to_device(uniform_items(wanted, num_items, *at), device)
         others = query @ items.index_select(0, drawn).T  # (clicks, negatives)
         return sampled_softmax_loss(positive, mask_targets(others, drawn, target), num_items)
 
-    def examples(self, rows: Ints, at: At) -> tuple[Histories, Tensor]:
+    def examples(self, rows: Ints, at: At) -> tuple[Histories, Ints]:
         """The users' newest clicks without the last (B rows), and the click after each (nnz,)."""
         clicks = self.known.take(self.active[rows])
         if not self.ordered:
@@ -288,9 +293,11 @@ class _Loss:
         oldest = np.zeros(len(clicks.items), dtype=np.bool_)
         oldest[clicks.indptr[:-1]] = True
         before = Histories(clicks.indptr - np.arange(len(clicks) + 1), clicks.items[~newest])
-        return before, torch.from_numpy(clicks.items[~oldest])
+        return before, clicks.items[~oldest]
 
 
 def _drop(values: Tensor, share: float, random: torch.Generator | None) -> Tensor:
     """Dropout by a mask of 0 and 1 / (1 - share); unchanged where nothing is drawn."""
-    return values if not share or random is None else values * dropout_mask(values.shape, share, random)
+    if not share or random is None:
+        return values
+    return values * dropout_mask(values.shape, share, random).to(values.device)

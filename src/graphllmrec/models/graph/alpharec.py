@@ -46,6 +46,7 @@ from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening, require_text
+from graphllmrec.train.device import on_cpu, resolve_device, to_device
 from graphllmrec.train.negatives import mask_targets
 from graphllmrec.train.settings import HistoryConfig
 from graphllmrec.train.validation import train_model
@@ -89,25 +90,26 @@ class AlphaRec:
     def fit(self, task: Task) -> None:
         """Train f, early stopping on validation. Raises TextError without text, Interrupted."""
         text, split, config = require_text(task, self.name), task.split, self.config
+        device = resolve_device(config.device)
         self.decay = config.decay if split.ordered and config.query == "history" else 1.0
         self.whitening = Whitening.fit(text, config.text_dim, shrink=1.0)
-        text_features = unit(self.whitening.apply(text))  # (num_items, text_dim)
-        self.net = net = _Net(config, text_features.shape[1], task.seed)
+        text_features = unit(self.whitening.apply(text)).to(device)  # (num_items, text_dim)
+        net = _Net(config, text_features.shape[1], task.seed)
         nodes = _Nodes(config, text_features, split)
         loss = _Loss(config, net, nodes, split, self.decay)
 
-        export = partial(self._export_vectors, nodes)
+        export = partial(self._export_vectors, net, nodes)
         train_model(self, task, net, len(loss), loss, export, inputs=(text_features,))
 
     @torch.no_grad()
-    def _export_vectors(self, nodes: _Nodes) -> None:
-        """The vectors to serve."""
-        users, items = nodes.vectors(self.net)
-        self.users, self.items = users, unit(items)
+    def _export_vectors(self, net: _Net, nodes: _Nodes) -> None:
+        """The vectors to serve, and f, on the CPU."""
+        users, items = nodes.vectors(net)
+        self.net, self.users, self.items = on_cpu(net), users.cpu(), unit(items).cpu()
         if self.config.query == "history":
-            self.fold_in, self.text = items, nodes.text[:0]
+            self.fold_in, self.text = items.cpu(), nodes.text[:0].cpu()
         else:
-            self.fold_in, self.text = nodes.below(self.net), nodes.text
+            self.fold_in, self.text = nodes.below(net).cpu(), nodes.text.cpu()
 
     def item_vectors(self) -> Tensor:
         """Unit z_i (num_items, embedding_dim)."""
@@ -183,10 +185,10 @@ class _Nodes:
     """The graph, and the text features of its nodes that f is applied to."""
 
     def __init__(self, config: AlphaRecConfig, text: Tensor, split: Split) -> None:
-        self.config, self.text = config, text
+        self.config, self.text, device = config, text, text.device
         self.present = (text.abs().sum(1) > 0)[:, None]  # (num_items, 1): layer 0 of items without text is 0
-        self.graph = Bipartite.of(split.train, split.num_users, split.num_items)
-        means = Averages.of(split.train.histories(split.num_users), split.num_items, decay=1.0)
+        self.graph = Bipartite.of(split.train, split.num_users, split.num_items).to(device)
+        means = Averages.of(split.train.histories(split.num_users), split.num_items, decay=1.0).to(device)
         self.user_text = sparse_product(means.matrix, means.transposed, text)  # (num_users, text_dim)
 
     def layer_0(self, net: _Net) -> tuple[Tensor, Tensor]:
@@ -234,17 +236,18 @@ class _Loss:
 
     def __call__(self, rows: Ints, at: At) -> Tensor:
         """Mean over the clicks `rows` (B,)."""
-        cold = ~kept_items(len(self.nodes.text), self.config.cold_dropout, at)
+        device = self.nodes.text.device
+        cold = ~to_device(kept_items(len(self.nodes.text), self.config.cold_dropout, at), device)
         users, items = self.nodes.vectors(self.net, cold)
         if self.by_history:
-            averages = Averages.of(self.clicks.histories(rows), len(items), self.decay)
+            averages = Averages.of(self.clicks.histories(rows), len(items), self.decay).to(device)
             query = sparse_product(averages.matrix, averages.transposed, items)  # (B, embedding_dim)
         else:
-            query = users.index_select(0, torch.from_numpy(self.user[rows]))
+            query = users.index_select(0, to_device(self.user[rows], device))
         query, items = unit(query) / self.config.temperature, unit(items)
-        target = torch.from_numpy(self.item[rows])
+        target = to_device(self.item[rows], device)
         wanted = self.config.negatives
-        drawn = torch.from_numpy(uniform_items(wanted, len(items), *at))
+        drawn = to_device(uniform_items(wanted, len(items), *at), device)
         positive = (query * items.index_select(0, target)).sum(1)  # (B,)
         others = query @ items.index_select(0, drawn).T  # (B, negatives)
         others = mask_targets(others, drawn, target)

@@ -45,6 +45,7 @@ from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening, whiten_text
+from graphllmrec.train.device import on_cpu, resolve_device, to_device
 from graphllmrec.train.negatives import draw_negatives, mask_targets
 from graphllmrec.train.settings import HistoryConfig
 from graphllmrec.train.validation import train_model
@@ -86,25 +87,27 @@ class GraphSAGE:
 
     def fit(self, task: Task) -> None:
         """Train on next clicks, early stopping on validation. Raises TextError, Interrupted."""
-        split, config = task.split, self.config
+        split, config, device = task.split, self.config, resolve_device(self.config.device)
         self.decay = config.decay if split.ordered else 1.0
         self.whitening, text_features = whiten_text(task, config.text_dim, self.name, ids=config.ids)
-        graph = Neighbourhoods.of(split.train, split.num_users, split.num_items)
-        self.net = net = _Net(config, text_features.shape[1], len(text_features), task.seed)
+        text_features = text_features.to(device)
+        graph = Neighbourhoods.of(split.train, split.num_users, split.num_items).to(device)
+        net = _Net(config, text_features.shape[1], len(text_features), task.seed)
         clicks = NextClicks(split.train.histories(split.num_users), split.ordered, config.max_history)
         loss = _Loss(config, net, graph, text_features, clicks, self.decay)
 
-        export = partial(self._export_vectors, graph, text_features)
+        export = partial(self._export_vectors, net, graph, text_features)
         train_model(self, task, net, len(clicks), loss, export, inputs=(text_features,))
 
     @torch.no_grad()
-    def _export_vectors(self, graph: Neighbourhoods, text_features: Tensor) -> None:
-        """The vectors to serve, from complete neighbourhoods."""
+    def _export_vectors(self, net: _Net, graph: Neighbourhoods, text_features: Tensor) -> None:
+        """The vectors to serve, from complete neighbourhoods, and the network, on the CPU."""
         degree = graph.of_items.degree
-        features = self.net.features(text_features, degree > 0)
-        self.users = self.net.encode_users(features, graph.of_users.nodes.long(), graph.of_users.indptr)
-        vectors = self.net.encode_items(features, self.users, graph.of_items.nodes.long(), graph.of_items.indptr)
-        self.items = self._with_popularity(vectors, degree)
+        features = net.features(text_features, degree > 0)
+        users = net.encode_users(features, graph.of_users.nodes.long(), graph.of_users.indptr)
+        vectors = net.encode_items(features, users, graph.of_items.nodes.long(), graph.of_items.indptr)
+        self.net, self.users = on_cpu(net), users.cpu()
+        self.items = self._with_popularity(vectors.cpu(), degree.cpu())
 
     def _with_popularity(self, vectors: Tensor, degree: Tensor) -> Tensor:
         return torch.cat([vectors, self.net.popularity * degree.float().log1p()[:, None]], dim=1).detach()
@@ -231,22 +234,22 @@ class _Loss:
         decay: float,
     ) -> None:
         self.config, self.net, self.graph, self.text_features = config, net, graph, text_features
-        self.clicks, self.decay = clicks, decay
+        self.clicks, self.decay, self.device = clicks, decay, text_features.device
         self.warm = graph.of_items.degree > 0
 
     def __call__(self, rows: Ints, at: At) -> Tensor:
         """Cross-entropy of the targets of the examples `rows`."""
         histories, num_items = self.clicks.histories(rows), len(self.text_features)
-        target, user = torch.from_numpy(self.clicks.target[rows]), torch.from_numpy(self.clicks.user[rows])
+        target, user = (to_device(part[rows], self.device) for part in (self.clicks.target, self.clicks.user))
         in_batch = self.config.loss == "in-batch"  # the other targets are the negatives: none are drawn
-        drawn = target[:0] if in_batch else draw_negatives(self.config.negatives, num_items, at)
-        past, owner = torch.from_numpy(histories.items), torch.from_numpy(histories.row_of_entry)
+        drawn = target[:0] if in_batch else to_device(draw_negatives(self.config.negatives, num_items, at), self.device)
+        past, owner = (to_device(part, self.device) for part in (histories.items, histories.row_of_entry))
         roots = torch.cat([past, target, drawn])
         avoid = torch.cat([user.index_select(0, owner), user, torch.full_like(drawn, -1)])
         history, wanted, others = torch.split(self._encode(roots, avoid, at), [len(past), len(target), len(drawn)])
 
-        weights = torch.from_numpy(recency_weights(histories, self.decay))[:, None]
-        sums = torch.zeros(len(rows), history.shape[1]).index_add(0, owner, history * weights)
+        weighted = history * to_device(recency_weights(histories, self.decay), self.device)[:, None]
+        sums = weighted.new_zeros(len(rows), weighted.shape[1]).index_add(0, owner, weighted)
         query = dropout(self.net.query(sums), self.config.dropout, at.torch_rng("dropout"))  # (B, text_dim)
         if in_batch:
             return in_batch_softmax_loss(query @ wanted.T, target)
@@ -260,7 +263,7 @@ class _Loss:
     def _encode(self, roots: Tensor, avoid: Tensor, at: At) -> Tensor:
         """Vectors (n, text_dim) of items from sampled clickers, never `avoid` (n,), and sampled items of these."""
         config, random = self.config, draws(*at)
-        warm = self.warm & kept_items(len(self.text_features), config.cold_dropout, at)
+        warm = self.warm & to_device(kept_items(len(self.warm), config.cold_dropout, at), self.device)
         known = warm.index_select(0, roots)  # dropped items have no neighbours
         features = self.net.features(self.text_features, warm)
         clickers = sample(self.graph.of_items, roots[known], config.users_per_item, random, avoid[known])

@@ -38,6 +38,7 @@ from graphllmrec.nn.scoring import rows_below_all, with_bias, with_one
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
+from graphllmrec.train.device import resolve_device, to_device
 from graphllmrec.train.loop import MonitoredConfig
 from graphllmrec.train.validation import train_model
 
@@ -85,15 +86,15 @@ class LightGCN:
 
     def fit(self, task: Task) -> None:
         """Train on `task`'s clicks, early stopping on its validation part. Raises Interrupted."""
-        split, clicks = task.split, task.split.train
-        graph = Bipartite.of(clicks, split.num_users, split.num_items)
+        split, clicks, device = task.split, task.split.train, resolve_device(self.config.device)
+        graph = Bipartite.of(clicks, split.num_users, split.num_items).to(device)
         net = Embeddings(split.num_users, split.num_items, self.config, task.seed)
         unclicked = UnclickedItems(clicks.histories(split.num_users), split.num_items)
 
         def loss(rows: Ints, at: At) -> Tensor:
             user, clicked = clicks.user[rows], clicks.item[rows]  # (B,)
             other = unclicked.draw(user, *at)  # (B,)
-            return self._loss(net, graph, *(torch.from_numpy(part) for part in (user, clicked, other)))
+            return self._loss(net, graph, *(to_device(part, device) for part in (user, clicked, other)))
 
         train_model(self, task, net, len(clicks), loss, lambda: self._export_vectors(net, graph), stage="graph")
 
@@ -109,11 +110,11 @@ class LightGCN:
 
     @torch.no_grad()
     def _export_vectors(self, net: Embeddings, graph: Bipartite) -> None:
-        """What is served, from the trained embeddings."""
-        self.users, items = net(graph)
+        """What is served, on the CPU, from the trained embeddings."""
+        self.users, items = (vectors.cpu() for vectors in net(graph))
         self.items = with_bias(items, torch.zeros(len(items)))
         alpha = [1 / (self.config.num_layers + 1)] * (self.config.num_layers + 1)
-        self.fold_in = fold_in_table(graph, net.users, net.items, alpha)
+        self.fold_in = fold_in_table(graph, net.users, net.items, alpha).cpu()
 
     def item_vectors(self) -> Tensor:
         """z_i, and a last dimension that is 0 but for added items (num_items, embedding_dim + 1)."""

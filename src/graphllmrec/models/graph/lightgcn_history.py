@@ -35,6 +35,7 @@ from graphllmrec.nn.scoring import Scale, log_popularity, rows_below_all, with_b
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At
 from graphllmrec.settings import Config
+from graphllmrec.train.device import resolve_device, to_device
 from graphllmrec.train.loop import MonitoredConfig
 from graphllmrec.train.validation import train_model
 
@@ -105,9 +106,9 @@ class LightGCNHistory:
 
     def fit(self, task: Task) -> None:
         """Train on `task`'s next clicks, early stopping on its validation part. Raises Interrupted."""
-        split = task.split
+        split, device = task.split, resolve_device(self.config.device)
         self.decay = self.config.decay if split.ordered else 1.0
-        graph = Bipartite.of(split.train, split.num_users, split.num_items)
+        graph = Bipartite.of(split.train, split.num_users, split.num_items).to(device)
         net = Network(self.config, graph, task.seed)
         clicks = NextClicks(split.train.histories(split.num_users), split.ordered, self.config.max_history)
 
@@ -118,25 +119,26 @@ class LightGCNHistory:
 
     def _loss(self, net: Network, graph: Bipartite, clicks: NextClicks, rows: Ints, at: At) -> Tensor:
         """Mean cross-entropy of the items clicked next, in the examples `rows` (B,)."""
-        config, target = self.config, clicks.target[rows]
-        averages = Averages.of(clicks.histories(rows), len(net.items), self.decay)
+        config, target, device = self.config, clicks.target[rows], net.items.device
+        averages = Averages.of(clicks.histories(rows), len(net.items), self.decay).to(device)
         items = net(graph.drop_edges(config.edge_dropout, *at) if config.edge_dropout else graph)  # (num_items, d)
-        items = items * kept_items(len(items), config.cold_dropout, at)[:, None].float()
+        items = items * to_device(kept_items(len(items), config.cold_dropout, at), device)[:, None].float()
         query = sparse_product(averages.matrix, averages.transposed, items) @ net.query_map  # (B, d)
         query = self.scale.queries(dropout(query, config.dropout, at.torch_rng("dropout")))
         items = self.scale.items(items)
         if not config.negatives or config.negatives >= len(items):
-            return softmax_loss(query @ items.T + net.item_bias, torch.from_numpy(target))
+            return softmax_loss(query @ items.T + net.item_bias, to_device(target, device))
         drawn = uniform_items(config.negatives, len(items), *at)
-        nodes = torch.from_numpy(np.concatenate([target, drawn]))  # (B + negatives,)
+        nodes = to_device(np.concatenate([target, drawn]), device)  # (B + negatives,)
         bias = net.item_bias.index_select(0, nodes)
         return drawn_softmax_loss(query, items.index_select(0, nodes), bias, nodes, len(items))
 
     @torch.no_grad()
     def _export_vectors(self, net: Network, graph: Bipartite) -> None:
-        """What is served, from the trained tensors."""
+        """What is served, on the CPU, from the trained tensors."""
         items = net(graph)
-        self.items, self.fold_in = with_bias(self.scale.items(items), net.item_bias), items @ net.query_map
+        self.items = with_bias(self.scale.items(items), net.item_bias).cpu()
+        self.fold_in = (items @ net.query_map).cpu()
 
     def item_vectors(self) -> Tensor:
         """z_i with the bias as last dimension (num_items, embedding_dim + 1)."""

@@ -37,6 +37,7 @@ from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At
 from graphllmrec.settings import Config
+from graphllmrec.train.device import resolve_device, to_device
 from graphllmrec.train.loop import MonitoredConfig
 from graphllmrec.train.validation import train_model
 
@@ -106,11 +107,11 @@ class LightGCNSampled:
 
     @torch.no_grad()
     def _export_vectors(self, training: _Training) -> None:
-        """What is served, from the trained embeddings."""
+        """What is served, on the CPU, from the trained embeddings."""
         net = training.net
-        self.users, items = net()
-        self.items = with_bias(self.scale.items(items), training.bias)
-        self.fold_in = fold_in_table(net.graph, net.users, net.items, net.layer_weights)
+        users, items = net()
+        self.users, self.items = users.cpu(), with_bias(self.scale.items(items), training.bias).cpu()
+        self.fold_in = fold_in_table(net.graph, net.users, net.items, net.layer_weights).cpu()
 
     def item_vectors(self) -> Tensor:
         """z_i, of length 1 under the cosine, with the bias as last dimension (num_items, embedding_dim + 1)."""
@@ -144,7 +145,8 @@ class _Training:
 
     def __init__(self, config: LightGCNSampledConfig, scale: Scale, split: Split, seed: int) -> None:
         self.config, self.scale, self.num_items = config, scale, split.num_items
-        graph = Bipartite.of(split.train, split.num_users, split.num_items)
+        self.device = resolve_device(config.device)
+        graph = Bipartite.of(split.train, split.num_users, split.num_items).to(self.device)
         self.net = GraphEmbeddings(
             graph, config.embedding_dim, config.num_layers, config.init, seed, skip_layer_0=config.contrast > 0
         )
@@ -152,14 +154,15 @@ class _Training:
         self.bias = config.popularity * self.log_clicks  # (num_items,)
         self.user, self.item = split.train.user, split.train.item
         self.unclicked = UnclickedItems(split.train.histories(split.num_users), split.num_items)
-        walks = bool(config.fanouts)
-        self.neighbours = Neighbourhoods.of(split.train, split.num_users, split.num_items) if walks else None
+        self.neighbours = None
+        if config.fanouts:
+            self.neighbours = Neighbourhoods.of(split.train, split.num_users, split.num_items).to(self.device)
 
     def loss(self, rows: Ints, at: At) -> Tensor:
         """Mean loss of the clicks `rows` (B,), plus L2 and contrast."""
         config, scale = self.config, self.scale
-        user, item = torch.from_numpy(self.user[rows]), torch.from_numpy(self.item[rows])  # (B,)
-        nodes = torch.cat([item, self._drawn(self.user[rows], at)])  # (B + drawn,)
+        user, item = (to_device(side[rows], self.device) for side in (self.user, self.item))  # (B,)
+        nodes = torch.cat([item, to_device(self._drawn(self.user[rows], at), self.device)])  # (B + drawn,)
         users, items, contrast = self._vectors(user, nodes, at)  # (B, d), (B + drawn, d)
         query, items, bias = scale.queries(users), scale.items(items), self.bias.index_select(0, nodes)
         if config.loss == "bpr":
@@ -176,15 +179,15 @@ class _Training:
         penalty = config.l2 * self.net.l2(user, penalised) / len(rows) if config.l2 else 0.0
         return value + penalty + config.contrast * contrast
 
-    def _drawn(self, users: Ints, at: At) -> Tensor:
+    def _drawn(self, users: Ints, at: At) -> Ints:
         """The items that a batch compares its clicked items with, besides each other."""
         if self.config.loss == "bpr":
-            return torch.from_numpy(self.unclicked.draw(users, *at))  # (B,)
-        return torch.from_numpy(uniform_items(self.config.negatives, self.num_items, *at))  # (negatives,)
+            return self.unclicked.draw(users, *at)  # (B,)
+        return uniform_items(self.config.negatives, self.num_items, *at)  # (negatives,)
 
     def _vectors(self, user: Tensor, nodes: Tensor, at: At) -> tuple[Tensor, Tensor, Tensor]:
         """z of these users and items, and the contrast (): propagated over the whole graph, or over sampled walks."""
-        config, net, contrast = self.config, self.net, torch.zeros(())
+        config, net, contrast = self.config, self.net, self.bias.new_zeros(())
         if self.neighbours is not None:
             walks, tables, random = self.neighbours, (net.users, net.items), draws(*at)
             z_user = propagate_sampled(walks, *tables, user, "users", config.fanouts, random)

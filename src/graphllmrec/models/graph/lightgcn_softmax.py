@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -41,6 +42,7 @@ from graphllmrec.nn.scoring import Scale, log_popularity, rows_below_all, with_b
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At
 from graphllmrec.settings import Config
+from graphllmrec.train.device import resolve_device, to_device
 from graphllmrec.train.loop import MonitoredConfig
 from graphllmrec.train.validation import train_model
 
@@ -89,8 +91,8 @@ class LightGCNSoftmax:
 
     def fit(self, task: Task) -> None:
         """Train on `task`'s users, early stopping on its validation part. Raises Interrupted."""
-        split, config = task.split, self.config
-        graph = Bipartite.of(split.train, split.num_users, split.num_items)
+        split, config, device = task.split, self.config, resolve_device(self.config.device)
+        graph = Bipartite.of(split.train, split.num_users, split.num_items).to(device)
         net = GraphEmbeddings(
             graph, config.embedding_dim, config.num_layers, config.init, task.seed, skip_layer_0=config.contrast > 0
         )
@@ -106,26 +108,26 @@ class LightGCNSoftmax:
 
     def _loss(self, net: GraphEmbeddings, bias: Tensor, examples: UserClicks, rows: Ints, at: At) -> Tensor:
         """Mean loss of all clicks of the users `rows` (B,), plus L2 and contrast."""
-        config, clicks = self.config, examples.clicks(rows)
-        user, item = torch.from_numpy(examples.user[rows]), torch.from_numpy(clicks.items)  # (B,), (n,)
-        row = torch.from_numpy(clicks.row_of_entry)  # (n,) which of the B users clicked
+        config, clicks, device = self.config, examples.clicks(rows), net.items.device
+        user, item = to_device(examples.user[rows], device), to_device(clicks.items, device)  # (B,), (n,)
+        row = to_device(clicks.row_of_entry, device)  # (n,) which of the B users clicked
         if config.loss == "slk" and slk_refresh_due(at.epoch, at.step):
             self._refresh_thresholds(net, bias)
 
-        graph, contrast = net.drop_edges(config.edge_dropout, at), torch.zeros(())
+        graph, contrast = net.drop_edges(config.edge_dropout, at), bias.new_zeros(())
         if config.contrast:
             users, items, contrast = net.contrasted(graph, config.noise, user, item, at)
         else:
             users, items = net(graph)  # (num_users, d), (num_items, d)
         query = self.scale.queries(users.index_select(0, user))  # (B, d)
         partition, positive = click_scores(query, self.scale.items(items), bias, row, item)  # (B,), (n,)
-        weight = torch.from_numpy((clicks.lengths ** (config.user_weight - 1.0))[clicks.row_of_entry]).float()  # (n,)
+        weight = (clicks.lengths ** (config.user_weight - 1.0)).astype(np.float32)[clicks.row_of_entry]  # (n,)
         if config.loss == "slk":
             tau = SLK_TEMPERATURE / config.temperature if config.cosine else SLK_TEMPERATURE
             threshold = net.get_buffer("threshold").index_select(0, user)  # (B,)
-            value = slk_loss(partition, positive, row, weight, threshold, tau)
+            value = slk_loss(partition, positive, row, to_device(weight, device), threshold, tau)
         else:
-            value = grouped_softmax_loss(partition, positive, row, weight)
+            value = grouped_softmax_loss(partition, positive, row, to_device(weight, device))
         penalty = config.l2 * net.l2(user, item) / len(item) if config.l2 else 0.0
         return value + penalty + config.contrast * contrast
 
@@ -137,10 +139,10 @@ class LightGCNSoftmax:
 
     @torch.no_grad()
     def _export_vectors(self, net: GraphEmbeddings, bias: Tensor) -> None:
-        """What is served, from the trained embeddings."""
-        self.users, items = net()
-        self.items = with_bias(self.scale.items(items), bias)
-        self.fold_in = fold_in_table(net.graph, net.users, net.items, net.layer_weights)
+        """What is served, on the CPU, from the trained embeddings."""
+        users, items = net()
+        self.users, self.items = users.cpu(), with_bias(self.scale.items(items), bias).cpu()
+        self.fold_in = fold_in_table(net.graph, net.users, net.items, net.layer_weights).cpu()
 
     def item_vectors(self) -> Tensor:
         """z_i, of length 1 under the cosine, with the bias as last dimension (num_items, embedding_dim + 1)."""

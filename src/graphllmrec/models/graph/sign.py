@@ -51,6 +51,7 @@ from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
 from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening, whiten_text
+from graphllmrec.train.device import on_cpu, resolve_device, to_device
 from graphllmrec.train.negatives import draw_negatives, mask_targets
 from graphllmrec.train.settings import HistoryConfig
 from graphllmrec.train.validation import train_model
@@ -97,7 +98,7 @@ class SIGN:
 
     def fit(self, task: Task) -> None:
         """Train on next clicks, early stopping on validation. Raises TextError, Interrupted."""
-        split, config = task.split, self.config
+        split, config, device = task.split, self.config, resolve_device(self.config.device)
         self.decay = config.decay if split.ordered else 1.0
         self.whitening, text_features = whiten_text(task, config.text_dim, self.name, ids=config.ids)
         near = Neighbourhood.of(split, text_features)
@@ -106,18 +107,20 @@ class SIGN:
         known = split.train.histories(split.num_users)
         followers = Followers.of(known, split.num_items) if split.ordered and config.transitions else None
         self.followers = followers.weights if followers is not None else empty_csr(split.num_items, split.num_items)
-        self.net = net = _Net(config, text_features.shape[1], len(text_features), task.seed)
+        text_features, near = text_features.to(device), near.to(device)
+        net = _Net(config, text_features.shape[1], len(text_features), task.seed)
         contexts = _Contexts(config.cold_degree, self.head_degree)
         loss = _Loss(config, net, text_features, near, known, followers, contexts, self.decay, split.ordered)
 
-        export = partial(self._export_vectors, text_features, near)
+        export = partial(self._export_vectors, net, text_features, near)
         train_model(self, task, net, len(loss), loss, export, inputs=(text_features,))
 
     @torch.no_grad()
-    def _export_vectors(self, text_features: Tensor, near: Neighbourhood) -> None:
-        """The vectors to serve, from complete neighbourhoods."""
-        everything = torch.arange(len(text_features))
-        self.items = self.net.vectors(text_features, everything, near.means(everything), self.degree > 0).detach()
+    def _export_vectors(self, net: _Net, text_features: Tensor, near: Neighbourhood) -> None:
+        """The vectors to serve, from complete neighbourhoods, and the network, on the CPU."""
+        everything = torch.arange(len(text_features), device=text_features.device)
+        items = net.vectors(text_features, everything, near.means(everything), near.degree > 0)
+        self.net, self.items = on_cpu(net), items.cpu()
 
     @torch.no_grad()
     def query_vectors(self, queries: Queries) -> Tensor:
@@ -182,6 +185,10 @@ class Neighbourhood:
         users = (clicked @ text_features.numpy() / count).astype(np.float32)
         sums, degree = clicked.T @ users, np.asarray(clicked.sum(axis=0)).reshape(-1)
         return Neighbourhood(torch.from_numpy(users), torch.from_numpy(sums), torch.from_numpy(degree).float())
+
+    def to(self, device: torch.device) -> Neighbourhood:
+        """The same on another device."""
+        return Neighbourhood(self.users.to(device), self.sums.to(device), self.degree.to(device))
 
     def means(self, items: Tensor, without: Tensor | None = None) -> Tensor:
         """n (n, text_dim) of these items, each without the clicker `without` (n,) where given; 0 without any."""
@@ -267,23 +274,23 @@ class _Loss:
 
     def __call__(self, rows: Ints, at: At) -> Tensor:
         """Mean cross-entropy of all targets of the users `rows`."""
-        config, users = self.config, self.active[rows]
+        config, users, device = self.config, self.active[rows], self.text_features.device
         places = Places.of(self.known.take(users), self.ordered, config.max_history, at.rng("stretch"))
-        owner = torch.from_numpy(users[places.clicks.row_of_entry]) if config.leave_one_out else None
-        item = torch.from_numpy(places.clicks.items)
+        owner = to_device(users[places.clicks.row_of_entry], device) if config.leave_one_out else None
+        item = to_device(places.clicks.items, device)
         drawn = draw_negatives(config.negatives, len(self.text_features), at)
-        warm = kept_items(len(self.text_features), config.cold_dropout, at)
-        clicked, other = self._encode(item, owner, warm), self._encode(drawn, None, warm)
-        target = torch.from_numpy(places.target)  # entries of `clicks` that have a history
+        warm = to_device(kept_items(len(self.text_features), config.cold_dropout, at), device)
+        clicked, other = self._encode(item, owner, warm), self._encode(to_device(drawn, device), None, warm)
+        target = to_device(places.target, device)  # entries of `clicks` that have a history
         history = places.weighted(clicked[0], self.decay).index_select(0, target)
         query = self.net.query(dropout(history, config.dropout, at.torch_rng("dropout")))  # (targets, text_dim)
         wanted = (clicked[0].index_select(0, target), clicked[1].index_select(0, target))
-        positive, negative = self._scores(query, wanted, other, places, drawn)
-        negative = mask_targets(negative, drawn, item.index_select(0, target))
+        positive, negative = self._scores(query, wanted, other, places, drawn.numpy())
+        negative = mask_targets(negative, to_device(drawn, device), item.index_select(0, target))
         return sampled_softmax_loss(positive, negative, len(self.text_features))
 
     def _scores(
-        self, query: Tensor, wanted: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], places: Places, drawn: Tensor
+        self, query: Tensor, wanted: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], places: Places, drawn: Ints
     ) -> tuple[Tensor, Tensor]:
         """Scores of the targets (T,) and of the drawn items (T, N), from z and clicks of `wanted` and of `other`."""
         (vectors, degree), (others, degree_of_others) = wanted, other
@@ -293,8 +300,9 @@ class _Loss:
         negative = query @ others.T * rest.scale + rest.bias
         if self.followers is not None:
             after = self.followers.score_targets(places, self.decay, self.config.leave_one_out)
-            positive = positive + own.following * _soft(after)
-            negative = negative + rest.following * _soft(self.followers.score_items(places, self.decay, drawn.numpy()))
+            after_drawn = self.followers.score_items(places, self.decay, drawn)
+            positive = positive + own.following * _soft(to_device(after, query.device))
+            negative = negative + rest.following * _soft(to_device(after_drawn, query.device))
         return positive, negative
 
     def _encode(self, items: Tensor, without: Tensor | None, warm: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from graphllmrec.protocol import TextVectors
 from graphllmrec.rng import At
 from graphllmrec.text.lora import AdaptedEncoder, require_texts
 from graphllmrec.text.whiten import Whitening
+from graphllmrec.train.device import to_device
 
 
 class AdaptedNetwork(nn.Module):
@@ -52,7 +53,8 @@ class AdaptedNetwork(nn.Module):
         if not len(items):
             return
         vectors = self.encoder(require_texts(self.text, items.tolist()), at)  # (n, dim of the language model)
-        some = TextVectors(vectors, torch.ones(len(items), dtype=torch.bool))
-        table = self.table.index_copy(0, torch.from_numpy(items), unit(self.whitening.apply(some)))
+        some = TextVectors(vectors, torch.ones(len(items), dtype=torch.bool, device=vectors.device))
+        whitened = unit(self.whitening.to(vectors.device).apply(some))  # (n, text_dim)
+        table = self.table.index_copy(0, to_device(items, vectors.device), whitened)
         self.net.features = replace(self.net.features, items=table)
         self.stale.fill_(True)

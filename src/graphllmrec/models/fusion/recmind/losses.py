@@ -31,6 +31,7 @@ from graphllmrec.nn.losses import (
     softmax_loss,
 )
 from graphllmrec.rng import At
+from graphllmrec.train.device import to_device
 
 
 class Losses:
@@ -48,20 +49,22 @@ class Losses:
         net, config = self.net, self.config
         text = net.text_branch(self._hidden_mask(at))
         fused = net.fuse(text)
-        dropped = ~kept_items(len(fused.items), config.cold_dropout, at)[:, None]  # (num_items, 1)
+        dropped = ~to_device(kept_items(len(fused.items), config.cold_dropout, at), net.device)[
+            :, None
+        ]  # (num_items, 1)
         items = torch.where(dropped, unclicked_items(text[1], config), fused.items)
         loss = self.examples.loss(rows, fused, items, at)
         return loss + config.align * self._alignment(rows, text, at) if config.aligned else loss
 
     def _alignment(self, rows: Ints, text: Pair, at: At) -> Tensor:
         """Symmetric InfoNCE of z_G and z_L of users and items of the batch, which then join the queues."""
-        net, config, total = self.net, self.config, torch.zeros(())
+        net, config, total = self.net, self.config, text[1].new_zeros(())
         random = at.rng("aligned")
         pairs = zip(self.examples.nodes(rows), net.graph_branch(), text, (net.user_queue, net.item_queue), strict=True)
         for nodes, graph_vectors, text_vectors, queue in pairs:
             if len(nodes) > config.align_size:
                 nodes = random.choice(nodes, config.align_size, replace=False)
-            ids = torch.from_numpy(nodes)
+            ids = to_device(nodes, net.device)
             both = graph_vectors.index_select(0, ids), text_vectors.index_select(0, ids)
             total = total + alignment_loss(*both, ids, queue, config.align_temperature, config.hardness)
             queue.push(*both, ids)
@@ -72,7 +75,7 @@ class Losses:
         shape, share = (len(self.net.features.items), self.config.hidden), self.config.text_dropout
         if not share or not self.config.hidden:
             return None
-        return dropout_mask(shape, share, at.torch_rng("text-dropout"))
+        return to_device(dropout_mask(shape, share, at.torch_rng("text-dropout")), self.net.device)
 
 
 class Examples(Protocol):
@@ -112,7 +115,7 @@ class _NextClickExamples:
 
     def loss(self, rows: Ints, fused: Fused, items: Tensor, at: At) -> Tensor:  # noqa: ARG002 - h of users plays no part
         net, config, target = self.net, self.net.config, self.clicks.target[rows]
-        averages = Averages.of(self.clicks.histories(rows), self.num_items, self.decay)
+        averages = Averages.of(self.clicks.histories(rows), self.num_items, self.decay).to(net.device)
         query = sparse_product(averages.matrix, averages.transposed, items)  # (B, d)
         query = net.query_vectors(dropout(query, config.dropout, at.torch_rng("dropout")))
         if config.loss == "bpr":
@@ -135,7 +138,7 @@ class _ClickExamples:
 
     def loss(self, rows: Ints, fused: Fused, items: Tensor, at: At) -> Tensor:
         user = self.user[rows]
-        query = fused.users.index_select(0, torch.from_numpy(user))  # (B, d)
+        query = fused.users.index_select(0, to_device(user, self.net.device))  # (B, d)
         query = self.net.query_vectors(dropout(query, self.net.config.dropout, at.torch_rng("dropout")))
         return _pairwise(self.net, query, items, self.item[rows], self.unclicked.draw(user, *at))
 
@@ -154,8 +157,8 @@ class _UserExamples:
 
     def loss(self, rows: Ints, fused: Fused, items: Tensor, at: At) -> Tensor:
         net, config, clicks = self.net, self.net.config, self.clicks.clicks(rows)
-        user, item = torch.from_numpy(self.clicks.user[rows]), torch.from_numpy(clicks.items)  # (B,), (n,)
-        row = torch.from_numpy(clicks.row_of_entry)  # (n,)
+        arrays = (self.clicks.user[rows], clicks.items, clicks.row_of_entry)
+        user, item, row = (to_device(array, net.device) for array in arrays)  # (B,), (n,), (n,)
         if config.loss == "slk" and slk_refresh_due(at.epoch, at.step):
             with torch.no_grad():
                 queries, catalogue = net.query_vectors(fused.users), net.item_vectors(fused.items)
@@ -163,7 +166,7 @@ class _UserExamples:
         query = fused.users.index_select(0, user)  # (B, d)
         query = net.query_vectors(dropout(query, config.dropout, at.torch_rng("dropout")))
         partition, positive = click_scores(query, net.item_vectors(items), net.item_bias, row, item)  # (B,), (n,)
-        weight = torch.ones(len(item))
+        weight = positive.new_ones(len(item))
         if config.loss == "slk":
             tau = SLK_TEMPERATURE / config.temperature if config.cosine else SLK_TEMPERATURE
             return slk_loss(partition, positive, row, weight, net.threshold.index_select(0, user), tau)
@@ -173,7 +176,7 @@ class _UserExamples:
 def _pairwise(net: Network, query: Tensor, items: Tensor, clicked: Ints, other: Ints) -> Tensor:
     """BPR of clicked against unclicked items (B,), one pair per query (B, d)."""
     scores = []
-    for rows in (torch.from_numpy(clicked), torch.from_numpy(other)):
+    for rows in (to_device(clicked, net.device), to_device(other, net.device)):
         vectors = net.item_vectors(items.index_select(0, rows))  # (B, d)
         scores.append((query * vectors).sum(1) + net.item_bias.index_select(0, rows))
     return bpr_loss(*scores)
@@ -183,8 +186,9 @@ def _softmax(net: Network, query: Tensor, items: Tensor, target: Ints, at: At) -
     """Cross-entropy of the targets (B,) among all items, or among drawn ones."""
     negatives, num_items = net.config.negatives, len(items)
     if not negatives or negatives >= num_items:
-        return softmax_loss(query @ net.item_vectors(items).T + net.item_bias, torch.from_numpy(target))
-    rows = torch.from_numpy(target), torch.from_numpy(uniform_items(negatives, num_items, *at))  # (B,), (negatives,)
+        return softmax_loss(query @ net.item_vectors(items).T + net.item_bias, to_device(target, net.device))
+    drawn = uniform_items(negatives, num_items, *at)
+    rows = to_device(target, net.device), to_device(drawn, net.device)  # (B,), (negatives,)
     vectors = torch.cat([net.item_vectors(items.index_select(0, part)) for part in rows])  # (B + negatives, d)
     bias = torch.cat([net.item_bias.index_select(0, part) for part in rows])  # (B + negatives,)
     return drawn_softmax_loss(query, vectors, bias, torch.cat(rows), num_items)

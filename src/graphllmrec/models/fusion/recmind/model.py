@@ -60,6 +60,7 @@ from graphllmrec.settings import Config
 from graphllmrec.text.config import TextConfig
 from graphllmrec.text.lora import AdaptedEncoder
 from graphllmrec.text.whiten import Whitening
+from graphllmrec.train.device import on_cpu, resolve_device
 from graphllmrec.train.loop import TrainingStage, train
 from graphllmrec.train.validation import train_model, validator
 
@@ -88,12 +89,12 @@ class RecMind:
 
     def fit(self, task: Task) -> None:
         """Align, then train both branches together, early stopping on validation. Raises TextError, Interrupted."""
-        split, config = task.split, self.config
+        split, config, device = task.split, self.config, resolve_device(self.config.device)
         self.tables, self.decay = {}, config.decay if split.ordered else 1.0
         graph = Bipartite.of(split.train, split.num_users, split.num_items)
         features, self.whitening = TextFeatures.from_task(task, config.text_dim)
         means = Averages.of(split.train.histories(split.num_users), split.num_items, 1.0)
-        net = Network(config, graph, features, means, task.seed)
+        net = Network(config, graph.to(device), features.to(device), means.to(device), task.seed)
         examples = build_examples(net, split, self.decay)
         losses = Losses(net, examples)
         inputs = tuple(table for table in (features.items, features.users) if table is not None)
@@ -125,7 +126,7 @@ class RecMind:
                 "adapting the language model (model.lora.epochs) needs to know which one: task.encoder is None"
             )
         self.language_model = task.encoder
-        self.adapted = AdaptedEncoder(task.encoder, config, task.seed)
+        self.adapted = AdaptedEncoder(task.encoder, config, task.seed, net.device)
         self.identity = self.adapted.identity
         both = AdaptedNetwork(net, self.adapted, self.whitening, task.text)
 
@@ -138,15 +139,16 @@ class RecMind:
         check = validator(self, task, lambda: (both.refresh(), self._export_vectors(net)))
         train(TrainingStage("recmind-lora", both, len(examples), loss, check, stage_config), task)
         both.refresh()
-        self.adapters = {name: value.detach() for name, value in self.adapted.state_dict().items()}
+        self.adapters = {name: value.detach().cpu() for name, value in self.adapted.state_dict().items()}
         self._export_vectors(net)
 
     @torch.no_grad()
     def _export_vectors(self, net: Network) -> None:
-        """What is served, from the trained network."""
-        self.projection, self.user_gate, self.stand_in = net.projection, net.user_gate, net.stand_in.detach()
-        self.query_map = net.query_map.detach() if self.config.query == "history" else None
-        self.tables = build_tables(net)
+        """What is served, on the CPU, from the trained network."""
+        self.projection, self.user_gate = on_cpu(net.projection), on_cpu(net.user_gate)
+        self.stand_in = net.stand_in.detach().cpu()
+        self.query_map = net.query_map.detach().cpu() if self.config.query == "history" else None
+        self.tables = {name: table.cpu() for name, table in build_tables(net).items()}
 
     def item_vectors(self) -> Tensor:
         """h, of length 1 under the cosine, and the bias as last dimension (num_items, embedding_dim + 1)."""

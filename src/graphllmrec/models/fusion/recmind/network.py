@@ -39,6 +39,13 @@ class TextFeatures:
     users: Tensor | None = None  # (num_users, text_dim) of the users' own texts; None: there are none
     user_has_text: Tensor | None = None  # (num_users,) bool
 
+    def to(self, device: torch.device) -> TextFeatures:
+        """The same on another device."""
+        items, has_text = self.items.to(device), self.has_text.to(device)
+        if self.users is None or self.user_has_text is None:
+            return TextFeatures(items, has_text)
+        return TextFeatures(items, has_text, self.users.to(device), self.user_has_text.to(device))
+
     @staticmethod
     def from_task(task: Task, text_dim: int) -> tuple[TextFeatures, Whitening]:
         """The features, and the whitening that made them. Raises TextError without item text."""
@@ -141,6 +148,11 @@ class Network(nn.Module):
         self.register_buffer("log_clicks", graph.item_degree.float().log1p(), persistent=False)
         if config.loss == "slk":
             self.register_buffer("threshold", torch.zeros(num_users))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are: what the losses compute with has to be there."""
+        return self.items.device
 
     @property
     def item_bias(self) -> Tensor:
