@@ -22,6 +22,7 @@ DEVICE = torch.device("cuda", 0)
 _TO_CPU = {torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.item}
 _CROSSING = {torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__}  # real devices allow these, too
 _REFUSED = {torch.Tensor.numpy, torch.Tensor.__array__}
+_TO = torch.nn.Module.to
 _MIXED = "Expected all tensors to be on the same device, found cuda:0 and cpu"
 _NO_NUMPY = "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first"
 
@@ -102,11 +103,20 @@ class _Arrivals(TorchFunctionMode):
         return _mapped(_remote, func(*_on_cpu(args), **_on_cpu(kwargs)))
 
 
+def _move(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+    """`Module.to`, which leaves a module alone that is there already: its parameters may be shared."""
+    there = all(isinstance(tensor, Remote) for tensor in (*module.parameters(), *module.buffers()))
+    return module if there else _TO(module, *args, **kwargs)
+
+
 @contextmanager
 def other_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Inside, "cuda" is there and is this device."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.empty(0))  # its random numbers: the CPU's
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+    monkeypatch.setattr(torch.nn.Module, "to", _move)
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # parameters become of the other kind
     try:

@@ -21,6 +21,7 @@ from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.text.config import TextConfig
 from graphllmrec.text.encoder import encode_texts
 from graphllmrec.text.lora import AdaptedEncoder, LoRAConfig, adaptable
+from other_device import Remote, other_device
 from tiny import ITEMS, QUERIES, SPLIT
 
 WORDS = ["pump", "valve", "gear", "poem", "novel", "sonnet", "tulip", "spade", "drum", "guitar"]
@@ -199,7 +200,7 @@ def small_task(folder: Path, **changes: Any) -> Task:
     return replace(Task(SPLIT, TextVectors(vectors, present, texts), seed=2, encoder=config), **changes)
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "embedding_dim": 8, "text_dim": 6, "epochs": 1, "warmup_epochs": 1, "batch_size": 8, "learning_rate": 0.05,
     "lora": {"epochs": 2, "rank": 2, "learning_rate": 0.05, "texts_per_step": 4},
 }  # fmt: skip
@@ -270,3 +271,27 @@ def test_queries_of_known_users_work_too(tmp_path: Path) -> None:
     model = adapted_model(task)
     queries = Queries.of(SPLIT.known("test"), torch.arange(3).numpy())
     assert torch.isfinite(model.scores(queries)).all()
+
+
+def test_adapters_on_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = saved(tmp_path)
+    here = AdaptedEncoder(config, LoRAConfig(rank=2, dropout=0.0), seed=0)
+    with other_device(monkeypatch):
+        there = AdaptedEncoder(config, LoRAConfig(rank=2, dropout=0.0), seed=0, device=torch.device("cuda"))
+        assert all(isinstance(value, Remote) for value in there.state_dict().values())
+        assert isinstance(there(TEXTS), Remote)
+        vectors = there.encode(TEXTS)
+    assert type(vectors) is torch.Tensor
+    torch.testing.assert_close(vectors, here.encode(TEXTS), rtol=1e-5, atol=1e-6)
+
+
+def test_recmind_trains_adapters_on_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, dropped = small_task(tmp_path), SMALL["lora"] | {"dropout": 0.0}  # torch drops differently on every device
+    here = build("recmind", SMALL | {"lora": dropped})
+    here.fit(task)
+    with other_device(monkeypatch):
+        there = build("recmind", SMALL | {"lora": dropped, "device": "cuda"})
+        there.fit(task)
+    assert any(bool(value.any()) for name, value in there.adapters.items() if "lora_B" in name)
+    assert all(type(value) is torch.Tensor for value in there.state().values())
+    torch.testing.assert_close(there.scores(QUERIES), here.scores(QUERIES), rtol=1e-3, atol=1e-3)

@@ -32,7 +32,7 @@ class AdaptedNetwork(nn.Module):
         super().__init__()
         self.net, self.encoder, self.whitening, self.text = net, encoder, whitening, text
         self.register_buffer("table", net.features.items.clone())
-        self.register_buffer("stale", torch.tensor(False))  # adapters start as no change
+        self.register_buffer("stale", torch.tensor(False, device=net.device))  # adapters start as no change
 
     @torch.no_grad()
     def refresh(self) -> None:
