@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 DEVICE = torch.device("cuda", 0)
 _TO_CPU = {torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.item}
 _CROSSING = {torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__}  # real devices allow these, too
-_REFUSED = {torch.Tensor.numpy, torch.Tensor.__array__}
+_REFUSED: set[Any] = {torch.Tensor.numpy, torch.Tensor.__array__}
+_PROPERTIES: Any = torch.Tensor
 _TO = torch.nn.Module.to
 _MIXED = "Expected all tensors to be on the same device, found cuda:0 and cpu"
 _NO_NUMPY = "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first"
@@ -35,9 +36,9 @@ class Remote(torch.Tensor):
         kwargs = kwargs or {}
         if func is torch._has_compatible_shallow_copy_type:
             return False  # a module that is moved gets new parameters
-        if func == torch.Tensor.device.__get__:
+        if func == _PROPERTIES.device.__get__:
             return DEVICE
-        if func == torch.Tensor.is_cuda.__get__:
+        if func == _PROPERTIES.is_cuda.__get__:
             return True
         if func in _REFUSED:
             raise TypeError(_NO_NUMPY)
