@@ -151,7 +151,7 @@ def tastes(
 
 
 def ndcg(scores: Tensor, liked: Tensor, mask: Tensor) -> float:
-    """Mean NDCG over users, ranking the pairs in `mask` (users, items) only; users without a liked item are left out."""
+    """Mean NDCG over users who like an item, ranking the pairs in `mask` (users, items) only."""
     k = scores.shape[1]
     hits = (liked * mask).gather(1, scores.masked_fill(~mask, -torch.inf).argsort(1, descending=True))
     count = (liked * mask).sum(1).long()
