@@ -30,7 +30,8 @@ def clean_id(value: object) -> str | None:
         number = float(value)
         if not math.isfinite(number):
             return None
-        value = int(number) if number == math.floor(number) and abs(number) < _EXACT else number
+        whole = number == math.floor(number) and abs(number) < _EXACT
+        value = int(number) if whole else pl.Series([number]).cast(pl.String)[0]  # written as in a column
     text = str(value).strip(_BLANK)
     if value is None or text.lower() in MISSING_IDS:
         return None
