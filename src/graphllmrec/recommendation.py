@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from graphllmrec.data.tables import Ints, Items
 from graphllmrec.protocol import RowExplanation
+from graphllmrec.terminal import visible
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Recommendation:
     score: float
 
     def __str__(self) -> str:
-        return f"{self.score:8.4f}  {self.title or self.item_id}"
+        return f"{self.score:8.4f}  {visible(self.title or self.item_id)}"
 
     @staticmethod
     def from_rows(
@@ -63,7 +64,7 @@ class Explanation:
         return Explanation(item_id, title, found.score, found.shares, found.gate, found.context, history)
 
     def __str__(self) -> str:
-        lines = [f"{self.title or self.item_id}: score {self.score:.4f}"]
+        lines = [f"{visible(self.title or self.item_id)}: score {self.score:.4f}"]
         total = sum(abs(value) for value in self.shares.values()) or 1.0
         lines += [f"  {abs(value) / total:4.0%} from {name} ({value:+.4f})" for name, value in self.shares.items()]
         if self.gate is not None:
