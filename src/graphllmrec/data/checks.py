@@ -94,8 +94,9 @@ def check_ids(problems: Problems, column: str) -> IdColumn:
     The distinct values are checked once; each row costs one hash lookup.
     """
     raw = problems.table.frame[column]
-    if raw.dtype.is_nested():
-        raise DataError("ids must be text or whole numbers, not lists", file=problems.table.file, column=column)
+    if raw.dtype.is_nested() or raw.dtype in (pl.Binary, pl.Object):
+        kind = "bytes" if raw.dtype == pl.Binary else "lists or objects"
+        raise DataError(f"ids must be text or whole numbers, not {kind}", file=problems.table.file, column=column)
     text = id_text(raw)
     distinct = text.drop_nulls().unique(maintain_order=True)
     clean = clean_ids(distinct)
