@@ -46,7 +46,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="graphllmrec",
     cls=Commands,
-    help="Train, evaluate and explain recommenders that fuse what people click with what items say.",
+    help="Train, evaluate and explain recommenders that combine user clicks with item texts.",
     epilog="Start with: graphllmrec demo",
     no_args_is_help=True,
     add_completion=False,
