@@ -93,7 +93,8 @@ def test_what_the_readme_calls_missing_is_missing():
     said = " ".join(re.search(r"\*\*Not in this release.*?\n\n", read(ROOT / "README.md"), re.DOTALL)[0].split())
     absent = {  # words of the README: names that must then not exist
         "LLMGR": "llmgr", "LLM4REC": "llm4rec",
-        "an HTTP server": "serve", "a database for the catalogue": "store", "approximate nearest-neighbour search": "faiss",
+        "an HTTP server": "serve", "a database for the catalogue": "store",
+        "approximate nearest-neighbour search": "faiss",
     }  # fmt: skip
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     modules = {path.stem for path in (ROOT / "src" / "graphllmrec").rglob("*") if path.suffix in ("", ".py")}
