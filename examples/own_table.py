@@ -1,8 +1,9 @@
 """From two tables of your own to recommendations, also of an item without sales.
 
-    python examples/own_table.py
+    python examples/own_table.py [FOLDER]
 
-Writes the data of a small shop (interactions.csv, items.csv) into a temporary folder: 60 customers buy items of their
+Writes the data of a small shop (interactions.csv, items.csv) into FOLDER, by
+default a temporary one: 60 customers buy items of their
 hobby. Then fits the hybrid of clicks and text, adds a new item and prints how many customers get it recommended. The
 packaged MiniLM encodes the texts, so the extra `llm` must be installed.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import random
+import sys
 import tempfile
 from pathlib import Path
 
@@ -53,8 +55,10 @@ def write_shop(folder: Path) -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        write_shop(Path(name))
-        data = load_data(name, name="shop")
+        folder = Path(sys.argv[1] if len(sys.argv) > 1 else name)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_shop(folder)
+        data = load_data(folder, name="shop")
     shop = Recommender.from_recipe({"model": {"name": "hybrid"}}).fit(data)
 
     for user in ("garden-fan-0", "music-fan-2"):

@@ -12,6 +12,7 @@ import zstandard
 
 from graphllmrec.data import Dataset, demo_data, load_data
 from graphllmrec.data.tables import Interactions
+from graphllmrec.errors import DataError
 
 CLICKS = "user_id,item_id,timestamp,rating\nb,x,20,5\na,y,30,1\nb,y,10,3\na,x,40,4\n"
 
@@ -125,7 +126,7 @@ def test_demo_is_movielens_latest_small_with_its_licence() -> None:
         (pl.Series([5.0, 7.0]), ["5", "7"]),
         (pl.Series([2**60 + 1, 3]), [str(2**60 + 1), "3"]),
         (pl.Series(["5.0", "7.0"]), ["5", "7"]),
-        (pl.Series(["5.0", "x"]), ["5.0", "x"]),
+        (pl.Series(["5.0", "x"]), ["5", "x"]),
         (pl.Series(["007", " a "]), ["007", "a"]),
         (pl.Series(["p", "q"], dtype=pl.Categorical), ["p", "q"]),
     ],
@@ -174,7 +175,7 @@ def test_item_columns_become_text(tmp_path: Path) -> None:
         ("x", "Ex", "B", "1999", ["a"], ["1", "2"]),
         ("y", None, None, None, None, ["3"]),
     ]
-    assert data.notes == ("items.parquet: column details holds objects, left out",)
+    assert data.notes == ("items.parquet: column details holds objects or bytes, left out",)
 
 
 def test_items_repeated_word_for_word_are_one(tmp_path: Path) -> None:
@@ -289,3 +290,37 @@ def test_far_apart_orders_sort_without_overflow() -> None:
     order = np.array([2**61, 5, 0, 1], dtype=np.int64)
     table = Interactions.sort(user + 5, np.arange(4, dtype=np.int64), order)
     assert table.item.tolist() == [2, 1, 3, 0]
+
+
+def test_columns_of_any_name_are_kept(tmp_path):
+    """Names that reading uses for itself belong to the user."""
+    names = ["line", "row", "row0", "id", "text", "index"]
+    rows = [
+        {"item_id": "1", "title": "a"} | dict.fromkeys(names, "x"),
+        {"item_id": "2", "title": "b"} | dict.fromkeys(names, "y"),
+    ]
+    pl.DataFrame(rows).write_csv(tmp_path / "items.csv")
+    (tmp_path / "interactions.csv").write_text("user_id,item_id\nu,1\nu,2\n")
+    assert load_data(tmp_path).items.table.columns == ["item_id", "title", *names]
+
+
+def test_bytes_are_left_out_of_items_and_refused_as_ids(tmp_path):
+    folder(tmp_path, interactions_csv="user_id,item_id\nu,1\nu,2\n")
+    items = {"item_id": ["1", "2"], "title": ["a", "b"], "thumbnail": [b"\xff", b"\x00"], "parts": [[b"\xff"], []]}
+    pl.DataFrame(items).write_parquet(tmp_path / "items.parquet")
+    data = load_data(tmp_path)
+    assert data.items.table.columns == ["item_id", "title"]
+    assert [note for note in data.notes if "holds objects or bytes, left out" in note] == [
+        "items.parquet: column thumbnail holds objects or bytes, left out",
+        "items.parquet: column parts holds objects or bytes, left out",
+    ]
+    (tmp_path / "interactions.csv").unlink()
+    pl.DataFrame({"user_id": [b"\xff"], "item_id": ["1"]}).write_parquet(tmp_path / "interactions.parquet")
+    with pytest.raises(DataError, match="ids must be text or whole numbers, not bytes"):
+        load_data(tmp_path)
+
+
+def test_two_columns_of_one_name_are_named(tmp_path):
+    folder(tmp_path, interactions_csv="user_id,item_id\nu,1\n", items_csv="item_id,brand,brand:token\n1,a,b\n")
+    with pytest.raises(DataError, match=r"the columns 'brand' and 'brand:token' are both named 'brand' here"):
+        load_data(tmp_path)

@@ -20,6 +20,7 @@ from graphllmrec.data.columns import MEANINGS
 from graphllmrec.data.read import load_data
 from graphllmrec.models.registry import model_class
 from graphllmrec.recipe import load_recipe, recipe_names
+from graphllmrec.recommender import Recommender
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -72,6 +73,14 @@ def films(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+def shop():
+    """The data of examples/own_table.py."""
+    folder = Path("shop")
+    folder.mkdir()
+    runpy.run_path(str(ROOT / "examples" / "own_table.py"))["write_shop"](folder)
+    return load_data(folder)
+
+
 # documents
 
 
@@ -95,6 +104,8 @@ def test_links_between_documents_resolve(page):
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_python_in_documents_runs(page, films):
     blocks = code_blocks(page, "python")
+    if any('load("runs/hybrid")' in block for block in blocks):
+        Recommender.from_recipe("text-knn", model={"text_dim": 3}).fit(shop()).save("runs/hybrid")
     exec(compile("\n".join(blocks), str(page), "exec"), {"__name__": "document"})
 
 

@@ -197,3 +197,27 @@ def test_problems_of_the_other_model_are_told_with_its_own_settings():
         match=r"\[unordered\] in its place, model\.user_weigth: unknown setting; did you mean 'user_weight'",
     ):
         load_recipe(TWO_MODELS, {"unordered.user_weigth": 0.1})
+
+
+@pytest.mark.parametrize("value", ["[" * 5000 + "]" * 5000, "1" * 5000, "{a=" * 3000 + "1" + "}" * 3000])
+def test_values_beyond_any_setting_are_one_sentence(value, tmp_path):
+    with pytest.raises(RecipeError, match=r"model\.l2") as caught:
+        load_recipe("ease", dict([parse_setting(f"model.l2={value}")]))
+    assert len(str(caught.value)) < 1000
+    path = tmp_path / "deep.toml"
+    path.write_text(f"[model]\nname = 'ease'\nl2 = {value}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("source", [5, None, 1.5, ["ease"], b"ease"])
+def test_what_is_no_recipe_is_refused(source):
+    with pytest.raises(RecipeError, match="a recipe is a name, a TOML file or a mapping of sections, not"):
+        load_recipe(source)
+
+
+def test_long_values_are_cut_in_messages():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("ease", {"model.l2": "x" * 10_000, "data.split": "y" * 10_000, "model.name": "z" * 10_000})
+    assert len(str(caught.value)) < 2000

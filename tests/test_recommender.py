@@ -94,7 +94,7 @@ def test_an_unknown_user_is_pointed_to_history(ease):
 def test_users_or_history_but_not_both_and_no_bare_string(ease):
     with pytest.raises(ValueError, match="either users"):
         ease.recommend(users=["u0"], history=["i1"])
-    with pytest.raises(TypeError, match="not one string"):
+    with pytest.raises(TypeError, match="is a list of ids, not"):
         ease.recommend(users="u0")
 
 

@@ -221,7 +221,7 @@ def test_a_control_is_named_wherever_its_figures_are(world, seen, tmp_path, kind
     assert f'placebo = "{kind}"' in (tmp_path / "run" / "recipe.toml").read_text()
     evaluation = Recommender.load(tmp_path / "run").evaluate()
     assert evaluation.protocol["placebo"] == kind
-    assert protocol_line(evaluation.protocol).endswith(f"placebo: {kind} in the place of text")
+    assert protocol_line(evaluation.protocol).endswith(f"placebo: {kind} instead of text")
     assert evaluation.name == f"text-knn ({kind} text)"
     assert evaluation.protocol["fingerprint"] == found.evaluate().protocol["fingerprint"]  # can be compared
 
@@ -229,7 +229,7 @@ def test_a_control_is_named_wherever_its_figures_are(world, seen, tmp_path, kind
 def test_controls_among_several_are_told_by_name(world, seen, tmp_path):
     runs = {kind: recommender(kind).fit(world).evaluate() for kind in ("random", "none")}
     line = shared_protocol_line(runs)
-    assert line.endswith("masked · placebos in the place of text: random: random")
+    assert line.endswith("masked · placebos instead of text: random: random")
     printed = io.StringIO()
     Console(file=printed, width=300).print(models_table(runs))
     assert line in printed.getvalue()

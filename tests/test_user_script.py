@@ -1,4 +1,4 @@
-"""The types that the package promises to its users (py.typed), and the calls of a whole script."""
+"""The calls of a whole script. `make check` checks its types, as mypy --strict does for a user."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
-
-import pytest
 
 import graphllmrec
 from front_door_world import write_world
@@ -27,15 +25,6 @@ def test_a_users_script_runs(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "ease against popularity: +0." in result.stdout
     assert "unknown item 'no such item'" in result.stdout
-
-
-@pytest.mark.slow
-def test_a_users_script_passes_strict_type_checking(tmp_path, pytestconfig):
-    cache = pytestconfig.cache.mkdir("mypy")  # a second run takes seconds
-    options = ["--strict", "--config-file=", "--follow-imports=silent", f"--cache-dir={cache}"]
-    command = [sys.executable, "-m", "mypy", *options, str(SCRIPT)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), cwd=tmp_path)
-    assert result.returncode == 0, result.stdout
 
 
 def environment():

@@ -1,4 +1,4 @@
-"""GraphLLMRec: recommenders that fuse what people click with what items say. The whole public API on one screen.
+"""GraphLLMRec: recommenders that combine user clicks with item texts. The whole public API on one screen.
 
     from graphllmrec import Recommender, compare, evaluate, load_data
 

@@ -61,6 +61,10 @@ class EvaluationError(GraphLLMRecError):
     """Scores that cannot be ranked, a metric that does not exist, or evaluations that must not be compared."""
 
 
+class ArgumentError(GraphLLMRecError, ValueError, TypeError):
+    """An argument of a wrong type or value; the message says what is wanted."""
+
+
 class UnknownIdError(GraphLLMRecError, KeyError):
     """A user or item id that is not in the data."""
 

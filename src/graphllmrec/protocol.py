@@ -1,6 +1,6 @@
 """What models, training, evaluation and the front door agree on. Nothing is computed here.
 
-A model is a settings object (`Config`) plus tensors. It sees a `Task` while fitting and answers `Queries` afterwards:
+A model is a settings object (`Config`) plus tensors. It is fitted on a `Task` and answers `Queries` afterwards:
 
     model = EASE(EASEConfig(l2=100.0)); model.fit(task); scores = model.scores(queries)  # (B, num_items)
 
@@ -8,7 +8,7 @@ Most models are *vector models*: one vector per item, a light encoder that turns
 product. They implement `item_vectors` and `query_vectors`; `scores` follows. The others implement `scores` themselves.
 
 Every ability is declared: what a model needs and reads in its `abilities`, what it can do besides in one of the
-protocols `BranchModel`, `GatedModel`, `ExplainingModel`, `ComparingModel`, `FadingModel`, asked with `isinstance`.
+protocols `BranchModel`, `GatedModel`, `ExplainingModel`, `ComparingModel`, `FadingModel`, checked with `isinstance`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Abilities:
     uses_text: bool = False  # reads item text where there is some
     uses_user_text: bool = False  # reads what users wrote where there is some
     needs_order: bool = False  # fit() refuses interactions without an order
-    ranks_cold_items: bool = False  # gives an item that nobody has clicked a place of its own
+    ranks_cold_items: bool = False  # gives an item without training clicks a score of its own
 
     @property
     def reads_text(self) -> bool:
@@ -76,7 +76,7 @@ class Queries:
 
 
 class Logger(Protocol):
-    """Where a fit reports to. The command line draws bars from it, the run folder keeps it as log.jsonl."""
+    """Receives what a fit reports. The command line draws bars from it, the run folder keeps it as log.jsonl."""
 
     def begin(self, name: str, total: int | None = None) -> None:
         """A new piece of work begins, of `total` steps where known."""
@@ -129,7 +129,7 @@ class Task:
 
 @runtime_checkable
 class Model(Protocol):
-    """What evaluation, the front door and the server rely on."""
+    """What evaluation and the front door rely on."""
 
     name: ClassVar[str]  # as in models.registry.MODELS: "item-knn"
     config_class: ClassVar[type[Config]]
@@ -149,12 +149,12 @@ class Model(Protocol):
         """Load tensors written by `state`."""
 
     def add_items(self, text: TextVectors) -> None:
-        """Append len(text) items that nobody has clicked. Without text they score as unclicked items do."""
+        """Append len(text) items without clicks. Without text they score as unclicked items do."""
 
 
 @runtime_checkable
 class VectorModel(Model, Protocol):
-    """A model whose score is a dot product: what ANN search and the store can serve."""
+    """A model whose score is a dot product."""
 
     def item_vectors(self) -> Tensor:
         """One vector per item (num_items, dim) float32."""
@@ -214,4 +214,4 @@ class ComparingModel(Model, Protocol):
 class FadingModel(Model, Protocol):
     """A model that reads a history with weights decay^(steps back)."""
 
-    decay: float  # in [0, 1]; 1 forgets nothing
+    decay: float  # in [0, 1]; 1: equal weights

@@ -35,6 +35,10 @@ from graphllmrec.protocol import Model
 from graphllmrec.settings import Config
 from graphllmrec.text.config import TextConfig
 
+_LONGEST = 400  # characters of a problem: some of them repeat the value
+_MAX_CHARACTERS = 1_000_000  # of a recipe file
+_UNREADABLE = (RecursionError, ValueError, OverflowError)  # nested too deep, thousands of digits, too long
+
 
 class ModelConfig(Config):
     """Which model, and its settings as validated by the model's own `config_class`."""
@@ -144,8 +148,10 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapp
         values, label = source.values(), "recipe"
     elif isinstance(source, Mapping):
         values, label = dict(source), "recipe"
-    else:
+    elif isinstance(source, str | Path):
         values, label = _read(source), str(source)
+    else:
+        raise RecipeError([f"a recipe is a name, a TOML file or a mapping of sections, not {source!r:.80}"])
     values, overrides = current_recipe(values), _current_overrides(overrides or {}, values)
     for key, value in sorted(overrides.items(), key=lambda entry: entry[0] != "model.name"):
         values = _overridden(values, key.split("."), value, label)
@@ -192,9 +198,11 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise RecipeError([f"{text!r} is not of the form section.key=value, e.g. model.l2=50.0"], "--set")
     try:
-        return key.strip(), tomllib.loads(f"value = {value.strip()}")["value"]
+        return key.strip(), _parsed(f"value = {value.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
+    except _UNREADABLE as error:
+        raise RecipeError([f"{key.strip()}: a value that is no setting ({error})"], "--set") from None
 
 
 def _packaged() -> Any:
@@ -213,9 +221,16 @@ def _read(source: str | Path) -> dict[str, Any]:
             problem = f"no such file, and no packaged recipe of that name; {hint}packaged: {', '.join(names)}"
             raise RecipeError([problem], str(source))
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return _parsed(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, *_UNREADABLE) as error:
         raise RecipeError([f"not valid TOML: {error}"], str(source)) from None
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """TOML as plain values. Raises TOMLDecodeError, and `_UNREADABLE` for what no recipe holds."""
+    if len(text) > _MAX_CHARACTERS:
+        raise OverflowError(f"{len(text):,} characters; a recipe has at most {_MAX_CHARACTERS:,}")
+    return tomllib.loads(text)
 
 
 def _variant(values: Mapping[str, Any], ordered: bool) -> dict[str, Any]:
@@ -308,7 +323,7 @@ def _problem(entry: ErrorDetails, path: list[str], values: Mapping[str, Any]) ->
         return "missing"
     message = entry["msg"].removeprefix("Value error, ")
     shown = isinstance(entry["input"], Mapping) or repr(entry["input"]) in message
-    return message + ("" if shown else f" (found {entry['input']!r})")
+    return message[:_LONGEST] + ("" if shown else f" (found {entry['input']!r:.80})")
 
 
 def _fields(path: list[str], values: Mapping[str, Any]) -> list[str]:

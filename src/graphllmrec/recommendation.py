@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from graphllmrec.data.tables import Ints, Items
 from graphllmrec.protocol import RowExplanation
+from graphllmrec.terminal import visible
 
 
 @dataclass(frozen=True)
@@ -22,18 +24,23 @@ class Recommendation:
     score: float
 
     def __str__(self) -> str:
-        return f"{self.score:8.4f}  {self.title or self.item_id}"
+        return f"{self.score:8.4f}  {visible(self.title or self.item_id)}"
 
     @staticmethod
     def from_rows(
         items: Items, rows: Ints | Sequence[int], scores: NDArray[Any] | Sequence[float]
     ) -> list[Recommendation]:
         """A ranked list from item rows and their scores; without entries of row -1, or without a finite score."""
-        rows, scores = np.asarray(rows, dtype=np.int64), np.asarray(scores)
+        return Recommendation.from_lists(items, np.asarray(rows, dtype=np.int64)[None], np.asarray(scores)[None])[0]
+
+    @staticmethod
+    def from_lists(items: Items, rows: Ints, scores: NDArray[Any]) -> list[list[Recommendation]]:
+        """`from_rows` of B lists at once, rows and scores (B, k): ids and titles are looked up once for all."""
         keep = (rows >= 0) & np.isfinite(scores)
-        ids, table = items.ids.of(rows[keep]), items.table
-        titles = table["title"].gather(rows[keep]).to_list() if "title" in table.columns else [None] * len(ids)
-        return [Recommendation(*entry) for entry in zip(ids, titles, scores[keep].tolist(), strict=True)]
+        shown, table = rows[keep], items.table
+        titles = table["title"].gather(shown).to_list() if "title" in table.columns else [None] * len(shown)
+        entries = map(Recommendation, items.ids.of(shown), titles, scores[keep].tolist())
+        return [list(islice(entries, count)) for count in keep.sum(axis=1).tolist()]
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Explanation:
         return Explanation(item_id, title, found.score, found.shares, found.gate, found.context, history)
 
     def __str__(self) -> str:
-        lines = [f"{self.title or self.item_id}: score {self.score:.4f}"]
+        lines = [f"{visible(self.title or self.item_id)}: score {self.score:.4f}"]
         total = sum(abs(value) for value in self.shares.values()) or 1.0
         lines += [f"  {abs(value) / total:4.0%} from {name} ({value:+.4f})" for name, value in self.shares.items()]
         if self.gate is not None:

@@ -17,13 +17,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from graphllmrec import run_folder as run
+from graphllmrec.arguments import id_list, list_length
 from graphllmrec.data.new_items import new_item_table
 from graphllmrec.data.prepare import read_dataset, split_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
-from graphllmrec.data.tables import Dataset, Histories, IdMap, Items
-from graphllmrec.errors import CheckpointError, GraphLLMRecError, Interrupted, UnknownIdError
+from graphllmrec.data.tables import Dataset, Histories, IdMap, Ints, Items
+from graphllmrec.errors import ArgumentError, CheckpointError, GraphLLMRecError, Interrupted, UnknownIdError
 from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model
 from graphllmrec.evaluation.rank import top_k
 from graphllmrec.io import discard
@@ -183,54 +185,67 @@ class Recommender:
 
     def recommend(
         self,
-        users: Sequence[object] | None = None,
-        history: Sequence[object] | None = None,
+        users: Iterable[object] | None = None,
+        history: Iterable[object] | None = None,
         k: int = 10,
+        *,
+        exclude: Iterable[object] = (),
+        candidates: Iterable[object] | None = None,
+        allow_seen: bool = False,
     ) -> list[list[Recommendation]]:
         """The k best items per user, or for one unknown user with a `history` (item ids, oldest first).
 
-        The history of a known user is all of the data; history items are never recommended. Returns one list per user
-        (one list for `history`), shorter than k where the catalogue ends. Raises UnknownIdError for a user that is not
-        in the data and for a history without any known item; other unknown items are named in a warning and ignored.
+        Ids come in any iterable: a list, a NumPy array, a column of pandas or polars. The history of a known user is
+        all of the data; history items are recommended with `allow_seen` only. `exclude`: items that are in no list;
+        `candidates`: the only items that may be. Returns one list per user (one list for `history`), shorter than k
+        where the catalogue ends. Raises ArgumentError, UnknownIdError for a user that is not in the data and for a
+        history or candidates without any known item; other unknown items are named in a warning and ignored.
         """
+        length = list_length(k)
         if (users is None) == (history is None):
-            raise ValueError("give either users=[…] or history=[…]")
-        if isinstance(users, str) or isinstance(history, str):
-            raise TypeError("users and history are lists of ids, not one string")
-        queries = self._user_queries(users) if users is not None else self._history_query(history or [])
-        rows, scores = top_k(self.model, queries, queries.histories, k)
-        return [Recommendation.from_rows(self.dataset.items, *entry) for entry in zip(rows, scores, strict=True)]
+            raise ArgumentError("give either users=[…] or history=[…]")
+        if users is not None:
+            queries = self._user_queries(id_list(users, "users"))
+        else:
+            queries = self._history_query(id_list(history, "history"))
+        seen = Histories.from_lists([[]] * len(queries)) if allow_seen else queries.histories
+        rows, scores = top_k(self.model, queries, seen, length, allowed=self._allowed(exclude, candidates))
+        return Recommendation.from_lists(self.dataset.items, rows, scores)
 
     def similar(self, item: object, k: int = 10) -> list[Recommendation]:
-        """The k items that the model finds most similar to `item`, best first. Raises UnknownIdError."""
-        row = self.dataset.items.ids.row(item, "item")
+        """The k items that the model finds most similar to `item`, best first. Raises ArgumentError, UnknownIdError."""
+        k, row = list_length(k), self.dataset.items.ids.row(item, "item")
         scores = similarities(self.model, row).numpy().copy()
         scores[row] = -np.inf
         best = np.argsort(-scores, kind="stable")[:k]
         return Recommendation.from_rows(self.dataset.items, best, scores[best])
 
     def explain(
-        self, user: object | None = None, item: object = None, *, history: Sequence[object] | None = None
+        self, user: object | None = None, item: object = None, *, history: Iterable[object] | None = None
     ) -> Explanation:
         """Why `item` gets its score for `user` (or for a `history`). An item of the history is left out of it for this.
 
         Raises UnknownIdError for an unknown user or item.
         """
         if (user is None) == (history is None):
-            raise ValueError("give either a user or history=[…]")
+            raise ArgumentError("give either a user or history=[…]")
+        if item is None:
+            raise ArgumentError("give the item to explain: explain(user, item) or explain(item=…, history=[…])")
         row = self.dataset.items.ids.row(item, "item")
-        query = self._user_queries([user]) if history is None else self._history_query(history)
+        query = self._user_queries([user]) if history is None else self._history_query(id_list(history, "history"))
         if row in query.histories.items:  # otherwise an item would be explained by itself
             query = Queries(query.users, Histories.from_lists([query.histories.items[query.histories.items != row]]))
         return Explanation.from_row(self.dataset.items, row, explain_item(self.model, query, row))
 
-    def add_items(self, rows: Iterable[Mapping[str, Any]], *, logger: RunLogger | None = None) -> None:
-        """Append items, e.g. [{"item_id": "b7", "title": "…"}], to the catalogue; they can be recommended at once.
+    def add_items(self, rows: Any, *, logger: RunLogger | None = None) -> None:
+        """Append items to the catalogue; they can be recommended at once.
+
+        `rows`: a list such as [{"item_id": "b7", "title": "…"}], or a polars or pandas DataFrame.
 
         Raises DataError for missing, repeated or already known ids, unknown columns, and (for a model that ranks by
         text) an item without text; nothing is added then.
         """
-        table = new_item_table(list(rows), self.dataset.items, needs_text=self.model.abilities.needs_text)
+        table = new_item_table(rows, self.dataset.items, needs_text=self.model.abilities.needs_text)
         model, dataset, split = self._get()
         new, recipe = Items(IdMap(table["item_id"]), table), self.recipe
         with _silent_if_none(logger) as logger:
@@ -284,14 +299,34 @@ class Recommender:
         return Queries.of(histories, rows)
 
     def _history_query(self, history: Sequence[object]) -> Queries:
-        rows = self.dataset.items.ids.rows(history)
-        unknown = [str(value) for value, row in zip(history, rows, strict=True) if row < 0]
-        if len(unknown) == len(rows):
-            listed = ", ".join(map(repr, unknown[:5])) or "nothing"
+        if not (self.dataset.items.ids.rows(history) >= 0).any():
+            listed = ", ".join(repr(str(value)) for value in history[:5]) or "nothing"
             raise UnknownIdError(f"no item of the history is known (found {listed})")
+        known = self._known_rows(history, "the history")
+        first = np.sort(np.unique(known, return_index=True)[1])  # a repeated item counts once, as in the data
+        return Queries.anonymous(Histories.from_lists([known[first]]))
+
+    def _allowed(self, exclude: Iterable[object], candidates: Iterable[object] | None) -> NDArray[np.bool_] | None:
+        """Items (num_items,) that lists may hold; None for all."""
+        excluded = self._known_rows(id_list(exclude, "exclude"), "exclude")
+        if candidates is None and not len(excluded):
+            return None
+        allowed = np.full(len(self.dataset.items), candidates is None)
+        if candidates is not None:
+            chosen = self._known_rows(id_list(candidates, "candidates"), "candidates")
+            if not len(chosen):
+                raise UnknownIdError("no item of candidates is known")
+            allowed[chosen] = True
+        allowed[excluded] = False
+        return allowed
+
+    def _known_rows(self, ids: Sequence[object], what: str) -> Ints:
+        """Rows of these item ids; unknown ones are named in a warning and left out."""
+        rows = self.dataset.items.ids.rows(ids)
+        unknown = [str(value) for value, row in zip(ids, rows, strict=True) if row < 0]
         if unknown:
-            warnings.warn(f"unknown items of the history are ignored: {', '.join(unknown[:20])}", stacklevel=3)
-        return Queries.anonymous(Histories.from_lists([rows[rows >= 0]]))
+            warnings.warn(f"unknown items of {what} are ignored: {', '.join(unknown[:20])}", stacklevel=4)
+        return rows[rows >= 0]
 
 
 def evaluate(recommender: Recommender, data: Dataset | str | Path | None = None, split: Part = "test") -> Evaluation:

@@ -26,7 +26,7 @@ def torch_rng(seed: int, purpose: str, *steps: int) -> torch.Generator:
 
 
 class At(NamedTuple):
-    """Where a training stands: everything random about a step is a function of it."""
+    """Stage, epoch and step of a training: everything random about a step is a function of it."""
 
     seed: int
     stage: str  # name of the training stage

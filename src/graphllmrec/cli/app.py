@@ -21,6 +21,7 @@ from graphllmrec.cli.grok_lab import grok_lab
 from graphllmrec.cli.recommend import explain, recommend, similar
 from graphllmrec.cli.study import study
 from graphllmrec.errors import GraphLLMRecError, Interrupted
+from graphllmrec.terminal import visible
 
 
 class Commands(TyperGroup):
@@ -45,7 +46,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="graphllmrec",
     cls=Commands,
-    help="Train, evaluate and explain recommenders that fuse what people click with what items say.",
+    help="Train, evaluate and explain recommenders that combine user clicks with item texts.",
     epilog="Start with: graphllmrec demo",
     no_args_is_help=True,
     add_completion=False,
@@ -71,7 +72,8 @@ def _message(text: str, colour: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text(text, style=colour), soft_wrap=True)
+    shown = "\n".join(visible(line) for line in text.split("\n"))
+    Console(stderr=True).print(Text(shown, style=colour), soft_wrap=True)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

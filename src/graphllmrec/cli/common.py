@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from graphllmrec.terminal import visible
 
 if TYPE_CHECKING:
     from graphllmrec.recommendation import Recommendation
@@ -19,7 +23,7 @@ History = Annotated[
     str | None,
     typer.Option(
         "--history",
-        help="Item ids, oldest first, separated by commas: the history of an unknown user.",
+        help="Item ids of an unknown user, oldest first, separated by commas; one with a comma in double quotes.",
         show_default=False,
     ),
 ]
@@ -35,7 +39,8 @@ def say(text: str, style: str = "") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console().print(Text(text, style=style), soft_wrap=True)
+    shown = "\n".join(visible(line) for line in text.split("\n"))
+    Console().print(Text(shown, style=style), soft_wrap=True)
 
 
 def print_list(entries: list[Recommendation], title: str, score: str = "score") -> None:
@@ -44,13 +49,14 @@ def print_list(entries: list[Recommendation], title: str, score: str = "score") 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    table = Table(title=Text(visible(title)), title_justify="left", box=None, pad_edge=False)
     table.add_column("#", justify="right", style="dim")
     table.add_column("title", overflow="fold")
     table.add_column("item_id", style="dim", overflow="fold")
     table.add_column(score, justify="right", style="cyan")
     for place, entry in enumerate(entries, start=1):
-        table.add_row(str(place), Text(entry.title or "(no title)"), Text(entry.item_id), f"{entry.score:.4f}")
+        texts = [Text(visible(text)) for text in (entry.title or "(no title)", entry.item_id)]
+        table.add_row(str(place), *texts, f"{entry.score:.4f}")
     Console().print(table)
 
 
@@ -63,4 +69,15 @@ def history_items(user: str | None, history: str | None) -> list[str] | None:
     """The item ids of --history, or None with --user; a usage error unless exactly one of both is given."""
     if (user is None) == (history is None):
         raise typer.BadParameter("give either --user ID or --history a,b,c")
-    return None if history is None else [part.strip() for part in history.split(",") if part.strip()]
+    return None if history is None else id_fields(history)
+
+
+def id_fields(text: str) -> list[str]:
+    """Ids separated by commas; one that holds a comma stands in double quotes, as in a csv file."""
+    [fields] = csv.reader([text], skipinitialspace=True)
+    return [field.strip() for field in fields if field.strip()]
+
+
+def command(*parts: str | Path) -> str:
+    """A command line that can be copied into a shell."""
+    return shlex.join(map(str, parts))

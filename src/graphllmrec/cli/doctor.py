@@ -79,7 +79,7 @@ def _machine() -> Iterator[Check]:
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     advice = f"more threads ({threads}) than cores ({cores}) slow things down: set OMP_NUM_THREADS={cores}"
     yield Check("threads", threads <= cores, f"{threads} of {cores} cores", "" if threads <= cores else advice, False)
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none, everything runs on the CPU"
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none found"
     yield Check("gpu", True, gpu, required=False)
 
 

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from graphllmrec.cli.common import History, Json, K, Run, User, history_items, listed, print_json, print_list, say
+from graphllmrec.cli.common import (
+    History,
+    Json,
+    K,
+    Run,
+    User,
+    command,
+    history_items,
+    listed,
+    print_json,
+    print_list,
+    say,
+)
 
 
 def recommend(run: Run, user: User = None, history: History = None, k: K = 10, as_json: Json = False) -> None:
@@ -26,8 +38,9 @@ def recommend(run: Run, user: User = None, history: History = None, k: K = 10, a
     if not found:
         say(f"Nothing is left to recommend to {who}: the history holds every item of the catalogue.")
         return
-    query = f"--user {user}" if items is None else f"--history {history}"
-    say(f"{len(found)} items for {who}. Why the first one: graphllmrec explain {run} {query} --item {found[0].item_id}")
+    query = ["--user", user] if user is not None else ["--history", history or ""]
+    why = command("graphllmrec", "explain", run, *query, "--item", found[0].item_id)
+    say(f"{len(found)} items for {who}. Why the first one: {why}")
 
 
 def explain(

@@ -9,10 +9,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from graphllmrec.data.formats import RawTable
+from graphllmrec.data.ids import clean_ids, id_text
 from graphllmrec.data.tables import Ints
 from graphllmrec.errors import DataError
 
-MISSING_IDS = ("", "nan", "null", "none", "inf", "-inf")  # missing values as text
 ID_HINT = "every row needs an id; remove the row, or give the id"
 TIME_HINT = "unix seconds (or milli-, micro-, nanoseconds), or a date such as 2024-03-01 or 2024-03-01T12:30:00Z"
 DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
@@ -89,21 +89,18 @@ class IdColumn:
 
 
 def check_ids(problems: Problems, column: str) -> IdColumn:
-    """The ids of a column as strings: 5 and 5.0 become "5", text is stripped. A missing id is a problem.
+    """The ids of a column as strings (data/ids.py). A missing id is a problem.
 
     The distinct values are checked once; each row costs one hash lookup.
     """
     raw = problems.table.frame[column]
-    if raw.dtype.is_nested():
-        raise DataError("ids must be text or whole numbers, not lists", file=problems.table.file, column=column)
-    text = _id_text(raw)
+    if raw.dtype.is_nested() or raw.dtype in (pl.Binary, pl.Object):
+        kind = "bytes" if raw.dtype == pl.Binary else "lists or objects"
+        raise DataError(f"ids must be text or whole numbers, not {kind}", file=problems.table.file, column=column)
+    text = id_text(raw)
     distinct = text.drop_nulls().unique(maintain_order=True)
-    clean = distinct.str.strip_chars()
-    missing = clean.str.to_lowercase().is_in(list(MISSING_IDS))
-    kept = clean.filter(~missing)
-    if len(kept) and kept.str.contains(r"^-?\d+\.0$").all():  # integers that a NaN turned into floats
-        clean = clean.str.strip_suffix(".0")
-    ids = clean.filter(~missing).unique(maintain_order=True)
+    clean = clean_ids(distinct)
+    ids = clean.drop_nulls().unique(maintain_order=True)
     row_of_distinct = find_rows(ids, clean)
     physical = text.cast(pl.Enum(distinct)).to_physical()
     present = physical.is_not_null().to_numpy()
@@ -118,15 +115,6 @@ def find_rows(ids: pl.Series, some: pl.Series) -> Ints:
     rows = ids.alias("id").to_frame().with_row_index("row")
     found = some.alias("id").to_frame().join(rows, on="id", how="left", maintain_order="left")
     return found["row"].cast(pl.Int64).fill_null(-1).to_numpy()
-
-
-def _id_text(raw: pl.Series) -> pl.Series:
-    if raw.dtype.is_float():
-        whole = (raw == raw.floor()) & raw.is_finite() & (raw.abs() < 2**53)
-        frame = pl.DataFrame({"raw": raw, "whole": whole})
-        number = pl.col("raw").cast(pl.Int64, strict=False).cast(pl.String)
-        return frame.select(pl.when("whole").then(number).otherwise(pl.col("raw").cast(pl.String))).to_series()
-    return raw.cast(pl.String)
 
 
 def check_numbers(problems: Problems, column: str) -> NDArray[np.float64]:

@@ -35,12 +35,12 @@ def read_items(path: Path, tags: Path | None = None) -> tuple[pl.DataFrame, list
     problems.raise_any()
     keep = pl.Series(ids.code >= 0)
     item_id = ids.ids.gather(ids.code[ids.code >= 0]).alias("item_id")
-    texts, dropped = _texts(table.frame.drop(columns["item_id"]).filter(keep), columns.get("title"))
+    texts, dropped = _texts(table.frame.drop(columns["item_id"]).filter(keep), columns.get("title"), path.name)
     frame = pl.DataFrame([item_id, *texts])
     stem, kind = parse_name(path) or ("", "")
     if kind in ("csv", "tsv") and table.frame[:, -1].null_count():
         check_short_rows(path)  # a line break in a text would make two wrong items of one row
-    notes = [f"{path.name}: column {name} holds objects, left out" for name in dropped]
+    notes = [f"{path.name}: column {name} holds objects or bytes, left out" for name in dropped]
     if stem == "movies" and "genres" in frame.columns:
         frame = frame.with_columns(_movielens_genres(frame["genres"]))
     frame, repeated = _distinct(frame, table, keep)
@@ -49,21 +49,32 @@ def read_items(path: Path, tags: Path | None = None) -> tuple[pl.DataFrame, list
     return (_with_tags(frame, tags) if tags else frame), notes
 
 
-def _texts(frame: pl.DataFrame, title: str | None) -> tuple[list[pl.Series], list[str]]:
+def _texts(frame: pl.DataFrame, title: str | None, file: str) -> tuple[list[pl.Series], list[str]]:
     """Every column as text, title first; and the names of those that cannot be converted."""
     texts, dropped = [], []
     names = sorted(frame.columns, key=lambda name: name != title)
+    _refuse_collisions(names, title, file)
     for name in names:
         column = frame[name]
         if column_type(name) == "token_seq" and name != title:
             column = column.str.split(" ")
-        if isinstance(column.dtype, (pl.Struct, pl.Object, pl.Array)) or (
-            isinstance(column.dtype, pl.List) and column.dtype.inner.is_nested()
+        if isinstance(column.dtype, (pl.Struct, pl.Object, pl.Array, pl.Binary)) or (
+            isinstance(column.dtype, pl.List) and (column.dtype.inner.is_nested() or column.dtype.inner == pl.Binary)
         ):
             dropped.append(name)
         elif base_name(name):  # a trailing separator makes a column with an empty name
             texts.append(_as_text(column).alias("title" if name == title else base_name(name)))
     return texts, dropped
+
+
+def _refuse_collisions(names: Sequence[str], title: str | None, file: str) -> None:
+    """Raise DataError for two columns that get the same name: "brand" and "brand:token"."""
+    first: dict[str, str] = {"item_id": "item_id"}
+    for name in names:
+        own = "title" if name == title else base_name(name)
+        if own and first.setdefault(own, name) != name:
+            what = f"the columns {first[own]!r} and {name!r} are both named {own!r} here"
+            raise DataError(what, file=file, line=1, hint="rename one of them")
 
 
 def _as_text(column: pl.Series) -> pl.Series:
@@ -83,20 +94,23 @@ def _movielens_genres(genres: pl.Series) -> pl.Series:
 
 def _distinct(frame: pl.DataFrame, table: RawTable, keep: pl.Series) -> tuple[pl.DataFrame, int]:
     """One row per item, and the number of exact repeats that were dropped. Raises DataError for rows that differ."""
-    rows = frame.with_columns(line=pl.Series(keep.arg_true()))
+    number = next(
+        name for name in ("row", *map("row{}".format, range(len(frame.columns)))) if name not in frame.columns
+    )
+    rows = frame.with_columns(keep.arg_true().alias(number))
     whole = rows.unique(subset=frame.columns, keep="first", maintain_order=True)
     twice = whole.filter(~whole["item_id"].is_first_distinct())
     if len(twice):
         raise DataError(
             "two different rows for one item",
             file=table.file,
-            line=table.line(int(twice["line"][0])),
+            line=table.line(int(twice[number][0])),
             column="item_id",
             value=twice["item_id"][0],
             hint="keep one row per item_id",
             count=len(twice),
         )
-    return whole.drop("line"), len(rows) - len(whole)
+    return whole.drop(number), len(rows) - len(whole)
 
 
 def _with_tags(frame: pl.DataFrame, path: Path) -> pl.DataFrame:

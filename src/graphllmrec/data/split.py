@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from graphllmrec.data.tables import Dataset, Histories, Interactions, Ints
-from graphllmrec.errors import DataError
+from graphllmrec.errors import DataError, EvaluationError
 from graphllmrec.rng import rng
 
 Part = Literal["valid", "test"]
@@ -34,13 +34,15 @@ class Split:
 
     def known(self, part: Part) -> Histories:
         """The history of each user when `part` is evaluated (num_users rows); its items are masked in the ranking."""
+        _require_part(part)
         if part == "valid" or not self.valid_in_history or not len(self.valid):
             return self.train.histories(self.num_users)
         clicks = [Interactions(part.user, part.item) for part in (self.train, self.valid)]  # valid is the later part
         return Interactions.joined(clicks).histories(self.num_users)
 
     def targets(self, part: Part) -> Histories:
-        """The target items of each user (num_users rows)."""
+        """The target items of each user (num_users rows). Raises EvaluationError for another part than these two."""
+        _require_part(part)
         return (self.valid if part == "valid" else self.test).histories(self.num_users)
 
     def interactions(self) -> Interactions:
@@ -50,6 +52,11 @@ class Split:
     def item_degree(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Training clicks per item (num_items,): what "cold", "tail" and the strata refer to."""
         return self.train.item_degree(self.num_items)
+
+
+def _require_part(part: str) -> None:
+    if part not in get_args(Part):
+        raise EvaluationError(f"unknown part {part!r} of a split; write one of {', '.join(map(repr, get_args(Part)))}")
 
 
 def make_split(

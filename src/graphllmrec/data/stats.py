@@ -126,5 +126,8 @@ def _split_lines(split: dict[str, Any]) -> list[tuple[str, str]]:
         ("split", split["kind"]),
         ("train / valid / test", f"{split['train']:,} / {split['valid']:,} / {split['test']:,}"),
         ("test users", f"{split['test_users']:,} ({split['test_users_without_history']:,} without history)"),
-        ("items cold in train", f"{split['cold_items']:,} (targets of {split['test_targets_cold']:.1%} of the test)"),
+        (
+            "items without training click",
+            f"{split['cold_items']:,} (targets of {split['test_targets_cold']:.1%} of the test)",
+        ),
     ]

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from graphllmrec.data.ids import clean_id
 from graphllmrec.errors import UnknownIdError
 
 Ints = NDArray[np.int64]
@@ -30,7 +31,7 @@ class IdMap:
         return len(self.ids)
 
     def __contains__(self, value: object) -> bool:
-        return str(value) in self._rows
+        return clean_id(value) in self._rows
 
     @cached_property
     def _rows(self) -> dict[str, int]:
@@ -39,7 +40,7 @@ class IdMap:
     def row(self, value: object, kind: str = "id") -> int:
         """Row number of one external id. Raises UnknownIdError, naming `kind` ("user", "item") and close ids."""
         try:
-            return self._rows[str(value)]
+            return self._rows[clean_id(value) or ""]
         except KeyError:
             import difflib
 
@@ -49,7 +50,7 @@ class IdMap:
 
     def rows(self, values: Iterable[object]) -> Ints:
         """Row numbers (n,) of many external ids; -1 where unknown."""
-        return np.asarray([self._rows.get(str(value), -1) for value in values], dtype=np.int64)
+        return np.asarray([self._rows.get(clean_id(value) or "", -1) for value in values], dtype=np.int64)
 
     def of(self, rows: Iterable[int] | Ints) -> list[str]:
         """External ids of row numbers."""

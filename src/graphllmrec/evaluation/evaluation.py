@@ -253,7 +253,7 @@ def protocol_line(protocol: dict[str, Any]) -> str:
     return (
         f"{protocol['split']} split, {protocol['part']} part · {protocol['users']:,} users, "
         f"{protocol['targets']:,} targets · all {protocol['items']:,} items ranked, {protocol['masked']} masked"
-        + (f" · placebo: {placebo} in the place of text" if placebo else "")
+        + (f" · placebo: {placebo} instead of text" if placebo else "")
     )
 
 
@@ -263,7 +263,7 @@ def shared_protocol_line(evaluations: Mapping[str, Evaluation]) -> str:
     found = {name: _placebo(protocol) for name, protocol in protocols.items()}
     said = ", ".join(f"{name}: {placebo}" for name, placebo in found.items() if placebo)
     line = protocol_line(next(iter(protocols.values())) | {"placebo": "none"})
-    return line + (f" · placebos in the place of text: {said}" if said else "")
+    return line + (f" · placebos instead of text: {said}" if said else "")
 
 
 def _placebo(protocol: dict[str, Any]) -> str | None:

@@ -41,8 +41,11 @@ def top_k(
     batch_size: int | None = None,
     logger: Logger | None = None,
     num_items: int | None = None,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> tuple[Ints, Floats]:
     """The k best items (B, k) of every query and their scores (B, k), best first, without the items in `seen` (B rows).
+
+    `allowed` (num_items,) limits all lists to some items.
 
     Where fewer than k items remain (a small catalogue, scores of -inf), lists are padded with item -1 and score -inf.
     `branch` ranks by one branch of a BranchModel. Raises EvaluationError for NaN scores, for an unknown branch and for
@@ -61,6 +64,8 @@ def top_k(
         scores = _scores(model, block, branch)
         if num_items is not None and scores.shape[1] != num_items:
             raise EvaluationError(f"{model.name} scored {scores.shape[1]:,} items; the catalogue has {num_items:,}")
+        if allowed is not None:
+            scores = scores.masked_fill(~torch.from_numpy(allowed), -torch.inf)
         items[rows], values[rows] = best(scores, seen.take(rows), k, name=model.name, users=block.users)
         if logger is not None:
             logger.advance(len(rows))

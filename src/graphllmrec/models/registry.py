@@ -1,4 +1,4 @@
-"""All models by name. A model is imported when it is asked for."""
+"""All models by name. A model is imported on first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a training computes and in which precision: the one seam between models and devices.
+"""Device and precision of a training.
 
     device = resolve_device("auto")                  # cuda, else mps, else cpu
     with autocast(device, "bfloat16"): …             # matrix products in bfloat16, sums and losses in float32
@@ -69,7 +69,7 @@ def on_cpu(module: Module) -> Module:
 
 
 def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """What an optimiser moves: parameters that want gradients."""
+    """Parameters with requires_grad."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 

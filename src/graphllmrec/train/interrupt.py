@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that a training puts to itself between two steps."""
+"""Ctrl-C and SIGTERM, checked between two training steps."""
 
 from __future__ import annotations
 

@@ -60,8 +60,8 @@ class TrainedConfig(Config):
     validate_every: int = Field(1, ge=1, le=100_000, description="epochs between validations")
     device: str = Field("cpu", description='"cpu", "cuda", "cuda:1", "mps", or "auto": the fastest there is')
     precision: Precision = Field("float32", description="of the matrix products in training; bfloat16: autocast")
-    accumulate: int = Field(1, ge=1, le=1_000_000, description="parts a batch is worked through in, to save memory")
-    clip_norm: float = Field(0.0, ge=0, le=1e6, description="largest norm of a step's gradient; 0: as it is")
+    accumulate: int = Field(1, ge=1, le=1_000_000, description="micro-batches per batch (gradient accumulation)")
+    clip_norm: float = Field(0.0, ge=0, le=1e6, description="largest norm of a step's gradient; 0: no clipping")
 
 
 class MonitoredConfig(TrainedConfig):

@@ -174,13 +174,13 @@ def train_fusion(
 
 
 def _update(
-    net: _Net, gate_schedule: GateSchedule, detector: GrokkingDetector, moment: Snapshot, whole: BranchMetrics
+    net: _Net, gate_schedule: GateSchedule, detector: GrokkingDetector, snapshot: Snapshot, whole: BranchMetrics
 ) -> Iterator[Event]:
     """Update the detector, then set the shift of the gate. Yields the events of the branches."""
-    detector.update(moment.step, train=whole.train, valid=whole.valid, branch=WHOLE)
-    for name, each in moment.branches.items():
-        yield from detector.update(moment.step, train=each.train, valid=each.valid, branch=name)
-    net.shift.fill_(gate_shift(gate_schedule(moment), "text", "graph"))
+    detector.update(snapshot.step, train=whole.train, valid=whole.valid, branch=WHOLE)
+    for name, each in snapshot.branches.items():
+        yield from detector.update(snapshot.step, train=each.train, valid=each.valid, branch=name)
+    net.shift.fill_(gate_shift(gate_schedule(snapshot), "text", "graph"))
 
 
 def train_variants(seed: int) -> dict[str, Curves]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from graphllmrec.evaluation.metrics import gains, ideal_gains
 from graphllmrec.grokking.lab.engine import Problem, Training, train_problem
 from graphllmrec.grokking.lab.trajectory import Trajectory
 from graphllmrec.rng import torch_rng
@@ -150,16 +151,12 @@ def tastes(
 
 
 def ndcg(scores: Tensor, liked: Tensor, mask: Tensor) -> float:
-    """Mean NDCG over users, ranking the pairs in `mask` (users, items) only; users without a liked item are left out.
-
-    In single precision, on which the published trajectories depend; evaluation.metrics.ndcg uses double precision.
-    """
-    ranked = scores.masked_fill(~mask, -torch.inf).argsort(1, descending=True)
-    gains = (liked * mask).gather(1, ranked)
-    discount = 1 / torch.log2(torch.arange(scores.shape[1]) + 2.0)
+    """Mean NDCG over users who like an item, ranking the pairs in `mask` (users, items) only."""
+    k = scores.shape[1]
+    hits = (liked * mask).gather(1, scores.masked_fill(~mask, -torch.inf).argsort(1, descending=True))
     count = (liked * mask).sum(1).long()
-    ideal = torch.cat([torch.zeros(1), discount.cumsum(0)])[count]
-    return float(((gains * discount).sum(1)[count > 0] / ideal[count > 0]).mean())
+    gain = (hits * gains(torch.arange(1, k + 1), k)).sum(1)
+    return float((gain[count > 0] / ideal_gains(count[count > 0], k)).mean())
 
 
 def parity(
