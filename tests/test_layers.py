@@ -24,6 +24,7 @@ LAYERS = [
     ("models",),
     ("recipe", "run_folder", "legacy"),
     ("recommendation", "recommender"),
+    ("evaluate",),  # the import path of version 0.1; nothing imports it
     ("report",),
     ("study", "grokking.lab"),  # both run many trainings, and draw with `report`
     ("cli",),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 
-from front_door_world import encode_first_word
+from front_door_world import encode_first_word, write_world
 from graphllmrec.evaluation.evaluation import Evaluation, protocol_line
 from graphllmrec.recipe import load_recipe
 from graphllmrec.recommender import Recommender
@@ -87,3 +89,18 @@ def test_todays_recipes_warn_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_recipe("recmind", {"model.embedding_dim": 8})
+
+
+def test_the_old_import_path_of_the_metrics(tmp_path: Path) -> None:
+    """In a process of its own: the import puts a module in the place of the function `evaluate`."""
+    write_world(tmp_path / "books")
+    script = (
+        "from graphllmrec.evaluate.metrics import user_metrics\n"
+        "from graphllmrec.evaluation import metrics\n"
+        "from graphllmrec import Recommender, evaluate\n"
+        "assert user_metrics is metrics.user_metrics\n"
+        f"print(evaluate(Recommender.from_recipe('popularity').fit({str(tmp_path / 'books')!r})).name)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert found.stdout == "popularity\n", found.stderr
+    assert "FutureWarning: graphllmrec.evaluate is graphllmrec.evaluation now" in found.stderr
