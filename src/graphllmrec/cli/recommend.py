@@ -60,11 +60,10 @@ def explain(
         print_json({"user": user, "given_history": items, **asdict(reason)})
         return
     say(str(reason))
-    total = sum(abs(share) for share in reason.shares.values()) or 1.0
     first = reason.history[0] if reason.history else None
     nearest = f"nearest to {first.title or first.item_id}" if first else "no item of the history is near"
-    share, name = max((abs(value) / total, name) for name, value in reason.shares.items())
-    say(f"{reason.title or item} scores {reason.score:.4f}, {share:.0%} of it from {name}; {nearest}.")
+    shares = ", ".join(f"{name} {value:+.4f}" for name, value in reason.shares.items())
+    say(f"{reason.title or item} scores {reason.score:.4f} = {shares}; {nearest}.")
 
 
 def similar(
