@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.util
 import inspect
@@ -183,36 +182,6 @@ def test_the_files_that_contributing_names_are_there():
     assert len(named) > 8
     for name in named:
         assert "NAME" in name or "FAMILY" in name or (ROOT / name).exists(), name
-
-
-# the layout (docs/decisions/013-layout.md)
-
-ORDER = (
-    ("errors", "settings", "rng", "io", "progress"), ("data",), ("graph",), ("protocol", "nn", "text"), ("evaluation",),
-    ("grokking",), ("train",), ("models",), ("recipe", "recommendation", "recommender", "run_folder", "legacy"),
-    ("report",), ("study",), ("cli",),
-)  # fmt: skip
-
-
-def imports():
-    """(file, place in ORDER of the file, imported module, its place) for every import from the package."""
-    place = {name: rank for rank, group in enumerate(ORDER) for name in group}
-    package = ROOT / "src" / "graphllmrec"
-    for path in sorted(package.rglob("*.py")):
-        own = path.relative_to(package).parts[0].removesuffix(".py")
-        for node in ast.walk(ast.parse(read(path))):
-            module = node.module if isinstance(node, ast.ImportFrom) else None
-            if own in place and module is not None and module.startswith("graphllmrec."):
-                yield path.relative_to(package).as_posix(), place[own], module, place[module.split(".")[1]]
-
-
-def test_no_module_imports_from_a_later_folder():
-    upward = {
-        f"{path} imports {module}"
-        for path, own, module, other in imports()
-        if other > own and not path.startswith("grokking/lab/")  # the lab trains and draws: see the decision
-    }
-    assert upward == set()
 
 
 # notebooks

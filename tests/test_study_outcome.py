@@ -19,7 +19,7 @@ from graphllmrec.study import run_study
 from graphllmrec.study.display import remaining
 from graphllmrec.study.outcome import _mean_by_user
 
-LIGHT = {"model.epochs": 3, "model.dim": 8, "model.batch_size": 64}
+LIGHT = {"model.epochs": 3, "model.embedding_dim": 8, "model.batch_size": 64}
 STUDY = {
     "title": "Books <&>",
     "seeds": [0, 1],
