@@ -36,7 +36,7 @@ def test_lists_and_explanations_show_titles_safely():
 
 
 def test_a_lone_surrogate_can_be_printed():
-    visible("bad \ud800 title").encode("utf-8")
+    assert visible("bad \ud800 title").encode("utf-8") == b"bad \\ud800 title"
 
 
 @pytest.mark.parametrize(
