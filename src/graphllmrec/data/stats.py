@@ -9,6 +9,7 @@ from rich.table import Table
 
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Dataset, Ints
+from graphllmrec.data.weights import Floats
 
 QUANTILES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 
@@ -38,6 +39,9 @@ def statistics(dataset: Dataset, split: Split | None = None) -> dict[str, Any]:
         "items_clicked_without_text": int((~has_text & (per_item > 0)).sum()),
         "text_columns": dataset.items.text_columns,
         "order": dataset.order,
+        "tied_users": dataset.tied_users,
+        "ties": dataset.ties,
+        "weights": _quantiles(clicks.weight) if clicks.weight is not None else None,
         "time_span": _time_span(clicks.order) if dataset.order == "timestamp" else None,
         "notes": list(dataset.notes),
     }
@@ -54,7 +58,7 @@ def items_with_text(dataset: Dataset) -> np.ndarray[tuple[int], np.dtype[np.bool
     return has_text
 
 
-def _quantiles(counts: Ints) -> dict[str, float]:
+def _quantiles(counts: Ints | Floats) -> dict[str, float]:
     if not len(counts):
         return {}
     values = np.quantile(counts, list(QUANTILES.values()))
@@ -107,6 +111,10 @@ def _lines(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("clicked, but without text", f"{figures['items_clicked_without_text']:,}"),
         ("order", figures["order"] or "none"),
     ]
+    if figures["order"]:
+        lines.append(("users with their newest two tied", f"{figures['tied_users']:.1%} (sorted by {figures['ties']})"))
+    if figures["weights"]:
+        lines.append(("weight per click", _spread(figures["weights"], ",.3g")))
     if figures["time_span"]:
         lines.append(("time span", " to ".join(bound[:10] for bound in figures["time_span"])))
     if "split" in figures:
@@ -114,11 +122,11 @@ def _lines(figures: dict[str, Any]) -> list[tuple[str, str]]:
     return lines + [("note", note) for note in figures["notes"]]
 
 
-def _spread(quantiles: dict[str, float]) -> str:
+def _spread(quantiles: dict[str, float], shape: str = ",.0f") -> str:
     if not quantiles:
         return "none"
     median, mean, p95 = (quantiles[name] for name in ("median", "mean", "p95"))
-    return f"median {median:,.0f}, mean {mean:,.1f}, p95 {p95:,.0f}, max {quantiles['max']:,.0f}"
+    return f"median {median:{shape}}, mean {mean:,.1f}, p95 {p95:{shape}}, max {quantiles['max']:{shape}}"
 
 
 def _split_lines(split: dict[str, Any]) -> list[tuple[str, str]]:
