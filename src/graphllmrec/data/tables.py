@@ -141,6 +141,10 @@ class Interactions:
             None if self.weight is None else self.weight[index],
         )
 
+    def relative_weight(self) -> NDArray[np.float32] | None:
+        """Weights (n,) with a mean of 1; None where all interactions count the same."""
+        return None if self.weight is None else self.weight / self.weight.mean(dtype=np.float64).astype(np.float32)
+
     def histories(self, num_users: int) -> Histories:
         """The item rows of every user, oldest first. Uses the sort order of this class."""
         counts = np.bincount(self.user, minlength=num_users)

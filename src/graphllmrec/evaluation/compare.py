@@ -195,7 +195,8 @@ def _check_same(a: Evaluation, b: Evaluation, metric: str) -> None:
     if a.protocol["fingerprint"] != b.protocol["fingerprint"]:
         raise EvaluationError(
             f"{a.name} and {b.name} cannot be compared: users, targets or masked items differ\n"
-            f"  {a.name}: {protocol_line(a.protocol)}\n  {b.name}: {protocol_line(b.protocol)}\n  hint: {_way_out(a, b)}"
+            f"  {a.name}: {protocol_line(a.protocol)}\n  {b.name}: {protocol_line(b.protocol)}\n"
+            f"  hint: {_way_out(a, b)}"
         )
     for evaluation in (a, b):
         if metric not in evaluation.overall_ci:
