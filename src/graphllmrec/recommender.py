@@ -279,6 +279,8 @@ class Recommender:
         if path is not None:
             logger.write_to(path)
         text, user_text = prepare_text(model.abilities, dataset, split, recipe.text, recipe.seed, logger)
+        if split.train.weight is not None and not model.abilities.uses_weights:
+            logger.say(f"note: {model.name} counts all clicks the same; the weights of the data are not used")
         logger.begin(f"fit {model.name}")
         began = time.monotonic()
         model.fit(Task(split, text, recipe.seed, logger, checkpoints, user_text=user_text, encoder=recipe.text))
