@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.jupyter import JupyterMixin
@@ -42,10 +41,10 @@ def is_quiet() -> bool:
 
 
 def can_draw(console: Console) -> bool:
-    """Is there a person to see bars: a terminal or a notebook, and the main thread?
+    """Can bars be seen: on a terminal or in a notebook, in the main thread?
 
-    FORCE_COLOR makes rich take any file for a terminal, so the file is asked too. Two threads that draw would write into
-    each other's bars.
+    FORCE_COLOR makes rich take any file for a terminal, so the file is asked too. Two threads that draw would write
+    into each other's bars.
     """
     here = console.is_jupyter or (console.is_interactive and console.file.isatty())
     return here and threading.current_thread() is threading.main_thread()
