@@ -11,6 +11,7 @@ from graphllmrec.data.config import DataConfig
 from graphllmrec.data.read import load_data
 from graphllmrec.data.split import Split, make_split
 from graphllmrec.data.tables import Dataset, IdMap, Ints
+from graphllmrec.data.tags import without_held_out_tags
 from graphllmrec.errors import DataError
 from graphllmrec.progress import RunLogger
 
@@ -33,6 +34,21 @@ def read_dataset(data: Dataset | str | Path, config: DataConfig, logger: RunLogg
     for note in dataset.notes:
         logger.say(f"note: {note}")
     return dataset
+
+
+def read_and_split(
+    data: Dataset | str | Path, config: DataConfig, seed: int, logger: RunLogger
+) -> tuple[Dataset, Split]:
+    """The dataset that a model may see, and its split: item texts hold nothing written at held-out interactions.
+
+    Raises DataError.
+    """
+    read = read_dataset(data, config, logger)
+    split = split_dataset(read, config, seed)
+    dataset = without_held_out_tags(read, split)
+    for note in dataset.notes[len(read.notes) :]:
+        logger.say(f"note: {note}")
+    return dataset, split
 
 
 def split_dataset(dataset: Dataset, config: DataConfig, seed: int) -> Split:

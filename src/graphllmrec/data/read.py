@@ -1,7 +1,7 @@
 """Read a data folder: find the files, check every value, number users and items.
 
 Formats (details in files.py and columns.py): `interactions.*` with user_id, item_id and maybe timestamp or position
-and rating, or a ready-made `train.*`, `test.*`, `valid.*`; `items.*` with item_id, title and any other text columns;
+and rating, or a ready-made `train.*`, `test.*`, `valid.*`; `items.*` with item_id, title and any other columns;
 MovieLens and RecBole folders as published. csv, tsv, jsonl (.gz, .zst) and parquet. Users and items are numbered by
 their sorted ids; items that occur in interactions only have no text. The order of rows in the files does not matter.
 """
@@ -33,6 +33,7 @@ from graphllmrec.data.filters import k_core_dataset
 from graphllmrec.data.formats import check_short_rows, read_table
 from graphllmrec.data.items import read_items
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
+from graphllmrec.data.tags import add_tags, read_tags
 from graphllmrec.data.ties import Ties, break_ties, tied_users
 from graphllmrec.data.weights import Floats, Repeats, Scale, Weighting, fade, read_weights, settle_repeats
 from graphllmrec.errors import DataError
@@ -83,20 +84,24 @@ def load_data(
         for part in (PARTS if ready else ("interactions",))
         if part in tables
     }
-    if "tags" in tables:
-        parts = {part: _tags_as_reviews(rows, tables["tags"], part) for part, rows in parts.items()}
+    tags = read_tags(tables["tags"]) if "tags" in tables else None
+    if tags is not None:
+        parts = {part: _tags_as_reviews(rows, tags, tables["tags"].name, part) for part, rows in parts.items()}
     order = _common_order(folder, parts)
-    catalogue, notes = read_items(tables["items"], tables.get("tags")) if "items" in tables else (None, [])
     if half_life and order != "timestamp":
         raise DataError("half_life needs timestamps", file=str(folder), hint="leave half_life out")
+    catalogue, roles, notes = read_items(tables["items"]) if "items" in tables else (None, [], [])
     dataset = _number_rows(parts, catalogue, ready, order, weighting, ties)
     notes = [note for rows in parts.values() for note in rows.notes] + notes
     dataset = replace(
         dataset,
         name=name or folder.name.split(".")[0] or folder.resolve().name,
         source=str(folder),
+        items=replace(dataset.items, roles=tuple(roles)),
         notes=tuple(notes),
     )
+    if tags is not None and catalogue is not None:
+        dataset = add_tags(dataset, tags, tables["tags"].name)
     if k_core > 0:
         dataset = k_core_dataset(dataset, k_core)
     return _in_seconds(_with_ties_told(dataset), parts)
@@ -189,37 +194,26 @@ def _reviews(problems: Problems, path: Path, columns: dict[str, str], notes: lis
     return review
 
 
-def _tags_as_reviews(rows: _Rows, path: Path, part: str) -> _Rows:
+def _tags_as_reviews(rows: _Rows, tags: pl.DataFrame, file: str, part: str) -> _Rows:
     """The tags of a user for an item as the review of that interaction; unchanged where there are reviews already.
 
-    Needs tags with user ids. Tags without a rating of the same user describe the item only.
+    Needs tags with user ids. Tags without an interaction of the same user describe the item only.
     """
-    columns: dict[str, str] = {}
-
-    def pick(names: Sequence[str]) -> Sequence[str]:
-        columns.update(match_columns(names, ("item_id", "tag"), ("user_id",), path.name))
-        return list(columns.values())
-
-    table = read_table(path, pick)
-    problems = Problems(table)  # never raised: a tag without user or item is not used here
-    tags = check_text(problems, columns["tag"])
-    if rows.review is not None or "user_id" not in columns or tags is None:
+    if rows.review is not None:
         return rows
-    users, items = check_ids(problems, columns["user_id"]), check_ids(problems, columns["item_id"])
-    known = (users.code >= 0) & (items.code >= 0)
-    given = pl.DataFrame({
-        "user": find_rows(rows.users.ids, users.ids)[users.code[known]],
-        "item": find_rows(rows.items.ids, items.ids)[items.code[known]],
-        "review": tags.filter(pl.Series(known)),
-    })  # fmt: skip
-    given = given.filter((pl.col("user") >= 0) & (pl.col("item") >= 0)).drop_nulls().unique(maintain_order=True)
-    joined = given.group_by("user", "item", maintain_order=True).agg(pl.col("review").str.join(", "))
+    given = tags.drop_nulls().unique().sort("tag")
+    given = given.select(
+        pl.Series("user", find_rows(rows.users.ids, given["user_id"])),
+        pl.Series("item", find_rows(rows.items.ids, given["item_id"])),
+        pl.col("tag"),
+    )
+    joined = given.group_by("user", "item", maintain_order=True).agg(pl.col("tag").str.join(", "))
     pairs = pl.DataFrame({"user": rows.users.code, "item": rows.items.code})
-    review = pairs.join(joined, on=["user", "item"], how="left", maintain_order="left")["review"]
+    review = pairs.join(joined, on=["user", "item"], how="left", maintain_order="left")["tag"]
     written = len(review) - review.null_count()
     if not written:
         return rows
-    note = f"{path.name}: tags serve as reviews of {written:,} rows of {part}"
+    note = f"{file}: tags serve as reviews of {written:,} rows of {part}"
     return replace(rows, review=review, notes=[*rows.notes, note])
 
 

@@ -1,8 +1,8 @@
 """Tags: short texts that users write at items (MovieLens' tags.csv). They become a list column of the items.
 
-A tag is written at an interaction. So the item texts that a model is fitted on hold no tag of a (user, item) pair in the
-validation or test part: it would tell what the user is going to click. Tags without a user, or of a user who did not
-click the item, describe the item only and stay.
+A tag is written at an interaction. So the item texts that a model is fitted on hold no tag of a (user, item) pair in
+the validation or test part: it would tell what the user is going to click. Tags without a user, or of a user who did
+not click the item, describe the item only and stay.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import polars as pl
 from graphllmrec.data.checks import Problems, check_ids, check_text
 from graphllmrec.data.columns import match_columns
 from graphllmrec.data.formats import read_table
+from graphllmrec.data.roles import ColumnRole
 from graphllmrec.data.split import Split
-from graphllmrec.data.tables import Dataset, Items
+from graphllmrec.data.tables import Dataset, Ints, Items
 
 MAX_TAGS = 10  # per item, the most frequent ones
 COLUMN = "tags"
@@ -44,10 +45,20 @@ def read_tags(path: Path) -> pl.DataFrame:
     return pl.DataFrame([values.alias(name) for name, values in found.items()]).drop_nulls(["item_id", "tag"])
 
 
-def _or_null(code: object) -> pl.Series:
+def _or_null(code: Ints) -> pl.Series:
     """Row numbers with null for -1: `gather` of a null is null."""
     rows = pl.Series(code, dtype=pl.Int64)
     return rows.set(rows < 0, None)
+
+
+def add_tags(dataset: Dataset, tags: pl.DataFrame, file: str) -> Dataset:
+    """The dataset with the tags of a file as a text column of its items; it takes the place of one of that name."""
+    roles = [role for role in dataset.items.roles if role.column != COLUMN]
+    notes = dataset.notes
+    if COLUMN in dataset.items.table.columns:
+        notes = (*notes, f"the items' column {COLUMN} is replaced by the tags of {file}")
+    items = replace(dataset.items, roles=(*roles, ColumnRole(COLUMN, "text", f"the tags of {file}")))
+    return replace(dataset, items=with_tags(items, tags), tags=tags, notes=notes)
 
 
 def with_tags(items: Items, tags: pl.DataFrame) -> Items:
@@ -62,8 +73,9 @@ def without_held_out_tags(dataset: Dataset, split: Split) -> Dataset:
     """The dataset whose items have no tags that were written at validation or test interactions."""
     if dataset.tags is None:
         return dataset
+    users, items = dataset.users.ids, dataset.items.ids.ids
     held_out = [
-        pl.DataFrame({"user_id": dataset.users.ids.gather(part.user), "item_id": dataset.items.ids.ids.gather(part.item)})
+        pl.DataFrame({"user_id": users.gather(part.user), "item_id": items.gather(part.item)})
         for part in (split.valid, split.test)
     ]
     rest = dataset.tags.join(pl.concat(held_out), on=["user_id", "item_id"], how="anti")
