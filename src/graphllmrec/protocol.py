@@ -115,6 +115,26 @@ class CheckpointStore(Protocol):
         """Write a checkpoint in one step."""
 
 
+@dataclass
+class Findings:
+    """What a fit found on its validation part; a refit on all data, which has none, takes it over."""
+
+    settings: dict[str, Any] = field(default_factory=dict)  # plain JSON values: {"ease/decay": 0.7, "graph/epochs": 12}
+    weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # trained, by stage; of stages without text
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier fit, for one that goes on from it with other data."""
+
+    findings: Findings
+    users: Ints  # (num_users,) row of every user in the earlier data; -1: new
+    items: Ints  # (num_items,) the same for items
+    num_users: int  # of the earlier data
+    num_items: int
+    warm: float = 0.0  # share of the epochs to train from the earlier weights; 0: all of them from new weights
+
+
 @dataclass(frozen=True)
 class Task:
     """All that a model may see while fitting: train and validation part, text vectors, a seed. Never the test part."""
@@ -125,6 +145,8 @@ class Task:
     logger: Logger = field(default_factory=SilentLogger)
     checkpoints: CheckpointStore | None = None  # of the run folder; None: keep nothing
     user_text: TextVectors | None = None  # (num_users rows) what users wrote in the train part; None: nothing known
+    findings: Findings = field(default_factory=Findings)  # filled by the fit
+    earlier: Earlier | None = None  # what to take over where there is no validation part
     encoder: TextConfig | None = None  # which language model made the vectors, for models that adapt it
 
 

@@ -14,7 +14,7 @@ from graphllmrec.errors import DataError, EvaluationError
 from graphllmrec.rng import rng
 
 Part = Literal["valid", "test"]
-KINDS = ("auto", "leave-last-out", "user-ratio", "global-time", "cold-item", "ready-made")
+KINDS = ("auto", "leave-last-out", "user-ratio", "global-time", "cold-item", "ready-made", "none")
 TRAIN, VALID, TEST = 0, 1, 2  # labels of interactions while a split is made
 
 
@@ -22,7 +22,7 @@ TRAIN, VALID, TEST = 0, 1, 2  # labels of interactions while a split is made
 class Split:
     """Train, validation and test interactions over the same users and items (row numbers)."""
 
-    kind: str  # "leave-last-out", "user-ratio", "global-time", "cold-item", "ready-made"
+    kind: str  # "leave-last-out", "user-ratio", "global-time", "cold-item", "ready-made", "none"
     num_users: int
     num_items: int
     train: Interactions
@@ -78,6 +78,7 @@ def make_split(
       times are in the same part. Needs timestamps, because positions of different users cannot be compared.
     - cold-item: all clicks on a random share `cold_ratio` of the clicked items are test, on as many others valid.
     - ready-made: as published; valid is empty where the dataset has none.
+    - none: everything is training, of a ready-made split too; nothing can be tuned or evaluated (`refit`).
 
     At test time the validation part is history under leave-last-out and global-time, and unknown under the others.
     Raises DataError when the kind is unknown, the data cannot be split so, or a ready-made split leaks.
@@ -88,6 +89,8 @@ def make_split(
     settings: dict[str, object] = {}
     if kind == "ready-made":
         return _ready_made(dataset)
+    if kind == "none":
+        return _whole(dataset)
     if kind == "leave-last-out":
         settings = {"ties": dataset.ties, "tied_users": round(dataset.tied_users, 4)}
         label = _leave_last_out(dataset)
@@ -140,6 +143,21 @@ def _from_labels(dataset: Dataset, kind: str, label: NDArray[np.int8], settings:
         valid_in_history=kind in ("leave-last-out", "global-time"),
         ordered=dataset.order is not None,
         settings=settings,
+    )
+
+
+def _whole(dataset: Dataset) -> Split:
+    """All interactions in the training part."""
+    nothing = dataset.interactions.where(np.zeros(len(dataset.interactions), dtype=bool))
+    return Split(
+        kind="none",
+        num_users=dataset.num_users,
+        num_items=dataset.num_items,
+        train=dataset.interactions,
+        valid=nothing,
+        test=nothing,
+        valid_in_history=False,
+        ordered=dataset.order is not None,
     )
 
 

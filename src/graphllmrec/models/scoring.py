@@ -19,7 +19,7 @@ from torch import Tensor
 
 from graphllmrec.nn.histories import history_matrix
 from graphllmrec.protocol import Queries, Task
-from graphllmrec.train.validation import tune_setting
+from graphllmrec.train.validation import settle, tune_setting
 
 Decay = Annotated[float, Field(ge=0, le=1)] | Literal["tune"]
 Sparse: TypeAlias = "sp.csr_array[Any, tuple[int, int]]"
@@ -39,10 +39,9 @@ def settle_decay(model: Any, task: Task) -> None:
             task.logger.log("decay-ignored", model=model.name, reason="the interactions have no order")
     elif wanted != "tune":
         model.decay = float(wanted)
-    elif not len(task.split.valid):
-        model.decay = UNTUNED_DECAY
     else:
-        model.decay = tune_setting(model, task, "decay", DECAYS, partial(setattr, model, "decay"))
+        tuned = partial(tune_setting, model, task, "decay", DECAYS, partial(setattr, model, "decay"))
+        model.decay = settle(task, f"{model.name}/decay", tuned, UNTUNED_DECAY)
 
 
 def history_state(model: Any) -> dict[str, Tensor]:

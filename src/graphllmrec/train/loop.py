@@ -40,6 +40,7 @@ from graphllmrec.train.device import (
     trainable_parameters,
     trainable_state,
 )
+from graphllmrec.train.earlier import load_rows
 from graphllmrec.train.interrupt import stop_requests
 from graphllmrec.train.monitor import BranchMonitor
 
@@ -139,18 +140,19 @@ class _Training:
         )
         self.progress, self.best = Progress(identity=_identity(stage, task)), _copy(self.module)
         self.num_steps = stage.epochs * stage.steps  # at most
+        self.last_epoch = self._take_over()
         self.checkpoint = CheckpointWriter(task.checkpoints, stage.name, self.module, self.optimizer)
 
     def run(self) -> float:
         """From the checkpoint, or from the start, to the end."""
         resumed = self._resume()
-        self.task.logger.begin(f"train {self.stage.name}", self.num_steps)
+        self.task.logger.begin(f"train {self.stage.name}", self.last_epoch * self.stage.steps)
         self.task.logger.advance(self._steps_done)
         if not resumed and self.stage.validate is not None:
             self._validate()
         was_done = self.progress.done
         with stop_requests(active=self.task.checkpoints is not None) as stop_requested:
-            while not self.progress.done and self.progress.epoch < self.stage.epochs:
+            while not self.progress.done and self.progress.epoch < self.last_epoch:
                 self.run_epoch(stop_requested)
                 self.checkpoint.write_if_due(self.progress, self.best)
             if not was_done:
@@ -161,7 +163,39 @@ class _Training:
         if self.stage.validate is not None:
             load_trainable(self.module, self.best)
         self.module.eval()
+        self._keep_findings()
         return self.progress.best
+
+    def _take_over(self) -> int:
+        """The epoch to train to, of an earlier fit where there is no validation part, and that fit's weights.
+
+        Weights of a stage that reads text are not taken over: those numbers are in the coordinates of the earlier text
+        vectors, which are whitened over the catalogue of their time.
+        """
+        stage, earlier = self.stage, self.task.earlier
+        known: int | None = None if earlier is None else earlier.findings.settings.get(f"{stage.name}/epochs")
+        if stage.validate is not None or earlier is None or known is None:
+            return stage.epochs
+        weights = earlier.findings.weights.get(stage.name)
+        if not earlier.warm or weights is None:
+            return min(known, stage.epochs)
+        load_rows(self.module, weights, earlier)
+        self.progress.identity = _identity(stage, self.task)
+        epochs = math.ceil(known * earlier.warm)
+        self.num_steps = epochs * stage.steps
+        return epochs
+
+    def _keep_findings(self) -> None:
+        """What a refit takes over: the epochs that were best, and the weights."""
+        stage, findings, earlier = self.stage, self.task.findings, self.task.earlier
+        if stage.validate is not None:
+            findings.settings[f"{stage.name}/epochs"] = self.progress.best_epoch
+        elif earlier is not None and f"{stage.name}/epochs" in earlier.findings.settings:
+            findings.settings[f"{stage.name}/epochs"] = earlier.findings.settings[f"{stage.name}/epochs"]
+        else:
+            return
+        if not stage.inputs:
+            findings.weights[stage.name] = {name: tensor.cpu() for name, tensor in _copy(self.module).items()}
 
     def run_epoch(self, stop_requested: Callable[[], bool]) -> None:
         """The batches of one epoch, from `progress.step` on; then validation, if it is due."""

@@ -20,7 +20,7 @@ from graphllmrec.train.monitor import BranchMonitor, MoveGate, Scorer
 
 VALIDATION_USERS = 10_000  # ranked when a whole model is validated or fused: standard error about .0015
 TUNE_USERS = 3_000  # validation users ranked when tuning: standard error of NDCG@20 about .003
-Setting = TypeVar("Setting", int, float)
+Setting = TypeVar("Setting")
 
 
 def tuning_users(split: Split, seed: int, limit: int = TUNE_USERS) -> Ints:
@@ -29,6 +29,20 @@ def tuning_users(split: Split, seed: int, limit: int = TUNE_USERS) -> Ints:
     if len(users) <= limit:
         return users.astype(np.int64)
     return np.sort(rng(seed, "tuning-users").choice(users, limit, replace=False)).astype(np.int64)
+
+
+def settle(task: Task, name: str, find: Callable[[], Setting], untuned: Setting) -> Setting:
+    """The value of `name` ("ease/l2") to fit with: found on the validation part, or as the earlier fit found it.
+
+    `untuned` where there is neither. `find` is called where there is a validation part only. The value is kept in
+    `task.findings`; it must be a JSON value.
+    """
+    if len(task.split.valid):
+        value = find()
+    else:
+        value = untuned if task.earlier is None else task.earlier.findings.settings.get(name, untuned)
+    task.findings.settings[name] = value
+    return value
 
 
 class Trials:

@@ -40,7 +40,7 @@ from graphllmrec.nn.histories import history_matrix
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import rng
 from graphllmrec.settings import Config
-from graphllmrec.train.validation import Trials, tuning_users
+from graphllmrec.train.validation import Trials, settle, tuning_users
 
 _HELD_OUT = 0.1  # of every user's training clicks, to tune on where there is no validation part
 _TUNE_USERS = 2_000  # ranked per candidate
@@ -90,7 +90,10 @@ class BSPM:
         self.sharpen_time = 1.0 if config.sharpen_time == "tune" else config.sharpen_time
         self.popularity = 0.0 if config.popularity == "tune" else config.popularity
         if "tune" in (config.sharpen_time, config.popularity):
-            self._tune(task)
+            found = settle(task, "bspm/settings", lambda: self._tuned(task, task.split), None)
+            if found is None:
+                found = self._tuned(task, hold_out(task.split, task.seed, _HELD_OUT))
+            self._apply(**found)
         self._prepare(task.split, task)
         settle_decay(self, task)
 
@@ -114,13 +117,12 @@ class BSPM:
         degree = np.bincount(self.clicks.indices, minlength=self.clicks.shape[1])
         self.degree = torch.from_numpy(np.maximum(degree, 1)).float()
 
-    def _tune(self, task: Task) -> None:
-        """Set `popularity` and `sharpen_time` where they are to be tuned, one after the other, twice, by NDCG@20."""
-        split = task.split if len(task.split.valid) else hold_out(task.split, task.seed, _HELD_OUT)
+    def _tuned(self, task: Task, split: Split) -> dict[str, float]:
+        """The best `popularity` and `sharpen_time`, one after the other, twice, by NDCG@20 on the validation part."""
         self._prepare(split, task)
         users = tuning_users(split, task.seed, _TUNE_USERS)
         if not len(users):
-            return
+            return {"time": self.sharpen_time, "popularity": self.popularity}
         trials = Trials(self, split, users, self._apply)
         time, popularity = self.sharpen_time, self.popularity
         for _ in range(2):
@@ -129,8 +131,8 @@ class BSPM:
             if self.config.sharpen_time == "tune":
                 time = max(_TIMES, key=lambda each: trials(each, popularity))
         best = trials(time, popularity)
-        self._apply(time, popularity)
         task.logger.log("bspm-tuned", sharpen_time=time, popularity=popularity, ndcg=best, tried=len(trials.found))
+        return {"time": time, "popularity": popularity}
 
     def _apply(self, time: float, popularity: float) -> None:
         self.sharpen_time, self.popularity = time, popularity

@@ -36,7 +36,7 @@ from graphllmrec.models.scoring import Decay, history_state, load_history_state,
 from graphllmrec.nn.histories import recency_weights
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Config
-from graphllmrec.train.validation import tune_setting
+from graphllmrec.train.validation import settle, tune_setting
 
 _RESIDUAL = 1e-3  # largest |(XᵀX + l2·I) P − I| accepted of a float32 solve
 L2S = (10.0, 30.0, 100.0, 300.0, 1000.0)  # tried when tuning
@@ -79,9 +79,11 @@ class EASE:
         """The l2 of the config, or the best of L2S by NDCG@20 of validation users, with histories that do not fade."""
         if self.config.l2 != "tune":
             return self.config.l2
-        if not len(task.split.valid):
-            return UNTUNED_L2
-        return tune_setting(self, task, "l2", L2S, lambda l2: self._solve(gram, l2, task))
+
+        def tuned() -> float:
+            return tune_setting(self, task, "l2", L2S, lambda l2: self._solve(gram, l2, task))
+
+        return settle(task, "ease/l2", tuned, UNTUNED_L2)
 
     def _solve(self, gram: Any, l2: float, task: Task) -> None:
         """Set `weights` to B, made from P in the memory of P."""

@@ -43,7 +43,7 @@ from graphllmrec.nn.histories import history_matrix
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import torch_rng
 from graphllmrec.settings import Config
-from graphllmrec.train.validation import tune_setting
+from graphllmrec.train.validation import settle, tune_setting
 
 _BLOCK = 2_000_000  # numbers in the largest tensors of a batch of systems
 _FILLED = 0.75  # the shortest row of a batch has at least this share of the clicks of the longest
@@ -85,21 +85,21 @@ class IALS:
 
         Raises RecipeError when rounding spoils a solve.
         """
-        split, l2 = task.split, self.config.l2
+        split = task.split
         clicks = weighted_matrix(split.train, split.num_users, split.num_items)
         by_item: Sparse = sp.csr_array(clicks.T)
         self.known = split.num_items
-        if l2 == "tune" and len(split.valid):
-            self._tune(task, clicks, by_item)
-        else:
-            self._sweep(task, clicks, by_item, UNTUNED_L2 if l2 == "tune" else l2)
+        best: dict[str, Tensor] = {}  # of the penalties that are tried
 
-    def _tune(self, task: Task, clicks: Sparse, by_item: Sparse) -> None:
-        """Keep the penalty of L2 with the best NDCG@20 on validation users."""
-        best: dict[str, Tensor] = {}
-        tune_setting(self, task, "l2", L2, lambda l2: self._sweep(task, clicks, by_item, l2),
-                     keep=lambda: best.update(self.state()))  # fmt: skip
-        self.restore(best)
+        def tuned() -> float:
+            return tune_setting(self, task, "l2", L2, lambda l2: self._sweep(task, clicks, by_item, l2),
+                                keep=lambda: best.update(self.state()))  # fmt: skip
+
+        l2 = settle(task, "ials/l2", tuned, UNTUNED_L2) if self.config.l2 == "tune" else self.config.l2
+        if best:
+            self.restore(best)
+        else:
+            self._sweep(task, clicks, by_item, l2)
 
     def _sweep(self, task: Task, clicks: Sparse, by_item: Sparse, l2: float) -> None:
         """All sweeps with this penalty, each time from the same initial vectors."""

@@ -55,6 +55,7 @@ from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening, require_text
 from graphllmrec.train.device import on_cpu, resolve_device
 from graphllmrec.train.loop import TrainedConfig
+from graphllmrec.train.validation import settle
 
 
 class GateConfig(TrainedConfig):
@@ -128,8 +129,17 @@ class Hybrid:
         self._set_item_features(task.split, text)
         self.gate = ContextGate(len(self.sum.branches), len(ITEM_FEATURES), len(QUERY_FEATURES))
         self.gate.set_static(self.sum.weights)
-        if self.config.fusion == "gate" and len(task.split.valid):
-            self._fit_gate(task)
+        if self.config.fusion == "gate":
+            found = settle(task, "hybrid/gate", lambda: self._fitted_gate(task), None)
+            if found is not None and found["experts"] == list(self.sum.branches):
+                self.query_centre = torch.tensor(found["query_centre"])
+                self.gate.load_state_dict({name: torch.tensor(value) for name, value in found["gate"].items()})
+
+    def _fitted_gate(self, task: Task) -> dict[str, Any]:
+        """The fitted gate as JSON values."""
+        self._fit_gate(task)
+        gate = {name: tensor.tolist() for name, tensor in self.gate.state_dict().items()}
+        return {"experts": list(self.sum.branches), "query_centre": self.query_centre.tolist(), "gate": gate}
 
     def _set_item_features(self, split: Split, text: TextVectors) -> None:
         """What the gate reads of items."""

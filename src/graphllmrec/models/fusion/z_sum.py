@@ -27,7 +27,7 @@ from graphllmrec.models.registry import MODELS, build, model_class
 from graphllmrec.models.scoring import DECAYS, UNTUNED_DECAY
 from graphllmrec.protocol import Abilities, FadingModel, Model, Queries, RowExplanation, Task, TextVectors
 from graphllmrec.settings import Config
-from graphllmrec.train.validation import VALIDATION_USERS, tuning_users
+from graphllmrec.train.validation import VALIDATION_USERS, settle, tuning_users
 
 
 class ZSumConfig(Config):
@@ -131,18 +131,32 @@ class ZSum:
         return "decay" in fields and self._settings(name).get("decay", fields["decay"].default) == "tune"
 
     def _tune(self, task: Task) -> None:
-        """Find weights and decays; without a validation part: equal weights and the usual decay."""
+        """Find weights and decays; without a validation part: those of the earlier fit, or equal weights."""
+        even = {name: {"weight": 1 / len(self.experts)} for name in self.experts}
+        untuned = {name: part | {"decay": UNTUNED_DECAY} for name, part in even.items()}
+        found = settle(task, "z-sum/experts", lambda: self._tuned(task), untuned)
+        self.weights = torch.tensor([found.get(name, even[name])["weight"] for name in self.experts])
+        if list(found) != list(self.experts):  # an expert may be new, or have gone, since the earlier fit
+            self.weights = self.weights / self.weights.sum()
+        for name, expert in self.experts.items():
+            if task.split.ordered and self._tunes_decay(name):
+                expert.decay = found.get(name, untuned[name])["decay"]  # type: ignore[attr-defined]
+
+    def _tuned(self, task: Task) -> dict[str, dict[str, Any]]:
+        """The best weight and decay of every expert on validation users."""
         users = tuning_users(task.split, task.seed, self.config.tune_users)
-        variants, groups = self._variants(DECAYS if len(users) else (UNTUNED_DECAY,), task.split.ordered)
-        chosen, self.weights = [group[0] for group in groups], torch.full((len(groups),), 1 / len(groups))
-        outcome: dict[str, Any] = {}
-        if len(users):
-            found = search(build_score_table(variants, groups, task.split, users), groups)
-            chosen, self.weights = found.chosen, found.weights
-            outcome = {"ndcg@20": found.ndcg, "trials": found.trials}
-        for place in chosen:
+        variants, groups = self._variants(DECAYS, task.split.ordered)
+        found = search(build_score_table(variants, groups, task.split, users), groups)
+        self.weights = found.weights
+        for place in found.chosen:
             variants[place].apply()
-        task.logger.log("z-sum-tuned", users=len(users), experts=self.readable(), **outcome)
+        about = {"ndcg@20": found.ndcg, "trials": found.trials}
+        task.logger.log("z-sum-tuned", users=len(users), experts=self.readable(), **about)
+        parts = zip(self.experts.items(), found.weights.tolist(), strict=True)
+        return {
+            name: {"weight": weight, "decay": expert.decay if isinstance(expert, FadingModel) else 1.0}
+            for (name, expert), weight in parts
+        }
 
     def _variants(self, decays: Sequence[float], ordered: bool) -> tuple[list[Variant], list[range]]:
         """Every expert at every decay it may have, and the range of these variants per expert."""

@@ -38,7 +38,7 @@ from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Config
 from graphllmrec.text.whiten import Whitening, require_text
-from graphllmrec.train.validation import Trials, tuning_users
+from graphllmrec.train.validation import Trials, settle, tuning_users
 
 LAYERS = (1, 2, 3, 0)  # tried when tuning; a tie keeps the first
 POPULARITIES = (0.0, 0.05, 0.1, 0.2, 0.3)
@@ -87,25 +87,26 @@ class TextGCN:
 
     def _settle(self, task: Task, graph: Bipartite, users: Tensor) -> tuple[int, float]:
         """Layers and popularity: those of the config, or the best on validation users, one after the other."""
-        layers, popularities = self._candidates(tunable=bool(len(task.split.valid)))
-        if len(layers) == len(popularities) == 1:
-            return layers[0], popularities[0]
+        config = self.config
+        layers = UNTUNED_LAYERS if config.num_layers == "tune" else config.num_layers
+        popularity = UNTUNED_POPULARITY if config.popularity == "tune" else config.popularity
+        if "tune" not in (config.num_layers, config.popularity):
+            return layers, popularity
+        layers, popularity = settle(task, "textgcn/layers-and-popularity", lambda: self._tuned(task, graph, users),
+                                    (layers, popularity))  # fmt: skip
+        return layers, popularity
+
+    def _tuned(self, task: Task, graph: Bipartite, users: Tensor) -> tuple[int, float]:
+        """The best number of layers, then the best popularity, on validation users."""
+        config = self.config
+        layers = LAYERS if config.num_layers == "tune" else (config.num_layers,)
+        popularities = POPULARITIES if config.popularity == "tune" else (config.popularity,)
         trials = Trials(self, task.split, tuning_users(task.split, task.seed), partial(self._propagate, graph, users))
         best = max(layers, key=lambda number: trials(number, popularities[0]))
         power = max(popularities, key=lambda each: trials(best, each))
         tried = {f"{number} layers, clicks^{each}": ndcg for (number, each), ndcg in trials.found.items()}
         task.logger.log("textgcn-tuned", num_layers=best, popularity=power, tried=tried)
         return best, power
-
-    def _candidates(self, tunable: bool) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Layers and popularities to try; one of each where nothing is tuned."""
-        config = self.config
-        layers = LAYERS if tunable else (UNTUNED_LAYERS,)
-        popularities = POPULARITIES if tunable else (UNTUNED_POPULARITY,)
-        return (
-            (config.num_layers,) if config.num_layers != "tune" else layers,
-            (config.popularity,) if config.popularity != "tune" else popularities,
-        )
 
     def _propagate(self, graph: Bipartite, users: Tensor, num_layers: int, popularity: float) -> None:
         """Set `items` and `below` from the layers of the text vectors and of the users' means (num_users, text_dim)."""
