@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -15,7 +17,7 @@ from safetensors.torch import load, save
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import GraphLLMRecError
 from graphllmrec.models.registry import MODELS, build, model_class
-from graphllmrec.protocol import BranchModel, Model, Queries, VectorModel
+from graphllmrec.protocol import BranchModel, Earlier, Findings, Model, Queries, VectorModel
 from world import World, block_world
 
 WORLD = block_world()
@@ -38,11 +40,12 @@ def unfitted(name: str) -> Model:
 
 
 @cache
-def original(name: str, round_: int = 0) -> tuple[Model, World]:
-    """A model and the world it was fitted on. Tests share it: look, do not touch."""
+def original(name: str, round_: int = 0) -> tuple[Model, World, Findings]:
+    """A model, the world it was fitted on, and what it found on validation. Tests share it: look, do not touch."""
     model, world = unfitted(name), block_world()
-    model.fit(world.task(seed=7))
-    return model, world
+    task = world.task(seed=7)
+    model.fit(task)
+    return model, world, task.findings
 
 
 def fitted(name: str) -> Model:
@@ -77,6 +80,19 @@ def test_restored_model_gives_identical_scores(name: str) -> None:
 
 def test_same_seed_same_bytes(name: str) -> None:
     assert save(original(name, 0)[0].state()) == save(original(name, 1)[0].state())
+
+
+def test_a_refit_without_a_validation_part_takes_over_what_was_found(name: str) -> None:
+    """On the same training part it gives the same model: epochs, tuned settings, weights of a fusion and its gate."""
+    model, split, findings = unfitted(name), WORLD.split, original(name)[2]
+    findings = Findings(json.loads(json.dumps(findings.settings)), findings.weights)  # as from a run folder
+    rows = np.arange(split.num_users), np.arange(split.num_items)
+    nothing = split.valid.where(np.zeros(len(split.valid), dtype=bool))
+    earlier = Earlier(findings, *rows, split.num_users, split.num_items)
+    task = replace(WORLD.task(seed=7), split=replace(split, valid=nothing), earlier=earlier)
+    model.fit(task)
+    assert save(model.state()) == save(original(name)[0].state())
+    assert json.loads(json.dumps(task.findings.settings)) == findings.settings  # and hands them on
 
 
 def test_fitting_leaves_the_data_alone(name: str) -> None:
