@@ -121,28 +121,29 @@ def verdict(outcome: Json, data: str) -> str:
         return f"{data}: {metric} is 0 for every model."
     low, high = done[best[0]]["test"][metric]["ci"]
     equal = len({entry["trials"] for entry in done.values()}) == 1
-    rank = ("is first" if len(best) == 1 else "are first") if equal else "reached the highest value"
+    verb = ("is" if len(best) == 1 else "are") if equal else ("has" if len(best) == 1 else "have")
     mean = done[best[0]]["test"][metric]["mean"]
-    first = f"{data}: {listed(best)} {rank} with {metric} {mean:.4f} ({low:.4f} to {high:.4f})"
-    if len(best) > 1 or baseline not in done:
-        return f"{first}."
-    return first + _against_baseline(outcome, data, done[best[0]], done[baseline])
+    value = f"first with {metric} {mean:.4f}" if equal else f"the highest {metric}, {mean:.4f}"
+    said = f"{data}: {listed(best)} {verb} {value} ({low:.4f} to {high:.4f})"
+    if len(best) == 1 and baseline in done:
+        said += _against_baseline(outcome, data, done[best[0]], done[baseline])
+    return f"{said}." if equal else f"{said}. The models were tuned with unequal numbers of trials."
 
 
 def _against_baseline(outcome: Json, data: str, best: Json, baseline: Json) -> str:
     """The end of the verdict's sentence."""
     if best is baseline:
-        return ", and it is the baseline."
+        return ", and it is the baseline"
     if best["trials"] != baseline["trials"]:
         return (
-            f". It was tuned with {_trials_said(best)} and {baseline['label']} with {_trials_said(baseline)}: "
-            "their difference can be due to the tuning, and is not a result."
+            f", tuned with {_trials_said(best)}; {baseline['label']}, the baseline, with {_trials_said(baseline)}. "
+            "Their difference can be due to the tuning, and is not a result"
         )
     row = _comparison(outcome, data, best["label"], baseline["label"], outcome["metric"])
     if row is None:
-        return "."
+        return ""
     against = against_text(row["relative"], row["difference"], baseline["label"])
-    return f", {against} ({significance_text(row['p_holm'])})."
+    return f", {against} ({significance_text(row['p_holm'])})"
 
 
 def _trials_said(entry: Json) -> str:
@@ -313,7 +314,8 @@ def _forest(outcome: Json, data: str) -> Iterator[Figure]:
 
 
 def _difference_drawn(outcome: Json, row: Json) -> Difference:
-    name, unequal = f"{row['a']} vs {row['b']}", _unequal(outcome, row)
+    other = row["b"].removeprefix(f"{row['a']} ")  # "hybrid vs [shuffled]"
+    name, unequal = f"{row['a']} vs {other}", _unequal(outcome, row)
     return Difference(name, row["relative"], row["relative_ci"], row["difference"], row["p_holm"], unequal)
 
 

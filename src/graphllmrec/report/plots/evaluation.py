@@ -100,7 +100,7 @@ def forest_figure(rows: Sequence[Difference], title: str) -> Markup:
     """
     names = [row.name if len(row.name) <= _LONGEST else row.name[: _LONGEST - 1] + "…" for row in rows]
     left = min(0.03 + _LETTER * max(map(len, names)), 0.45)
-    figure, axes = new_figure(LINE_GAP * (len(rows) + 0.5) + 0.45, left=left, right=0.75, below=0.3)
+    figure, axes = new_figure(LINE_GAP * (len(rows) + 0.5) + 0.45, left=left, right=0.7, below=0.3)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     _difference_axis(axes, rows)
     for y, row in enumerate(rows):
@@ -139,8 +139,9 @@ def _difference_axis(axes: Axes, rows: Sequence[Difference]) -> None:
 def _difference(axes: Axes, y: int, row: Difference) -> None:
     cell = difference_cell(row.relative, row.difference, row.p)
     colour = MUTED if row.unequal else _COLOURS[significance(row.difference, row.p)]
+    mark = f" {UNEQUAL}" if row.unequal else ""
     axes.text(
-        1.03, y, f"{cell.text}{f' {UNEQUAL}' if row.unequal else ''}  {cell.note}", transform=axes.get_yaxis_transform(), va="center", fontsize=TEXT,
+        1.05, y, f"{cell.text}{mark}  {cell.note}", transform=axes.get_yaxis_transform(), va="center", fontsize=TEXT,
         color=colour,
     )  # fmt: skip
     if row.relative is not None and row.interval is not None:

@@ -217,9 +217,7 @@ def _curve(axes: Axes, x: Sequence[float], values: Sequence[float], style: Look,
     axes.plot(x, values, color=style.colour, lw=style.width, ls=(0, (4, 4)) if again else "-", marker=alone)
 
 
-def _band(
-    axes: Axes, x: Sequence[float], quartiles: NDArray[np.float64], style: Look, *, again: bool = False
-) -> float:
+def _band(axes: Axes, x: Sequence[float], quartiles: NDArray[np.float64], style: Look, *, again: bool = False) -> float:
     """The median as a line (dashed on an earlier one), the middle half as a band (3, n); returns the last median."""
     low, middle, high = quartiles
     axes.fill_between(x, low, high, color=style.colour, alpha=0.18, lw=0)
