@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from graphllmrec import run_folder as run
@@ -246,12 +245,12 @@ class Recommender:
         """
         table = new_item_table(rows, self.dataset.items, needs_text=self.model.abilities.needs_text)
         model, dataset, split = self._get()
-        new, recipe = Items(IdMap(table["item_id"]), table), self.recipe
+        new, recipe = Items(IdMap(table["item_id"]), table, dataset.items.roles), self.recipe
         with open_logger(logger) as logger:
             model.add_items(
                 prepare_new_text(model.abilities, new, dataset.items, split, recipe.text, recipe.seed, logger)
             )
-        items = Items(dataset.items.ids.extended(new.ids.ids.to_list()), pl.concat([dataset.items.table, table]))
+        items = dataset.items.extended(table)
         self._set(model, replace(dataset, items=items), replace(split, num_items=len(items)))
 
     def _get(self) -> tuple[Model, Dataset, Split]:
