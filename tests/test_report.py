@@ -416,7 +416,7 @@ def test_a_difference_from_zero_is_said_in_words():
     assert relative(None, 0.0) == "both 0"
     assert (difference_cell(None, 0.0, 1.0).text, difference_cell(None, 0.0, 1.0).note) == ("both 0", "")
     assert difference_cell(None, 0.1, 0.001).note == "p .001"
-    assert difference_cell(None, 0.0004, 1.0).note == "not significant"  # "from 0 p 1.000" says nothing
+    assert difference_cell(None, 0.0004, 1.0).note == "(not significant)"  # "from 0 p 1.000" says nothing
     kinds = [difference_cell(share, share, p).kind for share, p in ((0.1, 0.01), (-0.1, 0.01), (0.1, 0.2))]
     assert kinds == ["good", "bad", "same"]
 

@@ -214,5 +214,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
     NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
-    printed = [output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.name == "stdout"]
+    printed = [
+        output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.get("name") == "stdout"
+    ]
     assert len("".join(printed).splitlines()) > 4

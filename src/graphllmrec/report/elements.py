@@ -27,7 +27,7 @@ class Cell:
 
     text: str
     note: str = ""  # follows the text, smaller
-    kind: str = ""  # CSS class: "good", "bad", "same", "minor"
+    kind: str = ""  # CSS class: "good", "bad", "same", "minor", "number"
     best: bool = False  # printed bold
     key: str = ""  # CSS colour of a dot before the text
     whisker: Whisker | None = None
@@ -62,7 +62,7 @@ def difference_cell(share: float | None, difference: float, p: float) -> Cell:
     kind = significance(difference, p)
     note = p_text(p)
     if share is None and kind == "same":
-        note = "not significant" if difference else ""
+        note = "(not significant)" if difference else ""
     return Cell(relative(share, difference), note, kind)
 
 
