@@ -52,6 +52,7 @@ class Evaluation:
     per_user: pl.DataFrame  # user (row), history (its length), user_activity, n_targets, and a column per metric
     targets: pl.DataFrame  # user, item (rows), rank (1 = first, 0 = not in the list), item_degree, item_popularity
     lists: Ints  # (U, max(ks)) recommended item rows in the order of per_user; -1 where nothing was left
+    run: str | None = None  # identity of the run folder that was evaluated; None: of a model in memory
 
     @property
     def name(self) -> str:
