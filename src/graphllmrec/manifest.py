@@ -8,18 +8,22 @@ files up (`exchange`) only tidies; a reader finds each file in `next/` or, when 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graphllmrec.errors import CheckpointError
 from graphllmrec.io import remove_leftovers, write_text
+from graphllmrec.lock import locked
 
 FORMAT = 5
 MANIFEST, NEXT, CHECKPOINTS = "manifest.json", "next", "checkpoint"
@@ -168,6 +172,14 @@ class RunFiles:
                 raise damaged(path, f"it is not the file that {MANIFEST} lists")
         return path
 
+    def parquet(self, name: str, entries: Mapping[str, FileEntry] | None = None) -> pl.DataFrame:
+        """A table of the run."""
+        content = self.read(name, entries)
+        try:
+            return pl.read_parquet(io.BytesIO(content))
+        except (Exception, pl.exceptions.PanicException) as error:  # whatever the bytes are, also a panic of the reader
+            raise damaged(self.path(name), f"it is no parquet file ({str(error).splitlines()[0]})") from error
+
     def json(self, name: str, schema: type[S], entries: Mapping[str, FileEntry] | None = None) -> S:
         """A JSON file of the run."""
         return parse_json(self.path(name), self.read(name, entries), schema)
@@ -188,6 +200,30 @@ def read_run(folder: Path, work: Callable[[RunFiles], T]) -> T:
 def list_files(folder: Path, names: Iterable[str]) -> Files:
     """Entries of those of the files `names` that are there."""
     return {name: FileEntry.of(folder / name) for name in names if (folder / name).is_file()}
+
+
+@contextmanager
+def evaluation_files(folder: Path, name: str, run: str | None) -> Iterator[None]:
+    """Around the writing of the three files of the evaluation `name`: they become part of the manifest of `folder`.
+
+    `run`: identity of the run that was evaluated, where it is known. Raises CheckpointError when `folder` holds another
+    one. A folder without a manifest (no run, or one from before manifests) gets none.
+    """
+    if not (folder / MANIFEST).is_file() and not (folder / NEXT / MANIFEST).is_file():
+        yield
+        return
+    with locked(folder):
+        exchange(folder)
+        manifest = Manifest.read(folder)
+        if manifest is None or (run is not None and run != manifest.identity):
+            raise CheckpointError(f"{folder} holds another run than the one that was evaluated; evaluate it again")
+        others = {key: files for key, files in manifest.evaluations.items() if key != name}
+        if others != manifest.evaluations:
+            manifest.model_copy(update={"evaluations": others}).write(folder)
+        yield
+        names = (f"metrics-{name}.json", f"per-user-{name}.parquet", f"targets-{name}.parquet")
+        listed = others | {name: list_files(folder, names)}
+        manifest.model_copy(update={"evaluations": listed}).write(folder)
 
 
 def exchange(folder: Path) -> None:

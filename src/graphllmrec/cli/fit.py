@@ -79,7 +79,8 @@ def _fit(
     except (Interrupted, KeyboardInterrupt) as error:
         if run.unfinished(out) is not None:
             what = str(error) or "interrupted"
-            raise Interrupted(f"{what}; continue with: {command("graphllmrec", "fit", "--resume", "--out", out)}") from None
+            resume_it = command("graphllmrec", "fit", "--resume", "--out", out)
+            raise Interrupted(f"{what}; continue with: {resume_it}") from None
         raise Interrupted("interrupted before training began; nothing was written") from None
 
 
@@ -91,7 +92,7 @@ def _finished(recipe: Recipe | None, data: Path | None, out: Path, logger: RunLo
     from graphllmrec.recommender import Recommender
 
     recommender = Recommender.load(out)
-    if recipe is not None and recipe != recommender.recipe:
+    if recipe is not None and recipe.for_data(recommender.split.ordered) != recommender.recipe:
         raise CheckpointError(f"{out} is finished, with another recipe; choose another folder, or use --overwrite")
     if data is not None:
         given = read_dataset(data, recommender.recipe.data, logger)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import tomllib
 from collections.abc import Iterator
@@ -85,7 +84,7 @@ def read_tables(files: RunFiles) -> Tables:
         raise CheckpointError(f"{files.folder} is not a complete run folder; missing: {MANIFEST}")
     recipe = _read_recipe(files)
     users, items = _read_users(files), _read_items(files)
-    path, table = files.path("interactions.parquet"), _read_parquet(files, "interactions.parquet")
+    path, table = files.path("interactions.parquet"), files.parquet("interactions.parquet")
     with _sound(path):
         train, valid, test = _read_parts(table, len(users), len(items))
     settings = about.split
@@ -109,23 +108,15 @@ def _read_recipe(files: RunFiles) -> Recipe:
 
 
 def _read_users(files: RunFiles) -> IdMap:
-    table = _read_parquet(files, "users.parquet")
+    table = files.parquet("users.parquet")
     with _sound(files.path("users.parquet")):
         return IdMap(_column(table, "user_id", pl.String()))
 
 
 def _read_items(files: RunFiles) -> Items:
-    table = _read_parquet(files, "items.parquet")
+    table = files.parquet("items.parquet")
     with _sound(files.path("items.parquet")):
         return Items(IdMap(_column(table, "item_id", pl.String())), table)
-
-
-def _read_parquet(files: RunFiles, name: str) -> pl.DataFrame:
-    content = files.read(name)
-    try:
-        return pl.read_parquet(io.BytesIO(content))
-    except (Exception, pl.exceptions.PanicException) as error:  # whatever the bytes are, also a panic of the reader
-        raise damaged(files.path(name), f"it is no parquet file ({str(error).splitlines()[0]})") from error
 
 
 @contextmanager
