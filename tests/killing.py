@@ -23,18 +23,22 @@ from typing import Any
 
 import graphllmrec.recommender
 from front_door_world import encode_first_word
-from graphllmrec import Recommender, recommender
+from graphllmrec import Recommender, lock, manifest, recommender
 from graphllmrec import io as files
 from graphllmrec import progress as logger
 from graphllmrec import run_folder as run
 from graphllmrec.rng import rng
+from graphllmrec.run_folder import model as run_model
+from graphllmrec.run_folder import tables as run_tables
 from graphllmrec.text import prepare as text_prepare
 from graphllmrec.train import checkpoint
 from toy_training import Run
 
 WRITER = (Path(files.__file__), Path(checkpoint.__file__))
 PACKAGE = str(Path(graphllmrec.recommender.__file__).parent)
-KEEPING = [module.__file__ for module in (files, logger, recommender, run, checkpoint)]
+KEEPING = [
+    module.__file__ for module in (files, lock, logger, manifest, recommender, run, run_model, run_tables, checkpoint)
+]
 SETTINGS: dict[str, Any] = {
     "lightgcn-fast": {"epochs": 3, "batch_size": 64, "embedding_dim": 8},
     "hybrid": {

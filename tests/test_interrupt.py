@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from front_door_world import write_world
 from graphllmrec.cli import app
+from graphllmrec.manifest import BEGUN, Manifest
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +76,8 @@ def test_a_fit_killed_anywhere_resumes_to_the_same_model_and_log(books: Path, tm
 
 
 FILES = [
-    "data.json", "interactions.parquet", "items.parquet", "log.jsonl", "model.json", "model.safetensors", "recipe.toml",
-    "timings.jsonl", "users.parquet",
+    "data.json", "interactions.parquet", "items.parquet", "log.jsonl", "manifest.json", "model.json", "model.safetensors",
+    "recipe.toml", "timings.jsonl", "users.parquet",
 ]  # fmt: skip
 
 
@@ -96,6 +97,9 @@ def finished(books: Path, tmp_path: Path) -> Path:
 def killed(finished: Path) -> Path:
     """A run that was killed while model.safetensors was written, and twice while a line of the timings was."""
     (finished / "model.json").unlink()
+    whole = Manifest.read(finished)
+    begun = {name: entry for name, entry in whole.files.items() if name in BEGUN}
+    Manifest(format=whole.format, complete=False, files=begun).write(finished)
     (finished / "model.safetensors").rename(finished / ".model.safetensors.a1b2c3d4.tmp")
     (finished / "metrics-valid.json").unlink()
     whole = (finished / "timings.jsonl").read_text()

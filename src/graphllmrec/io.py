@@ -65,7 +65,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Raise StorageError, naming `path`, for errors of the operating system, also as polars and safetensors say them."""
+    """Raise StorageError, naming `path`, for errors of the operating system, also when polars or safetensors met them."""
     try:
         yield
     except GraphLLMRecError:
@@ -77,7 +77,7 @@ def storage(path: Path) -> Iterator[None]:
             reason = os.strerror(int(found[1]))
         else:
             raise
-        full = isinstance(error, OSError) and error.errno in _FULL or reason in map(os.strerror, _FULL)
+        full = (isinstance(error, OSError) and error.errno in _FULL) or reason in map(os.strerror, _FULL)
         hint = "free some space and try again" if full else "choose a folder that can be written"
         raise StorageError(f"cannot write {path}: {reason[:1].lower()}{reason[1:]}; {hint}") from error
 

@@ -102,7 +102,7 @@ def _digest(values: Any) -> str:
 
 def damaged(path: Path, reason: str) -> CheckpointError:
     """The error about a file of a run folder that is not what was written."""
-    return CheckpointError(f"{path} is damaged: {reason}; restore it from a copy, or fit again with --overwrite")
+    return CheckpointError(f"{path} cannot be read: {reason}; restore it from a copy, or fit again with --overwrite")
 
 
 def parse_json(path: Path, content: bytes, schema: type[S]) -> S:
@@ -155,7 +155,7 @@ class RunFiles:
         if self.manifest is not None:
             entry = (self.manifest.files if entries is None else entries).get(name)
             if entry is None or not entry.fits(content):
-                raise damaged(path, f"it is not the file that {MANIFEST} lists")
+                raise damaged(path, f"it is damaged, or of another run (its checksum is not the one in {MANIFEST})")
         return content
 
     def check(self, name: str) -> Path:
@@ -169,7 +169,9 @@ class RunFiles:
             except OSError as error:
                 raise damaged(path, f"it cannot be read ({error.strerror})") from error
             if self.manifest.files.get(name) != found:
-                raise damaged(path, f"it is not the file that {MANIFEST} lists")
+                raise CheckpointError(
+                    f"{path} is damaged, or of another run: its checksum is not the one in {MANIFEST}"
+                )
         return path
 
     def parquet(self, name: str, entries: Mapping[str, FileEntry] | None = None) -> pl.DataFrame:

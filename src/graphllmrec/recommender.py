@@ -105,21 +105,10 @@ class Recommender:
         path = Path(path)
         if recipe is not None and data is not None and run.state_of(path) == "absent":
             return cls(recipe).fit(data, out=path, save_every=save_every, logger=logger)
-<<<<<<< HEAD
-        with run.continued(path) as (folder, tables), _silent_if_none(logger) as logger:
+        with run.continued(path) as (folder, tables), open_logger(logger) as logger:
             if recipe is not None and (recipe := recipe.for_data(tables.split.ordered)) != tables.recipe:
                 listed = "; ".join(differences(recipe.values(), tables.recipe.values())[:5])
                 raise CheckpointError(f"the recipe differs from the one of {path}: {listed}")
-=======
-        if run.state_of(path) == "finished":
-            raise CheckpointError(f"{path} is finished, there is nothing to resume; load it, or overwrite it")
-        tables = run.load_tables(path)
-        if recipe is not None and (recipe := recipe.for_data(tables.split.ordered)) != tables.recipe:
-            listed = "; ".join(differences(recipe.values(), tables.recipe.values())[:5])
-            raise CheckpointError(f"the recipe differs from the one of {path}: {listed}")
-        recommender = cls(tables.recipe)
-        with open_logger(logger) as logger:
->>>>>>> main
             logger.new_run()
             if data is not None:
                 dataset = read_dataset(data, tables.recipe.data, logger)

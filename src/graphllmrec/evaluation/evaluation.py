@@ -24,6 +24,7 @@ from graphllmrec.evaluation.metrics import (
     user_metrics,
 )
 from graphllmrec.evaluation.rank import rank_targets, top_k
+from graphllmrec.evaluation.stored import MetricsFile, check_tables
 from graphllmrec.evaluation.strata import (
     DEGREES,
     ITEM_STRATA,
@@ -33,7 +34,6 @@ from graphllmrec.evaluation.strata import (
     degree_strata,
     popularity_strata,
 )
-from graphllmrec.evaluation.stored import MetricsFile, check_tables
 from graphllmrec.io import atomic_file, write_text
 from graphllmrec.manifest import RunFiles, evaluation_files, read_run
 from graphllmrec.protocol import Logger, Model, Queries
@@ -94,7 +94,7 @@ class Evaluation:
 
     @staticmethod
     def read(folder: Path | str, part: Part = "test", branch: str | None = None) -> Evaluation:
-        """What `write` left in `folder`. Raises EvaluationError when there is none, CheckpointError when it is damaged."""
+        """What `write` left in `folder`. Raises EvaluationError when there is none, CheckpointError when damaged."""
         name = _file_part(part, branch)
         return read_run(Path(folder), lambda files: read_evaluation(files, name))
 

@@ -22,6 +22,7 @@ Other files in the folder are neither read nor removed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from graphllmrec.manifest import (
     NEXT,
     Manifest,
     RunFiles,
+    damaged,
     exchange,
     list_files,
     read_run,
@@ -56,7 +58,7 @@ from graphllmrec.run_folder.tables import Tables, fingerprint, read_tables, writ
 
 __all__ = [
     "FORMAT", "LoadedRun", "State", "Tables", "begin", "continued", "fingerprint", "finish", "forget_model", "load",
-    "load_about", "load_tables", "require_free", "save_run", "state_of", "tidy", "unfinished",
+    "load_about", "load_log", "load_tables", "require_free", "save_run", "state_of", "tidy", "unfinished",
 ]  # fmt: skip
 State = Literal["absent", "interrupted", "finished", "damaged", "foreign"]
 
@@ -113,9 +115,7 @@ def _require_free(path: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def begin(
-    path: Path, recipe: Recipe, dataset: Dataset, split: Split, *, overwrite: bool = False
-) -> Iterator[Path]:
+def begin(path: Path, recipe: Recipe, dataset: Dataset, split: Split, *, overwrite: bool = False) -> Iterator[Path]:
     """Make a new run with recipe and tables, and hold the lock of `path`; yields the folder to train in.
 
     That folder is `path` where it does not exist, else `path/next`, which takes the place of what `path` holds when it
@@ -221,9 +221,35 @@ def load_about(path: Path) -> tuple[ModelFile, DataFile]:
     return read_run(path, lambda files: (files.json("model.json", ModelFile), files.json("data.json", DataFile)))
 
 
+def load_log(path: Path) -> list[dict[str, Any]]:
+    """Entries of log.jsonl; [] for a run that `save` wrote. Raises CheckpointError for a damaged one.
+
+    In a run from before manifests, a line that a crash cut short is left out.
+    """
+    return read_run(path, _load_log)
+
+
+def _load_log(files: RunFiles) -> list[dict[str, Any]]:
+    if files.manifest is None:
+        content = files.read("log.jsonl") if files.path("log.jsonl").is_file() else b""
+    else:
+        content = files.read("log.jsonl") if "log.jsonl" in files.manifest.files else b""
+    entries = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        try:
+            entry = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            continue
+        if entry is not None and not (isinstance(entry, dict) and isinstance(entry.get("event"), str)):
+            raise damaged(files.path("log.jsonl"), f"line {number} is not an event")
+        if entry is not None:
+            entries.append(entry)
+    return entries
+
+
 def _load(files: RunFiles) -> LoadedRun:
-    if files.manifest is not None:
-        files.check("log.jsonl") if "log.jsonl" in files.manifest.files else None
+    if files.manifest is not None and "log.jsonl" in files.manifest.files:
+        files.check("log.jsonl")
     tables = read_tables(files)
     model = read_model(files, tables.recipe, tables.split)
     return LoadedRun(model, tables, None if files.manifest is None else files.manifest.identity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,14 @@ def write_model(folder: Path, model: Model, facts: Mapping[str, Any] | None = No
 
 def read_model(files: RunFiles, recipe: Recipe, split: Split) -> Model:
     """The fitted model. Raises CheckpointError for one that is damaged, of another recipe, or of other tables."""
-    about, path = files.json("model.json", ModelFile), files.path("model.json")
-    if about.format not in (*WITHOUT_MANIFEST, FORMAT):
-        raise CheckpointError(f"{path} has format {about.format!r}, this version reads {FORMAT}; fit it again")
-    if files.manifest is None and about.format == FORMAT:
+    path = files.path("model.json")
+    _require_format(path)
+    about = files.json("model.json", ModelFile)
+    if files.manifest is None and about.format not in WITHOUT_MANIFEST:
         raise CheckpointError(f"{files.folder} is not a complete run folder; missing: {MANIFEST}")
     tensors_path = files.check("model.safetensors")
     if files.manifest is None and FileEntry.of(tensors_path).sha256 != about.sha256:
-        raise damaged(tensors_path, "its checksum is not the one in model.json")
+        raise CheckpointError(f"{tensors_path} is damaged: its checksum is not the one in model.json")
     name, config = about.model, about.config
     with _fitting(tensors_path, "its tensors cannot be read"):
         tensors = load_file(tensors_path)
@@ -74,6 +74,14 @@ def read_model(files: RunFiles, recipe: Recipe, split: Split) -> Model:
         model.restore(tensors)
         _try_out(model, split)
     return model
+
+
+def _require_format(path: Path) -> None:
+    """Raise CheckpointError for a format that this version does not know, whatever else such a file holds."""
+    with suppress(OSError, ValueError, RecursionError, AttributeError):
+        found = json.loads(path.read_bytes()).get("format")
+        if isinstance(found, int) and found not in (*WITHOUT_MANIFEST, FORMAT):
+            raise CheckpointError(f"{path} has format {found}, this version reads {FORMAT}; fit it again")
 
 
 @contextmanager
