@@ -76,8 +76,8 @@ def test_a_fit_killed_anywhere_resumes_to_the_same_model_and_log(books: Path, tm
 
 
 FILES = [
-    "data.json", "interactions.parquet", "items.parquet", "log.jsonl", "manifest.json", "model.json", "model.safetensors",
-    "recipe.toml", "timings.jsonl", "users.parquet",
+    "data.json", "interactions.parquet", "items.parquet", "log.jsonl", "manifest.json", "model.json",
+    "model.safetensors", "recipe.toml", "timings.jsonl", "users.parquet",
 ]  # fmt: skip
 
 

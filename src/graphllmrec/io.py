@@ -65,7 +65,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Raise StorageError, naming `path`, for errors of the operating system, also when polars or safetensors met them."""
+    """Raise StorageError, naming `path`, for errors of the operating system, also those that polars reports."""
     try:
         yield
     except GraphLLMRecError:

@@ -1,8 +1,8 @@
-"""What a run folder holds: its manifest with size and SHA-256 of every file, and the exchange of an old run for a new one.
+"""The files of a run folder: a manifest with the SHA-256 of each of them, and the exchange of an old run for a new one.
 
 A fit in a folder that exists already works in `RUN/next/`, beside the run that RUN holds. `next/manifest.json` is the
-last file of the new run: as soon as it says `complete`, the run of RUN is the one in `next/`, for every reader. Moving its
-files up (`exchange`) only tidies; a reader finds each file in `next/` or, when it has been moved, in RUN.
+last file of the new run: as soon as it says `complete`, the run of RUN is the one in `next/`, for every reader. Moving
+its files up (`exchange`) only tidies; a reader finds each file in `next/` or, when it has been moved, in RUN.
 """
 
 from __future__ import annotations

@@ -66,9 +66,9 @@ class Recommender:
     ) -> Recommender:
         """Read, split and encode `data` (a Dataset or a data folder), and fit the model. Returns self.
 
-        With `out`, the run is kept in that folder, and `resume` continues an interrupted or killed fit. With `overwrite`
-        too, a run in that folder stays as it is until the new one is whole, and then gives its place. Checkpoints are
-        written every `save_every` seconds, or less often where writing takes more than 2 % of the time. With `cache`
+        With `out`, the run is kept in that folder, and `resume` continues an interrupted or killed fit. With
+        `overwrite`, a run in that folder stays as it is until the new one is whole, and is replaced then. Checkpoints
+        are written every `save_every` seconds, or less often where writing takes more than 2 % of the time. With `cache`
         too, trained stages are shared with other runs that have the same settings, seed and data, through that folder.
         Raises DataError, TextError, CheckpointError (`out` is taken), Interrupted (Ctrl-C; the run can be resumed).
         """

@@ -146,7 +146,7 @@ def continued(path: Path) -> Iterator[tuple[Path, Tables]]:
 
 
 def finish(folder: Path, model: Model, facts: Mapping[str, Any] | None = None) -> str:
-    """Write the fitted model into the folder of `begin` or `continued`, and mark the run finished; returns its identity.
+    """Write the fitted model into the folder of `begin` or `continued`, mark the run finished, return its identity.
 
     `facts` (seconds, …) go into model.json.
     """
