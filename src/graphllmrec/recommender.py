@@ -68,7 +68,7 @@ class Recommender:
 
         With `out`, the run is kept in that folder, and `resume` continues an interrupted or killed fit. With
         `overwrite`, a run in that folder stays as it is until the new one is whole, and is replaced then. Checkpoints
-        are written every `save_every` seconds, or less often where writing takes more than 2 % of the time. With `cache`
+        are written every `save_every` seconds, less often where that takes more than 2 % of the time. With `cache`
         too, trained stages are shared with other runs that have the same settings, seed and data, through that folder.
         Raises DataError, TextError, CheckpointError (`out` is taken), Interrupted (Ctrl-C; the run can be resumed).
         """
