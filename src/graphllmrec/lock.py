@@ -27,6 +27,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+State = Literal["held", "busy", "gone", "unsupported"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _acquire(folder: Path) -> FolderLock:
     while True:
         descriptor, created = _open(path)
         before = Holder.read(path)
-        state = _flock(descriptor)
+        state: State = _flock(descriptor)
         if state == "unsupported":
             state = "held" if created else "busy"
             if before is not None and before.has_ended():
@@ -136,7 +137,7 @@ def _open(path: Path) -> tuple[int, bool]:
                 return os.open(path, os.O_RDWR), False
 
 
-def _flock(descriptor: int) -> Literal["held", "busy", "unsupported"]:
+def _flock(descriptor: int) -> State:
     if fcntl is None:
         return "unsupported"
     try:

@@ -68,7 +68,9 @@ def _check_tables(found: MetricsFile, per_user: pl.DataFrame, targets: pl.DataFr
     if not per_user["user"].is_unique().all() or not targets["user"].is_in(per_user["user"].implode()).all():
         raise ValueError("the users of the targets are others")
     for name in metrics:
-        if name not in found.overall or not np.isclose(per_user[name].mean(), found.overall[name], atol=1e-9):
+        if name not in found.overall or not np.isclose(
+            per_user[name].to_numpy().mean(), found.overall[name], atol=1e-9
+        ):
             raise ValueError(f"{name} is not the mean over the users")
     if any(len(ends) != 2 for ends in found.overall_ci.values()):
         raise ValueError("an interval has two ends")
