@@ -80,8 +80,8 @@ def write_data(folder: Path) -> Path:
     """A tenth of the users of the packaged MovieLens, without the items that fewer than 10 of them rated."""
     dataset = load_data(DEMO)
     rows = dataset.interactions
-    table = pl.DataFrame({"user_id": dataset.users.ids.gather(rows.user), "item_id": dataset.items.ids.ids.gather(rows.item),
-                          "timestamp": rows.order, "rating": rows.rating})  # fmt: skip
+    ids = {"user_id": dataset.users.ids.gather(rows.user), "item_id": dataset.items.ids.ids.gather(rows.item)}
+    table = pl.DataFrame(ids | {"timestamp": rows.order, "rating": rows.rating})
     users = dataset.users.ids.gather_every(10)
     table = table.filter(pl.col("user_id").is_in(users.implode()))
     table = table.filter(pl.len().over("item_id") >= 10)
