@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,8 +34,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
         _make_folder(path.parent)
         temporary = _temporary_name(path)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # the umask takes from this
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         try:
             yield temporary
+            temporary.chmod(mode)  # safetensors makes files private
             sync(temporary)
             temporary.replace(path)
             sync(path.parent)

@@ -29,7 +29,7 @@ FORMAT = 5
 MANIFEST, NEXT, CHECKPOINTS = "manifest.json", "next", "checkpoint"
 BEGUN = ("recipe.toml", "users.parquet", "items.parquet", "interactions.parquet", "data.json")  # before training
 FITTED = ("log.jsonl", "model.safetensors", "model.json")  # after it
-UNLISTED = ("timings.jsonl",)  # grows later
+TIMINGS = "timings.jsonl"  # grows later: not listed
 _EVALUATION = re.compile(r"(metrics-(test|valid)(-\w+)?\.json|(per-user|targets)-(test|valid)(-\w+)?\.parquet)")
 
 S = TypeVar("S", bound=BaseModel)
@@ -237,13 +237,11 @@ def exchange(folder: Path) -> None:
     files = RunFiles.of(folder)
     if files.moving:
         assert files.manifest is not None
-        moved = {*files.manifest.files, *UNLISTED}
-        remove_run(folder, but=moved)
-        for name in moved:
-            if (following / name).is_file():
-                (following / name).replace(folder / name)
-            elif name in UNLISTED:
-                (folder / name).unlink(missing_ok=True)
+        moved = [*files.manifest.files, TIMINGS]  # the timings last: that they are gone says that all others are too
+        left = [name for name in moved if (following / name).is_file()]
+        remove_run(folder, but=moved if TIMINGS in left or not left else files.manifest.files)
+        for name in left:
+            (following / name).replace(folder / name)
         (following / MANIFEST).replace(folder / MANIFEST)
     if following.is_dir() and not (following / MANIFEST).exists():
         remove_run(following)
@@ -257,7 +255,7 @@ def remove_run(folder: Path, but: Iterable[str] = ()) -> None:
     for path in list(folder.iterdir()):
         if path.name in kept or path.is_dir():
             continue
-        if path.name in (*BEGUN, *FITTED, *UNLISTED) or _EVALUATION.fullmatch(path.name):
+        if path.name in (*BEGUN, *FITTED, TIMINGS) or _EVALUATION.fullmatch(path.name):
             path.unlink()
     remove_leftovers(folder)
     remove_checkpoints(folder)
