@@ -72,6 +72,18 @@ def test_a_fit_killed_anywhere_resumes_to_the_same_model_and_log(books: Path, tm
     assert found["left"] == ["calls.json", "whole"]  # nothing beside the run folders
 
 
+def test_a_run_is_replaced_whole_or_not_at_all_wherever_the_fit_is_killed(books: Path, tmp_path: Path) -> None:
+    """Whoever loads the folder after the kill gets the old run or the new one; the fit then goes on to its end."""
+    command = [sys.executable, str(Path(__file__).with_name("killing.py")), "replace", "lightgcn-fast"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([*command, str(books), str(tmp_path)], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert len(found) > 20
+    assert {outcome["then"] for outcome in found.values()} == {"old", "new"}
+    assert {outcome["files"] for outcome in found.values()} == {" ".join(sorted(FILES))}
+
+
 # what the command says after a kill
 
 

@@ -22,7 +22,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graphllmrec.errors import CheckpointError
-from graphllmrec.io import remove_leftovers, write_text
+from graphllmrec.io import remove_leftovers, sync, write_text
 from graphllmrec.lock import locked
 
 FORMAT = 5
@@ -242,7 +242,9 @@ def exchange(folder: Path) -> None:
         remove_run(folder, but=moved if TIMINGS in left or not left else files.manifest.files)
         for name in left:
             (following / name).replace(folder / name)
+        sync(folder)
         (following / MANIFEST).replace(folder / MANIFEST)
+        sync(folder)
     if following.is_dir() and not (following / MANIFEST).exists():
         remove_run(following)
 
