@@ -1,7 +1,7 @@
 """The run folder: all that a fitted recommender needs, without references to other files.
 
     recipe.toml           the whole recipe, defaults written out
-    data.json             name of the data, how it was split, its fingerprint
+    data.json             name of the data, the roles of its columns, how it was split, its fingerprint
     users.parquet         user ids, row by row
     items.parquet         the catalogue, row by row
     interactions.parquet  user and item rows, part (train, valid, test), order, rating, review where there is one

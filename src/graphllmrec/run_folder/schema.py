@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
+from graphllmrec.data.roles import Role
 from graphllmrec.data.split import KINDS
 
 
@@ -27,6 +28,16 @@ class SplitFile(BaseModel):
         return kind
 
 
+class ColumnFile(BaseModel):
+    """The role of a column of the items (data/roles.py)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    column: str
+    role: Role
+    reason: str
+
+
 class DataFile(BaseModel):
     """data.json: the data and its split, without the tables."""
 
@@ -36,6 +47,7 @@ class DataFile(BaseModel):
     name: str
     source: str
     order: Literal["timestamp", "position"] | None
+    columns: list[ColumnFile] = []  # none in runs of version 0.1
     split: SplitFile
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
 

@@ -7,7 +7,7 @@ import json
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from graphllmrec.data.roles import ColumnRole
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
 from graphllmrec.errors import CheckpointError, RecipeError
@@ -24,7 +25,14 @@ from graphllmrec.recipe import Recipe, load_recipe
 from graphllmrec.run_folder.schema import DataFile
 
 PARTS = ("train", "valid", "test")
-COLUMNS = {"user": pl.Int64, "item": pl.Int64, "order": pl.Int64, "rating": pl.Float32, "review": pl.String}
+COLUMNS = {
+    "user": pl.Int64,
+    "item": pl.Int64,
+    "order": pl.Int64,
+    "rating": pl.Float32,
+    "review": pl.String,
+    "weight": pl.Float32,
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ def write_tables(folder: Path, recipe: Recipe, dataset: Dataset, split: Split) -
         "name": dataset.name,
         "source": dataset.source,
         "order": dataset.order,
+        "columns": [asdict(role) for role in dataset.items.roles],
         "split": {
             "kind": split.kind,
             "valid_in_history": split.valid_in_history,
@@ -83,7 +92,7 @@ def read_tables(files: RunFiles) -> Tables:
     if files.manifest is None and about.format is not None:
         raise CheckpointError(f"{files.folder} is not a complete run folder; missing: {MANIFEST}")
     recipe = _read_recipe(files)
-    users, items = _read_users(files), _read_items(files)
+    users, items = _read_users(files), _read_items(files, about)
     path, table = files.path("interactions.parquet"), files.parquet("interactions.parquet")
     with _sound(path):
         train, valid, test = _read_parts(table, len(users), len(items))
@@ -113,10 +122,13 @@ def _read_users(files: RunFiles) -> IdMap:
         return IdMap(_column(table, "user_id", pl.String()))
 
 
-def _read_items(files: RunFiles) -> Items:
+def _read_items(files: RunFiles, about: DataFile) -> Items:
+    roles = tuple(ColumnRole(role.column, role.role, role.reason) for role in about.columns)
     table = files.parquet("items.parquet")
     with _sound(files.path("items.parquet")):
-        return Items(IdMap(_column(table, "item_id", pl.String())), table)
+        if unknown := {role.column for role in roles} - {*table.columns}:
+            raise ValueError(f"data.json describes a column {min(unknown)!r} that it has not")
+        return Items(IdMap(_column(table, "item_id", pl.String())), table, roles)
 
 
 @contextmanager
@@ -136,14 +148,14 @@ def _column(table: pl.DataFrame, name: str, kind: pl.DataType) -> pl.Series:
 
 
 def _parts_table(split: Split) -> pl.DataFrame:
-    """The interactions of all parts; a column `review` only where there is at least one."""
+    """The interactions of all parts; columns `review` and `weight` only where there are some."""
     parts = (split.train, split.valid, split.test)
     frames = [
         pl.DataFrame(vars(part), schema=COLUMNS).with_columns(part=pl.lit(name, dtype=pl.Enum(PARTS)))
         for name, part in zip(PARTS, parts, strict=True)
     ]
     table = pl.concat(frames)
-    return table.drop("review") if all(part.review is None for part in parts) else table
+    return table.drop(name for name in ("review", "weight") if all(vars(part)[name] is None for part in parts))
 
 
 def _read_parts(table: pl.DataFrame, num_users: int, num_items: int) -> Iterator[Interactions]:
@@ -162,6 +174,7 @@ def _read_parts(table: pl.DataFrame, num_users: int, num_items: int) -> Iterator
             _all_or_none(rows, "order"),
             _all_or_none(rows, "rating"),
             _column(rows, "review", pl.String()) if "review" in rows.columns else None,
+            _all_or_none(rows, "weight") if "weight" in rows.columns else None,
         )
 
 
