@@ -23,10 +23,9 @@ from graphllmrec.data.new_items import new_item_table
 from graphllmrec.data.prepare import read_and_split, read_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
 from graphllmrec.data.tables import Dataset, Histories, IdMap, Ints, Items
-from graphllmrec.errors import ArgumentError, CheckpointError, GraphLLMRecError, Interrupted, UnknownIdError
+from graphllmrec.errors import ArgumentError, CheckpointError, UnknownIdError
 from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model
 from graphllmrec.evaluation.rank import top_k
-from graphllmrec.io import discard
 from graphllmrec.models.explain import explain_item, similarities
 from graphllmrec.progress import RunLogger, open_logger
 from graphllmrec.protocol import Model, Queries, Task
@@ -45,6 +44,7 @@ class Recommender:
         self.recipe = self._given = recipe  # after `fit`, `recipe` has [unordered] merged in, or dropped
         self._fitted: tuple[Model, Dataset, Split] | None = None
         self._histories: Histories | None = None  # all that is known of each user
+        self._run: str | None = None  # identity of the run folder that holds exactly this
 
     def __repr__(self) -> str:
         if self._fitted is None:
@@ -75,8 +75,9 @@ class Recommender:
     ) -> Recommender:
         """Read, split and encode `data` (a Dataset or a data folder), and fit the model. Returns self.
 
-        With `out`, the run is kept in that folder, and `resume` continues an interrupted or killed fit; checkpoints are
-        written every `save_every` seconds, or less often where writing takes more than 2 % of the time. With `cache`
+        With `out`, the run is kept in that folder, and `resume` continues an interrupted or killed fit. With
+        `overwrite`, a run in that folder stays as it is until the new one is whole, and is replaced then. Checkpoints
+        are written every `save_every` seconds, less often where that takes more than 2 % of the time. With `cache`
         too, trained stages are shared with other runs that have the same settings, seed and data, through that folder.
         Raises DataError, TextError, CheckpointError (`out` is taken), Interrupted (Ctrl-C; the run can be resumed).
         """
@@ -90,15 +91,9 @@ class Recommender:
             model = self.recipe.build_model()
             if path is None:
                 return self._train(model, dataset, split, logger)
-            run.begin(path, self.recipe, dataset, split, overwrite=overwrite)
-            checkpoints = Checkpoints(path / "checkpoint", None if cache is None else Path(cache), save_every)
-            try:
-                return self._train(model, dataset, split, logger, path, checkpoints)
-            except Interrupted:
-                raise
-            except GraphLLMRecError:  # another attempt would fail as well: no run folder is left
-                discard(path)
-                raise
+            with run.begin(path, self.recipe, dataset, split, overwrite=overwrite) as folder:
+                checkpoints = Checkpoints(folder / "checkpoint", None if cache is None else Path(cache), save_every)
+                return self._train(model, dataset, split, logger, folder, checkpoints)
 
     @classmethod
     def resume(
@@ -116,32 +111,28 @@ class Recommender:
         With both of them, a fit that was killed before its folder existed starts again.
         """
         path = Path(path)
-        run.tidy(path)
         if recipe is not None and data is not None and run.state_of(path) == "absent":
             return cls(recipe).fit(data, out=path, save_every=save_every, logger=logger)
-        if run.state_of(path) == "finished":
-            raise CheckpointError(f"{path} is finished, there is nothing to resume; load it, or overwrite it")
-        tables = run.load_tables(path)
-        if recipe is not None and (recipe := recipe.for_data(tables.split.ordered)) != tables.recipe:
-            listed = "; ".join(differences(recipe.values(), tables.recipe.values())[:5])
-            raise CheckpointError(f"the recipe differs from the one of {path}: {listed}")
-        recommender = cls(tables.recipe)
-        with open_logger(logger) as logger:
+        with run.continued(path) as (folder, tables), open_logger(logger) as logger:
+            if recipe is not None and (recipe := recipe.for_data(tables.split.ordered)) != tables.recipe:
+                listed = "; ".join(differences(recipe.values(), tables.recipe.values())[:5])
+                raise CheckpointError(f"the recipe differs from the one of {path}: {listed}")
             logger.new_run()
             if data is not None:
                 dataset, _ = read_and_split(data, tables.recipe.data, tables.recipe.seed, logger)
                 if run.fingerprint(dataset) != tables.fingerprint:
                     raise CheckpointError(f"the data changed since {path} was begun; fit again with --overwrite")
-            checkpoints = Checkpoints(path / "checkpoint", every=save_every)
-            model = tables.recipe.build_model()
-            return recommender._train(model, tables.dataset, tables.split, logger, path, checkpoints)
+            checkpoints = Checkpoints(folder / "checkpoint", every=save_every)
+            recommender, model = cls(tables.recipe), tables.recipe.build_model()
+            return recommender._train(model, tables.dataset, tables.split, logger, folder, checkpoints)
 
     @classmethod
     def load(cls, path: str | Path) -> Recommender:
         """The recommender of a finished run folder. Raises CheckpointError naming what is missing or damaged."""
-        model = run.load_model(Path(path))
-        tables = run.load_tables(Path(path))
-        return cls(tables.recipe)._set(model, tables.dataset, tables.split)
+        found = run.load(Path(path))
+        recommender = cls(found.tables.recipe)._set(found.model, found.tables.dataset, found.tables.split)
+        recommender._run = found.identity
+        return recommender
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a complete run folder in one step. Raises CheckpointError when `path` is taken."""
@@ -180,7 +171,7 @@ class Recommender:
             if data is not None:
                 other = read_dataset(data, self.recipe.data, logger)
                 known = split_in_rows(self.dataset, other, self.recipe.data, self.recipe.seed)
-            return evaluate_model(
+            found = evaluate_model(
                 self.model,
                 known,
                 split,
@@ -189,6 +180,7 @@ class Recommender:
                 placebo=self.recipe.text.placebo if self.model.abilities.reads_text else "none",
                 logger=logger,
             )
+            return replace(found, run=self._run if data is None else None)
 
     def recommend(
         self,
@@ -271,7 +263,7 @@ class Recommender:
         return self._fitted
 
     def _set(self, model: Model, dataset: Dataset, split: Split) -> Recommender:
-        self._fitted = (model, dataset, split)
+        self._fitted, self._run = (model, dataset, split), None
         self._histories = split.interactions().histories(split.num_users)
         return self
 
@@ -294,11 +286,12 @@ class Recommender:
         logger.begin(f"fit {model.name}")
         began = time.monotonic()
         model.fit(Task(split, text, recipe.seed, logger, checkpoints, user_text=user_text, encoder=recipe.text))
+        self._set(model, dataset, split)
         if path is not None and checkpoints is not None:
             seconds = time.monotonic() - began + checkpoints.earlier  # those of earlier attempts and other runs too
             logger.finish_log()
-            run.finish(path, model, {"seconds": round(seconds, 2)})
-        return self._set(model, dataset, split)
+            self._run = run.finish(path, model, {"seconds": round(seconds, 2)})
+        return self
 
     def _user_queries(self, users: Sequence[object]) -> Queries:
         ids, histories = self.dataset.users, self._histories
