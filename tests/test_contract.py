@@ -85,10 +85,10 @@ def test_same_seed_same_bytes(name: str) -> None:
 def test_a_refit_without_a_validation_part_takes_over_what_was_found(name: str) -> None:
     """On the same training part it gives the same model: epochs, tuned settings, weights of a fusion and its gate."""
     model, split, findings = unfitted(name), WORLD.split, original(name)[2]
-    findings = Findings(json.loads(json.dumps(findings.settings)), findings.weights)  # as from a run folder
-    rows = np.arange(split.num_users), np.arange(split.num_items)
+    settings = json.loads(json.dumps(findings.settings))  # as from a run folder
+    findings = Findings(settings, findings.weights, split.num_users, split.num_items)
     nothing = split.valid.where(np.zeros(len(split.valid), dtype=bool))
-    earlier = Earlier(findings, *rows, split.num_users, split.num_items)
+    earlier = Earlier(findings, np.arange(split.num_users), np.arange(split.num_items))
     task = replace(WORLD.task(seed=7), split=replace(split, valid=nothing), earlier=earlier)
     model.fit(task)
     assert save(model.state()) == save(original(name)[0].state())

@@ -121,6 +121,8 @@ class Findings:
 
     settings: dict[str, Any] = field(default_factory=dict)  # plain JSON values: {"ease/decay": 0.7, "graph/epochs": 12}
     weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # trained, by stage; of stages without text
+    num_users: int = 0  # of the data: rows of a table of users in `weights`
+    num_items: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,6 @@ class Earlier:
     findings: Findings
     users: Ints  # (num_users,) row of every user in the earlier data; -1: new
     items: Ints  # (num_items,) the same for items
-    num_users: int  # of the earlier data
-    num_items: int
     warm: float = 0.0  # share of the epochs to train from the earlier weights; 0: all of them from new weights
 
 

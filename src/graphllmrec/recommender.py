@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,18 @@ from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model
 from graphllmrec.evaluation.rank import top_k
 from graphllmrec.models.explain import explain_item, similarities
 from graphllmrec.progress import RunLogger, open_logger
-from graphllmrec.protocol import Model, Queries, Task
+from graphllmrec.protocol import Earlier, Findings, Model, Queries, Task
 from graphllmrec.recipe import Recipe, differences, load_recipe
 from graphllmrec.recommendation import Explanation, RankedLists, Recommendation
 from graphllmrec.report.format import integer
 from graphllmrec.report.notebook import View, notebook_html
 from graphllmrec.text.prepare import prepare_new_text, prepare_text
 from graphllmrec.train.checkpoint import EVERY, Checkpoints
+
+_NOTHING_HELD_OUT = (
+    "nothing is held out (data.split = none): what is tuned keeps its default, and every stage trains all its epochs; "
+    "fit with a split first, and `refit` that run on all data"
+)
 
 
 class Recommender:
@@ -44,6 +49,9 @@ class Recommender:
         self.recipe = self._given = recipe  # after `fit`, `recipe` has [unordered] merged in, or dropped
         self._fitted: tuple[Model, Dataset, Split] | None = None
         self._histories: Histories | None = None  # all that is known of each user
+        self._findings: Callable[[], Findings | None] = Findings  # what the fit found on its validation part
+        self._refits: tuple[Recommender, float] | None = None  # whose findings a refit takes over, and how warm
+        self._earlier: Earlier | None = None  # what it takes over
         self._run: str | None = None  # identity of the run folder that holds exactly this
 
     def __repr__(self) -> str:
@@ -89,9 +97,15 @@ class Recommender:
             dataset, split = read_and_split(data, self._given.data, self._given.seed, logger)
             self.recipe = self._given.for_data(split.ordered)
             model = self.recipe.build_model()
+            if self._refits is not None:
+                self._earlier = _earlier(*self._refits, dataset)
+            elif split.kind == "none":
+                logger.say(f"note: {_NOTHING_HELD_OUT}")
             if path is None:
                 return self._train(model, dataset, split, logger)
             with run.begin(path, self.recipe, dataset, split, overwrite=overwrite) as folder:
+                if self._earlier is not None:
+                    run.write_earlier(folder, self._earlier)
                 checkpoints = Checkpoints(folder / "checkpoint", None if cache is None else Path(cache), save_every)
                 return self._train(model, dataset, split, logger, folder, checkpoints)
 
@@ -124,6 +138,7 @@ class Recommender:
                     raise CheckpointError(f"the data changed since {path} was begun; fit again with --overwrite")
             checkpoints = Checkpoints(folder / "checkpoint", every=save_every)
             recommender, model = cls(tables.recipe), tables.recipe.build_model()
+            recommender._earlier = run.read_earlier(folder)
             return recommender._train(model, tables.dataset, tables.split, logger, folder, checkpoints)
 
     @classmethod
@@ -131,12 +146,38 @@ class Recommender:
         """The recommender of a finished run folder. Raises CheckpointError naming what is missing or damaged."""
         found = run.load(Path(path))
         recommender = cls(found.tables.recipe)._set(found.model, found.tables.dataset, found.tables.split)
-        recommender._run = found.identity
+        recommender._run, recommender._findings = found.identity, found.findings
         return recommender
+
+    def refit(
+        self,
+        data: Dataset | str | Path | None = None,
+        *,
+        out: str | Path | None = None,
+        overwrite: bool = False,
+        warm: float = 0.0,
+        save_every: float = EVERY,
+        logger: RunLogger | None = None,
+    ) -> Recommender:
+        """A new recommender for production: nothing is held out, and this fit's findings are taken over.
+
+        Those are tuned settings, the best number of epochs of every stage, and the weights and gate of a fusion. `data`
+        as in `fit`, by default the data of this recommender; new users and items in it are included. There is no test
+        part: the figures to expect are those of this recommender. `warm`: share of the epochs, 0 to 1, to train from
+        the earlier weights, in stages that read no text; 0: all epochs from new weights. An interrupted refit is
+        continued by `resume`. Raises as `fit` does, and CheckpointError for a run without findings (of version 0.1).
+        """
+        if not 0 <= warm <= 1:
+            raise ArgumentError(f"warm is a share of the epochs, from 0 to 1; got {warm!r}")
+        recommender = Recommender(load_recipe(self.recipe, {"data.split": "none"}))
+        recommender._refits = (self, warm)
+        own = self.dataset if data is None else data
+        return recommender.fit(own, out=out, overwrite=overwrite, save_every=save_every, logger=logger)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a complete run folder in one step. Raises CheckpointError when `path` is taken."""
-        run.save_run(Path(path), self.recipe, self.dataset, self.split, self.model, overwrite=overwrite)
+        findings = self._findings()
+        run.save_run(Path(path), self.recipe, self.dataset, self.split, self.model, findings, overwrite=overwrite)
 
     @property
     def model(self) -> Model:
@@ -285,12 +326,19 @@ class Recommender:
             logger.say(f"note: {model.name} counts all clicks the same; the weights of the data are not used")
         logger.begin(f"fit {model.name}")
         began = time.monotonic()
-        model.fit(Task(split, text, recipe.seed, logger, checkpoints, user_text=user_text, encoder=recipe.text))
+        findings = Findings(num_users=split.num_users, num_items=split.num_items)
+        model.fit(
+            Task(
+                split, text, recipe.seed, logger, checkpoints,
+                user_text=user_text, findings=findings, earlier=self._earlier, encoder=recipe.text,
+            )
+        )  # fmt: skip
         self._set(model, dataset, split)
+        self._findings = lambda: findings
         if path is not None and checkpoints is not None:
             seconds = time.monotonic() - began + checkpoints.earlier  # those of earlier attempts and other runs too
             logger.finish_log()
-            self._run = run.finish(path, model, {"seconds": round(seconds, 2)})
+            self._run = run.finish(path, model, findings, {"seconds": round(seconds, 2)})
         return self
 
     def _user_queries(self, users: Sequence[object]) -> Queries:
@@ -360,3 +408,13 @@ def _view(recommender: Recommender) -> View:
         "seed": str(recipe.seed),
     }
     return View(title, facts, notes=[recipe.title] if recipe.title else [])
+
+
+def _earlier(recommender: Recommender, warm: float, dataset: Dataset) -> Earlier:
+    """What a refit on `dataset` takes over. Raises CheckpointError for a run that kept no findings."""
+    then, findings = recommender.dataset, recommender._findings()
+    if findings is None:
+        raise CheckpointError("this run was fitted by a version that kept no findings; fit it again, then refit it")
+    items = then.items.ids.rows(dataset.items.ids.ids.to_list())
+    items[items >= findings.num_items] = -1  # added since the fit
+    return Earlier(findings, then.users.rows(dataset.users.ids.to_list()), items, warm)

@@ -19,6 +19,7 @@ from graphllmrec.cli.evaluate import compare, evaluate, report, stats
 from graphllmrec.cli.fit import fit
 from graphllmrec.cli.grok_lab import grok_lab
 from graphllmrec.cli.recommend import explain, recommend, similar
+from graphllmrec.cli.refit import refit
 from graphllmrec.cli.study import study
 from graphllmrec.errors import GraphLLMRecError, Interrupted
 from graphllmrec.terminal import visible
@@ -84,6 +85,7 @@ app.command("demo", rich_help_panel="Start")(demo)
 app.command("doctor", rich_help_panel="Start")(doctor)
 app.command("grok-lab", rich_help_panel="Start")(grok_lab)
 app.command("fit", rich_help_panel="Train and evaluate")(fit)
+app.command("refit", rich_help_panel="Train and evaluate")(refit)
 app.command("evaluate", rich_help_panel="Train and evaluate")(evaluate)
 app.command("compare", rich_help_panel="Train and evaluate")(compare)
 app.command("study", rich_help_panel="Train and evaluate", context_settings={"allow_extra_args": True})(study)

@@ -87,7 +87,7 @@ def _fit(
 def _finished(recipe: Recipe | None, data: Path | None, out: Path, logger: RunLogger) -> Recommender:
     """The recommender of a finished run: nothing is left to train."""
     from graphllmrec import run_folder as run
-    from graphllmrec.data.prepare import read_dataset
+    from graphllmrec.data.prepare import read_and_split
     from graphllmrec.errors import CheckpointError
     from graphllmrec.recommender import Recommender
 
@@ -95,7 +95,7 @@ def _finished(recipe: Recipe | None, data: Path | None, out: Path, logger: RunLo
     if recipe is not None and recipe.for_data(recommender.split.ordered) != recommender.recipe:
         raise CheckpointError(f"{out} is finished, with another recipe; choose another folder, or use --overwrite")
     if data is not None:
-        given = read_dataset(data, recommender.recipe.data, logger)
+        given, _ = read_and_split(data, recommender.recipe.data, recommender.recipe.seed, logger)
         if run.fingerprint(given) != run.load_tables(out).fingerprint:
             raise CheckpointError(f"{out} is finished, with other data; choose another folder, or use --overwrite")
     run.tidy(out)

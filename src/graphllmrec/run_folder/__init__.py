@@ -8,6 +8,7 @@
     log.jsonl             epochs and tuned values: the same bytes whether or not the fit was interrupted
     timings.jsonl         start and seconds of each piece of work, number of cached texts; each attempt adds lines
     checkpoint/           during training only: --resume continues from it
+    findings.safetensors  what the fit found on the validation part, and trained weights: for `refit`
     model.safetensors     the model's tensors
     model.json            format, model, settings
     metrics-test.json     added by `evaluate`, with per-user values beside it
@@ -50,15 +51,17 @@ from graphllmrec.manifest import (
     remove_checkpoints,
     remove_run,
 )
-from graphllmrec.protocol import Model
+from graphllmrec.protocol import Findings, Model
 from graphllmrec.recipe import Recipe
+from graphllmrec.run_folder.findings import read_earlier, read_findings, write_earlier, write_findings
 from graphllmrec.run_folder.model import read_model, write_model
 from graphllmrec.run_folder.schema import DataFile, ModelFile
 from graphllmrec.run_folder.tables import Tables, fingerprint, read_tables, write_tables
 
 __all__ = [
     "FORMAT", "LoadedRun", "State", "Tables", "begin", "continued", "fingerprint", "finish", "forget_model", "load",
-    "load_about", "load_log", "load_tables", "require_free", "save_run", "state_of", "tidy", "unfinished",
+    "load_about", "load_log", "load_tables", "read_earlier", "require_free", "save_run", "state_of", "tidy",
+    "unfinished", "write_earlier",
 ]  # fmt: skip
 State = Literal["absent", "interrupted", "finished", "damaged", "foreign"]
 
@@ -145,11 +148,12 @@ def continued(path: Path) -> Iterator[tuple[Path, Tables]]:
         exchange(path)
 
 
-def finish(folder: Path, model: Model, facts: Mapping[str, Any] | None = None) -> str:
+def finish(folder: Path, model: Model, findings: Findings | None, facts: Mapping[str, Any] | None = None) -> str:
     """Write the fitted model into the folder of `begin` or `continued`, mark the run finished, return its identity.
 
     `facts` (seconds, …) go into model.json.
     """
+    write_findings(folder, findings)
     write_model(folder, model, facts)
     begun = Manifest.read(folder)
     files = list_files(folder, BEGUN) if begun is None else begun.files  # None: begun before there were manifests
@@ -160,12 +164,21 @@ def finish(folder: Path, model: Model, facts: Mapping[str, Any] | None = None) -
     return manifest.identity
 
 
-def save_run(path: Path, recipe: Recipe, dataset: Dataset, split: Split, model: Model, *, overwrite: bool) -> str:
+def save_run(
+    path: Path,
+    recipe: Recipe,
+    dataset: Dataset,
+    split: Split,
+    model: Model,
+    findings: Findings | None,
+    *,
+    overwrite: bool,
+) -> str:
     """Write a complete run folder in one step, and return its identity; until then `path` is as it was before."""
 
     def write(folder: Path) -> None:
         _write_begun(folder, recipe, dataset, split)
-        identities.append(finish(folder, model))
+        identities.append(finish(folder, model, findings))
 
     identities: list[str] = []
     with _new_run(path, overwrite, write):
@@ -200,6 +213,14 @@ class LoadedRun:
     model: Model
     tables: Tables
     identity: str | None
+    files: RunFiles
+
+    def findings(self) -> Findings | None:
+        """Those of the fit, read now; None for an old run, which kept none.
+
+        Raises CheckpointError when the file has been damaged or replaced since.
+        """
+        return read_findings(self.files)
 
 
 def load(path: Path) -> LoadedRun:
@@ -252,7 +273,7 @@ def _load(files: RunFiles) -> LoadedRun:
         files.check("log.jsonl")
     tables = read_tables(files)
     model = read_model(files, tables.recipe, tables.split)
-    return LoadedRun(model, tables, None if files.manifest is None else files.manifest.identity)
+    return LoadedRun(model, tables, None if files.manifest is None else files.manifest.identity, files)
 
 
 def _require_finished(path: Path) -> None:

@@ -37,8 +37,8 @@ def _rows(name: str, then: Tensor, now: Tensor, earlier: Earlier) -> Ints | None
     if not now.ndim:
         return None
     lengths = (len(then), len(now))
-    of_users = lengths == (earlier.num_users, len(earlier.users))
-    of_items = lengths == (earlier.num_items, len(earlier.items))
+    of_users = lengths == (earlier.findings.num_users, len(earlier.users))
+    of_items = lengths == (earlier.findings.num_items, len(earlier.items))
     if of_users and (not of_items or "user" in name):
         return earlier.users
     return earlier.items if of_items else None
