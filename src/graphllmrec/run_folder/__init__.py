@@ -269,8 +269,9 @@ def _load_log(files: RunFiles) -> list[dict[str, Any]]:
 
 
 def _load(files: RunFiles) -> LoadedRun:
-    if files.manifest is not None and "log.jsonl" in files.manifest.files:
-        files.check("log.jsonl")
+    for name in ("log.jsonl", "findings.safetensors"):
+        if files.manifest is not None and name in files.manifest.files:
+            files.check(name)
     tables = read_tables(files)
     model = read_model(files, tables.recipe, tables.split)
     return LoadedRun(model, tables, None if files.manifest is None else files.manifest.identity, files)
