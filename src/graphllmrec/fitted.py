@@ -63,8 +63,7 @@ class Fitted:
 
     def with_items(self, table: pl.DataFrame, text: TextVectors) -> Fitted:
         """The same with more items: rows of the catalogue's columns, and their text vectors."""
-        ids = self.items.ids.extended(table["item_id"].to_list())
-        items = Items(ids, pl.concat([self.items.table, table]))
+        items = self.items.extended(table)
         model, split = self.model.with_items(text), replace(self.split, num_items=len(items))
         return Fitted(model, replace(self.dataset, items=items), split, self.histories)
 

@@ -8,8 +8,7 @@ recommender.recommend(users=["A3L1RF2"], k=10)
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any, overload
@@ -28,7 +27,7 @@ from graphllmrec.fitted import Fitted, Unknown
 from graphllmrec.io import discard
 from graphllmrec.lists_file import write_lists
 from graphllmrec.models.explain import explain_item
-from graphllmrec.progress import RunLogger
+from graphllmrec.progress import RunLogger, open_logger
 from graphllmrec.protocol import Model, Queries, Task
 from graphllmrec.recipe import Recipe, differences, load_recipe
 from graphllmrec.recommendation import Explanation, FrameKind, Recommendation
@@ -85,7 +84,7 @@ class Recommender:
         path = None if out is None else Path(out)
         if path is not None:
             run.require_free(path, overwrite)
-        with _silent_if_none(logger) as logger:
+        with open_logger(logger) as logger:
             logger.new_run()
             dataset = read_dataset(data, self._given.data, logger)
             split = split_dataset(dataset, self._given.data, self._given.seed)
@@ -129,7 +128,7 @@ class Recommender:
             listed = "; ".join(differences(recipe.values(), tables.recipe.values())[:5])
             raise CheckpointError(f"the recipe differs from the one of {path}: {listed}")
         recommender = cls(tables.recipe)
-        with _silent_if_none(logger) as logger:
+        with open_logger(logger) as logger:
             logger.new_run()
             if data is not None:
                 dataset = read_dataset(data, tables.recipe.data, logger)
@@ -179,7 +178,7 @@ class Recommender:
         With `data` (e.g. train.* = what is known today, test.* = next week), that data is split as the recipe says;
         all its users and items must be known. Raises DataError for unknown ones, EvaluationError without any target.
         """
-        with _silent_if_none(logger) as logger:
+        with open_logger(logger) as logger:
             now = self._get()
             known = now.split
             if data is not None:
@@ -298,7 +297,7 @@ class Recommender:
         one_of(unknown, Unknown, "unknown")
         limits = now.limits(exclude, candidates, filter, allow_seen=allow_seen)
         asked = now.dataset.users.ids.to_list() if users is None else id_list(users, "users")
-        with _silent_if_none(logger) as logger:
+        with open_logger(logger) as logger:
             return write_lists(now, Path(out), asked, length, limits, unknown, logger, overwrite=overwrite)
 
     @overload
@@ -375,11 +374,11 @@ class Recommender:
         text) an item without text; nothing is added then.
         """
         recipe = self.recipe
-        with self._adding, _silent_if_none(logger) as logger:
+        with self._adding, open_logger(logger) as logger:
             now = self._get()
             abilities = now.model.abilities
             table = new_item_table(rows, now.items, needs_text=abilities.needs_text)
-            new = Items(IdMap(table["item_id"]), table)
+            new = Items(IdMap(table["item_id"]), table, now.items.roles)
             text = prepare_new_text(abilities, new, now.items, now.split, recipe.text, recipe.seed, logger)
             self._fitted = now.with_items(table, text)
 
@@ -419,13 +418,3 @@ class Recommender:
 def evaluate(recommender: Recommender, data: Dataset | str | Path | None = None, split: Part = "test") -> Evaluation:
     """Full-ranking metrics of a fitted recommender on its own data or other `data`; see `Recommender.evaluate`."""
     return recommender.evaluate(split, data=data)
-
-
-@contextmanager
-def _silent_if_none(logger: RunLogger | None) -> Iterator[RunLogger]:
-    """The caller's logger, or a silent one that is closed at the end."""
-    if logger is not None:
-        yield logger
-        return
-    with RunLogger(quiet=True) as silent:
-        yield silent
