@@ -93,8 +93,9 @@ def run_demo(
         "new_film": _add_film(recommender, console) if recommender.model.abilities.ranks_cold_items else None,
         "seconds": round(time.monotonic() - began, 1),
     }
+    advice = command("recommend", runs[recipes[-1]], "--user", "1")
     console.print(f"\n[bold]Done in {found['seconds']:.0f} s. Open {escape(str(found['report']))} in a browser. "
-                  f"Next: {escape(command('recommend', runs[recipes[-1]], '--user', '1'))}[/]", soft_wrap=True)  # fmt: skip
+                  f"Next: {escape(advice)}[/]", soft_wrap=True)  # fmt: skip
     return found
 
 
