@@ -30,7 +30,7 @@ from graphllmrec.protocol import Logger, Model, Queries, TextVectors
 from graphllmrec.recommendation import RankedLists
 
 Unknown = Literal["error", "skip", "popular"]
-_GIVEN = {"skip": "get an empty list", "popular": "get the most popular items, scored by their clicks"}
+_GIVEN = {"skip": "an empty list", "popular": "the most popular items, scored by their clicks"}
 _NAMED = 20  # unknown ids that a warning names
 
 
@@ -98,7 +98,7 @@ class Fitted:
         if strangers and unknown == "error":
             raise self._unknown_user(strangers[0])
         if strangers:
-            warn_of(strangers, f"unknown users {_GIVEN[unknown]}")
+            warn_of(strangers, f"unknown users get {_GIVEN[unknown]}")
         return names, rows
 
     def for_users(
@@ -114,7 +114,7 @@ class Fitted:
         query = self.history_query(history, needs_known=unknown == "error")
         known = query.histories.lengths > 0
         if not known.all():
-            warn_of([], f"a history without any known item {_GIVEN[unknown]}")
+            warn_of([], f"a history without any known item gets {_GIVEN[unknown]}")
             query = Queries.anonymous(Histories.from_lists([]))
         return RankedLists(self.items, "query", ["history"], *self._rank(query, known, k, limits, unknown, None))
 

@@ -124,7 +124,7 @@ def _join(parts: Sequence[Path], out: Path) -> None:
             return
         with _stream(temporary, packing) as file:
             for number, part in enumerate(parts):
-                table = pl.read_parquet(part)
+                table = pl.read_parquet(part, glob=False)
                 if kind == "jsonl":
                     table.write_ndjson(file)
                 else:

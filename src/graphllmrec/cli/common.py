@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graphllmrec.errors import ArgumentError
 from graphllmrec.terminal import visible
 
 if TYPE_CHECKING:
@@ -85,18 +86,16 @@ def history_items(user: str | None, history: str | None) -> list[str] | None:
 def option_ids(text: str) -> list[str]:
     """Ids separated by commas, or those of @FILE, one per line. One with a comma, or with @ first, in double quotes.
 
-    Raises BadParameter for a file that cannot be read, and for quotes that do not match.
+    Raises ArgumentError for a file that cannot be read, and for quotes that do not match.
     """
     if text.startswith("@"):
         try:
             fields = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise typer.BadParameter(
-                f"{text}: cannot read a list of ids, one per line, from this file ({error})"
-            ) from None
+            raise ArgumentError(f"{text}: cannot read a list of ids, one per line, from this file ({error})") from None
     else:
         try:
             [fields] = csv.reader([text], skipinitialspace=True, strict=True)
         except csv.Error as error:
-            raise typer.BadParameter(f"{text:.80}: not ids separated by commas ({error})") from None
+            raise ArgumentError(f"{text:.80}: not ids separated by commas ({error})") from None
     return [field.strip() for field in fields if field.strip()]
