@@ -18,7 +18,7 @@ import polars as pl
 from graphllmrec import run_folder as run
 from graphllmrec.arguments import id_list, list_length, one_id, one_of
 from graphllmrec.data.new_items import new_item_table
-from graphllmrec.data.prepare import read_dataset, split_dataset, split_in_rows
+from graphllmrec.data.prepare import read_and_split, read_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
 from graphllmrec.data.tables import Dataset, Histories, IdMap, Items
 from graphllmrec.errors import ArgumentError, CheckpointError, GraphLLMRecError, Interrupted
@@ -86,8 +86,7 @@ class Recommender:
             run.require_free(path, overwrite)
         with open_logger(logger) as logger:
             logger.new_run()
-            dataset = read_dataset(data, self._given.data, logger)
-            split = split_dataset(dataset, self._given.data, self._given.seed)
+            dataset, split = read_and_split(data, self._given.data, self._given.seed, logger)
             self.recipe = self._given.for_data(split.ordered)
             model = self.recipe.build_model()
             if path is None:
@@ -131,7 +130,7 @@ class Recommender:
         with open_logger(logger) as logger:
             logger.new_run()
             if data is not None:
-                dataset = read_dataset(data, tables.recipe.data, logger)
+                dataset, _ = read_and_split(data, tables.recipe.data, tables.recipe.seed, logger)
                 if run.fingerprint(dataset) != tables.fingerprint:
                     raise CheckpointError(f"the data changed since {path} was begun; fit again with --overwrite")
             checkpoints = Checkpoints(path / "checkpoint", every=save_every)
@@ -405,6 +404,8 @@ class Recommender:
         if path is not None:
             logger.write_to(path)
         text, user_text = prepare_text(model.abilities, dataset, split, recipe.text, recipe.seed, logger)
+        if split.train.weight is not None and not model.abilities.uses_weights:
+            logger.say(f"note: {model.name} counts all clicks the same; the weights of the data are not used")
         logger.begin(f"fit {model.name}")
         began = time.monotonic()
         model.fit(Task(split, text, recipe.seed, logger, checkpoints, user_text=user_text, encoder=recipe.text))
