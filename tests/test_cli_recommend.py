@@ -79,7 +79,7 @@ def test_ids_from_a_file(run, tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
     for name in ("bad.txt", "absent.txt"):
         result = call("recommend", run, "--history", f"@{tmp_path / name}", code=2)
-        assert "cannot read a file with an id per line" in result.stderr
+        assert "cannot read a list of ids, one per line, from this file" in result.stderr
     (tmp_path / "@home").write_text("")
     assert "found '@home'" in call("recommend", run, "--history", '"@home"', code=2).stderr
 
