@@ -27,7 +27,7 @@ from graphllmrec.errors import UnknownIdError
 from graphllmrec.evaluation.rank import Floats, best, top_k
 from graphllmrec.models.explain import similarities
 from graphllmrec.protocol import Logger, Model, Queries, TextVectors
-from graphllmrec.recommendation import RankedLists
+from graphllmrec.recommendation import Ranking
 
 Unknown = Literal["error", "skip", "popular"]
 _GIVEN = {"skip": "an empty list", "popular": "the most popular items, scored by their clicks"}
@@ -103,27 +103,27 @@ class Fitted:
 
     def for_users(
         self, names: Sequence[str], rows: Ints, k: int, limits: Limits, unknown: Unknown, logger: Logger | None = None
-    ) -> RankedLists:
+    ) -> Ranking:
         """A list per user of these ids and rows (B,); for row -1 an empty one, or with "popular" the most popular."""
         known = rows >= 0
         found = self._rank(Queries.of(self.histories, rows[known]), known, k, limits, unknown, logger)
-        return RankedLists(self.items, "user_id", names, *found)
+        return Ranking(self.items, "user_id", names, *found)
 
-    def for_history(self, history: Sequence[object], k: int, limits: Limits, unknown: Unknown = "error") -> RankedLists:
+    def for_history(self, history: Sequence[object], k: int, limits: Limits, unknown: Unknown = "error") -> Ranking:
         """One list for an unknown user; a history without any known item as `unknown` says. Raises UnknownIdError."""
         query = self.history_query(history, needs_known=unknown == "error")
         known = query.histories.lengths > 0
         if not known.all():
             warn_of([], f"a history without any known item gets {_GIVEN[unknown]}")
             query = Queries.anonymous(Histories.from_lists([]))
-        return RankedLists(self.items, "query", ["history"], *self._rank(query, known, k, limits, unknown, None))
+        return Ranking(self.items, "query", ["history"], *self._rank(query, known, k, limits, unknown, None))
 
-    def similar(self, item: object, k: int, limits: Limits) -> RankedLists:
+    def similar(self, item: object, k: int, limits: Limits) -> Ranking:
         """The items that the model finds most similar to `item`, without itself. Raises UnknownIdError."""
         row = self.items.ids.row(item, "item")
         scores = _limited(similarities(self.model, row).clone()[None], limits)  # (1, num_items); `best` writes into it
         found = best(scores, Histories.from_lists([[row]]), k, name=self.model.name)
-        return RankedLists(self.items, "query", self.items.ids.of([row]), *found)
+        return Ranking(self.items, "query", self.items.ids.of([row]), *found)
 
     def user_query(self, user: object) -> Queries:
         """The query of one known user. Raises UnknownIdError."""

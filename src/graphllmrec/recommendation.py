@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from graphllmrec.data.tables import Ints, Items
 from graphllmrec.errors import ArgumentError
 from graphllmrec.protocol import RowExplanation
+from graphllmrec.report.elements import Cell, Table
+from graphllmrec.report.notebook import Share, View, notebook_html
 from graphllmrec.terminal import visible
 
 FrameKind = Literal["polars", "pandas"]
@@ -37,12 +39,36 @@ class Recommendation:
         items: Items, rows: Ints | Sequence[int], scores: NDArray[Any] | Sequence[float]
     ) -> list[Recommendation]:
         """A ranked list from item rows and their scores; without entries of row -1, or without a finite score."""
-        lists = RankedLists(items, "query", [""], np.asarray(rows, dtype=np.int64)[None], np.asarray(scores)[None])
-        return lists.entries()[0]
+        ranking = Ranking(items, "query", [""], np.asarray(rows, dtype=np.int64)[None], np.asarray(scores)[None])
+        return ranking.lists()[0]
+
+
+class RankedList(list[Recommendation]):
+    """A list of recommendations, best first; a notebook shows it as a table."""
+
+    def _repr_html_(self) -> str:
+        return notebook_html(View(f"{len(self)} items", tables={"": _ranked_table(self)}))
+
+
+class RankedLists(list[list[Recommendation]]):
+    """Ranked lists with what each is for; a notebook shows the first ones as tables side by side."""
+
+    SHOWN = 6
+
+    def __init__(self, lists: Sequence[list[Recommendation]], headings: Sequence[str]) -> None:
+        super().__init__(lists)
+        self._headings = headings
+
+    def _repr_html_(self) -> str:
+        first = list(zip(self._headings, self, strict=False))[: self.SHOWN]
+        tables = {heading: _ranked_table(entries) for heading, entries in first}
+        rest = len(self) - len(first)
+        notes = [f"{rest:,} more lists are not shown."] if rest else []
+        return notebook_html(View("Recommendations", tables=tables, notes=notes))
 
 
 @dataclass(frozen=True)
-class RankedLists:
+class Ranking:
     """B ranked lists in row numbers, and what each is for. Row -1 and scores that are not finite stand for no entry."""
 
     items: Items
@@ -51,11 +77,13 @@ class RankedLists:
     rows: Ints  # (B, k) item rows, best first
     scores: NDArray[Any]  # (B, k)
 
-    def entries(self) -> list[list[Recommendation]]:
+    def lists(self) -> RankedLists:
         """A list per query; ids and titles are looked up once for all of them."""
         keep, ids, titles, scores = self._kept()
         found = map(Recommendation, ids.to_list(), titles.to_list(), scores.tolist())
-        return [list(islice(found, count)) for count in keep.sum(axis=1).tolist()]
+        lists = [RankedList(islice(found, count)) for count in keep.sum(axis=1).tolist()]
+        prefix = "user" if self.kind == "user_id" else "the"
+        return RankedLists(lists, [f"{prefix} {query}" for query in self.queries])
 
     def table(self) -> pl.DataFrame:
         """A row per entry: user_id or query, rank (from 1), item_id, title, score. An empty list has no row."""
@@ -67,8 +95,8 @@ class RankedLists:
         return pl.DataFrame([query, rank_column, ids.alias("item_id"), titles.alias("title"), score_column])
 
     def answer(self, as_frame: FrameKind | None) -> Any:
-        """`entries`, or `table` as a DataFrame of polars or pandas. Raises ArgumentError without pandas."""
-        return self.entries() if as_frame is None else as_dataframe(self.table(), as_frame)
+        """`lists`, or `table` as a DataFrame of polars or pandas. Raises ArgumentError without pandas."""
+        return self.lists() if as_frame is None else as_dataframe(self.table(), as_frame)
 
     def _kept(self) -> tuple[NDArray[np.bool_], pl.Series, pl.Series, NDArray[Any]]:
         """Which entries there are (B, k), and ids, titles and scores of these (n,)."""
@@ -123,6 +151,31 @@ class Explanation:
             lines.append(f"  {share:3d}% as an item that is {name}")
         lines += [f"  because of {entry}" for entry in self.history[:5]]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        shares = " ".join(f"{value:+.4f} {name}" for name, value in self.shares.items())
+        gate = "" if self.gate is None else f", gate {self.gate:.2f}"
+        return f"Explanation({self.item_id!r}, {self.title!r}: score {self.score:.4f} = {shares}{gate})"
+
+    def _repr_html_(self) -> str:
+        total = sum(map(abs, self.shares.values())) or 1.0
+        shares = [Share(name, f"{value:+.4f}", abs(value) / total, value < 0) for name, value in self.shares.items()]
+        facts = {"item_id": self.item_id, "score": f"{self.score:.4f}"}
+        if self.gate is not None:
+            facts["gate (0 clicks, 1 text)"] = f"{self.gate:.2f}"
+        contexts = self.context or {}
+        shown = zip(contexts, percentages(contexts.values()), strict=True)
+        facts |= {f"as {name}": f"{share}%" for name, share in shown if share}
+        near = {"nearest items of the history": _ranked_table(self.history[:5])} if self.history else {}
+        return notebook_html(View(self.title or self.item_id, facts, shares, near))
+
+
+def _ranked_table(entries: Sequence[Recommendation]) -> Table:
+    rows: list[list[str | Cell]] = [
+        [str(place), entry.title or "", entry.item_id, Cell(f"{entry.score:.4f}", kind="number")]
+        for place, entry in enumerate(entries, start=1)
+    ]
+    return Table(["", "title", "item_id", "score"], rows)
 
 
 def percentages(values: Iterable[float]) -> list[int]:

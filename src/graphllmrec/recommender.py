@@ -31,6 +31,8 @@ from graphllmrec.progress import RunLogger, open_logger
 from graphllmrec.protocol import Model, Queries, Task
 from graphllmrec.recipe import Recipe, differences, load_recipe
 from graphllmrec.recommendation import Explanation, FrameKind, Recommendation
+from graphllmrec.report.format import integer
+from graphllmrec.report.notebook import View, notebook_html
 from graphllmrec.text.prepare import prepare_new_text, prepare_text
 from graphllmrec.train.checkpoint import EVERY, Checkpoints
 
@@ -54,6 +56,14 @@ class Recommender:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _adding=Lock())
+
+    def __repr__(self) -> str:
+        if self._fitted is None:
+            return f"Recommender({self.recipe.model.name}, not fitted)"
+        return f"Recommender({self.recipe.model.name}, fitted on {self.dataset!r})"
+
+    def _repr_html_(self) -> str:
+        return notebook_html(_view(self))
 
     @classmethod
     def from_recipe(cls, source: str | Path | Mapping[str, Any] | Recipe = "hybrid", **overrides: Any) -> Recommender:
@@ -340,7 +350,7 @@ class Recommender:
         length, now = list_length(k), self._get()
         one_of(as_frame, FrameKind, "as_frame", optional=True)
         found = now.similar(one_id(item, "item"), length, now.limits(exclude, candidates, filter))
-        return found.entries()[0] if as_frame is None else found.answer(as_frame)
+        return found.lists()[0] if as_frame is None else found.answer(as_frame)
 
     def explain(
         self, user: object | None = None, item: object = None, *, history: Iterable[object] | None = None
@@ -419,3 +429,27 @@ class Recommender:
 def evaluate(recommender: Recommender, data: Dataset | str | Path | None = None, split: Part = "test") -> Evaluation:
     """Full-ranking metrics of a fitted recommender on its own data or other `data`; see `Recommender.evaluate`."""
     return recommender.evaluate(split, data=data)
+
+
+def _view(recommender: Recommender) -> View:
+    """What a notebook shows of it: the data it was fitted on, and what it can rank."""
+    recipe = recommender.recipe
+    title = f"Recommender {recipe.model.name}"
+    if recommender._fitted is None:
+        return View(
+            title, {"state": "not fitted", "seed": str(recipe.seed)}, notes=[recipe.title] if recipe.title else []
+        )
+    now = recommender._fitted
+    data, split, abilities = now.dataset, now.split, now.model.abilities
+    facts = {
+        "fitted on": data.name,
+        "users": integer(data.num_users),
+        "items": integer(data.num_items),
+        f"{split.kind}: train / valid / test": " / ".join(
+            integer(len(part)) for part in (split.train, split.valid, split.test)
+        ),
+        "text": f"{recipe.text.encoder}" if abilities.reads_text and data.items.text_columns else "not used",
+        "new items": "ranked by text" if abilities.ranks_cold_items else "not ranked",
+        "seed": str(recipe.seed),
+    }
+    return View(title, facts, notes=[recipe.title] if recipe.title else [])
