@@ -204,6 +204,26 @@ class Recommender:
                 logger=logger,
             ).with_ids(now.dataset.users, now.dataset.items.ids)
 
+    def card(
+        self,
+        *,
+        evaluation: Evaluation | None = None,
+        baselines: Mapping[str, Evaluation] | None = None,
+        data_licence: str | None = None,
+    ) -> str:
+        """A model card in Markdown: data, protocol, figures, limits, recipe, and how to reproduce them.
+
+        `evaluation`: of the test part (default: made now); `baselines`: evaluations that it is tested against;
+        `data_licence` (default: what a LICENSE or README file of the data folder says). Raises EvaluationError for
+        baselines with other users, targets or masked items.
+        """
+        if evaluation is None and len(self.split.test):
+            evaluation = self.evaluate()
+        source = CardSource(
+            self.recipe, self.model.abilities, self.dataset, self.split, evaluation, baselines or {}, data_licence
+        )
+        return card_markdown(card_values(source))
+
     @overload
     def recommend(
         self,
@@ -233,26 +253,6 @@ class Recommender:
         unknown: Unknown = "error",
         as_frame: FrameKind,
     ) -> Any: ...
-
-    def card(
-        self,
-        *,
-        evaluation: Evaluation | None = None,
-        baselines: Mapping[str, Evaluation] | None = None,
-        data_licence: str | None = None,
-    ) -> str:
-        """A model card in Markdown: data, protocol, figures, limits, recipe, and how to reproduce them.
-
-        `evaluation`: of the test part (default: made now); `baselines`: evaluations that it is tested against;
-        `data_licence` (default: what a LICENSE or README file of the data folder says). Raises EvaluationError for
-        baselines with other users, targets or masked items.
-        """
-        if evaluation is None and len(self.split.test):
-            evaluation = self.evaluate()
-        source = CardSource(
-            self.recipe, self.model.abilities, self.dataset, self.split, evaluation, baselines or {}, data_licence
-        )
-        return card_markdown(card_values(source))
 
     def recommend(
         self,
