@@ -22,7 +22,7 @@ from graphllmrec.arguments import id_list, list_length
 from graphllmrec.data.new_items import new_item_table
 from graphllmrec.data.prepare import read_dataset, split_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
-from graphllmrec.data.tables import Dataset, Histories, IdMap, Ints, Items
+from graphllmrec.data.tables import Dataset, Histories, Ints
 from graphllmrec.errors import ArgumentError, CheckpointError, GraphLLMRecError, Interrupted, UnknownIdError
 from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model
 from graphllmrec.evaluation.rank import top_k
@@ -32,7 +32,7 @@ from graphllmrec.progress import RunLogger, open_logger
 from graphllmrec.protocol import Model, Queries, Task
 from graphllmrec.recipe import Recipe, differences, load_recipe
 from graphllmrec.recommendation import Explanation, Recommendation
-from graphllmrec.text.prepare import prepare_new_text, prepare_text
+from graphllmrec.text.prepare import prepare_encoder, prepare_new_text, prepare_text
 from graphllmrec.train.checkpoint import EVERY, Checkpoints
 
 
@@ -79,6 +79,7 @@ class Recommender:
             split = split_dataset(dataset, self._given.data, self._given.seed)
             self.recipe = self._given.for_data(split.ordered)
             model = self.recipe.build_model()
+            dataset = prepare_encoder(model.abilities, dataset, self.recipe.text)
             if path is None:
                 return self._train(model, dataset, split, logger)
             run.begin(path, self.recipe, dataset, split, overwrite=overwrite)
@@ -245,7 +246,7 @@ class Recommender:
         """
         table = new_item_table(rows, self.dataset.items, needs_text=self.model.abilities.needs_text)
         model, dataset, split = self._get()
-        new, recipe = Items(IdMap(table["item_id"]), table, dataset.items.roles), self.recipe
+        new, recipe = dataset.items.others(table), self.recipe
         with open_logger(logger) as logger:
             model.add_items(
                 prepare_new_text(model.abilities, new, dataset.items, split, recipe.text, recipe.seed, logger)
