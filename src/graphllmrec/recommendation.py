@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from graphllmrec.data.tables import Ints, Items
 from graphllmrec.protocol import RowExplanation
+from graphllmrec.report.elements import Cell, Table
+from graphllmrec.report.notebook import Share, View, notebook_html
 from graphllmrec.terminal import visible
 
 
@@ -40,7 +42,31 @@ class Recommendation:
         shown, table = rows[keep], items.table
         titles = table["title"].gather(shown).to_list() if "title" in table.columns else [None] * len(shown)
         entries = map(Recommendation, items.ids.of(shown), titles, scores[keep].tolist())
-        return [list(islice(entries, count)) for count in keep.sum(axis=1).tolist()]
+        return [RankedList(islice(entries, count)) for count in keep.sum(axis=1).tolist()]
+
+
+class RankedList(list[Recommendation]):
+    """A list of recommendations, best first; a notebook shows it as a table."""
+
+    def _repr_html_(self) -> str:
+        return notebook_html(View(f"{len(self)} items", tables={"": _ranked_table(self)}))
+
+
+class RankedLists(list[list[Recommendation]]):
+    """Ranked lists with what each is for; a notebook shows the first ones as tables side by side."""
+
+    SHOWN = 6
+
+    def __init__(self, lists: Sequence[list[Recommendation]], headings: Sequence[str]) -> None:
+        super().__init__(lists)
+        self._headings = headings
+
+    def _repr_html_(self) -> str:
+        first = list(zip(self._headings, self, strict=False))[: self.SHOWN]
+        tables = {heading: _ranked_table(entries) for heading, entries in first}
+        rest = len(self) - len(first)
+        notes = [f"{rest:,} more lists are not shown."] if rest else []
+        return notebook_html(View("Recommendations", tables=tables, notes=notes))
 
 
 @dataclass(frozen=True)
@@ -72,3 +98,27 @@ class Explanation:
         lines += [f"  {weight:4.0%} as an item that is {name}" for name, weight in (self.context or {}).items()]
         lines += [f"  because of {entry}" for entry in self.history[:5]]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        shares = " ".join(f"{value:+.4f} {name}" for name, value in self.shares.items())
+        gate = "" if self.gate is None else f", gate {self.gate:.2f}"
+        return f"Explanation({self.item_id!r}, {self.title!r}: score {self.score:.4f} = {shares}{gate})"
+
+    def _repr_html_(self) -> str:
+        total = sum(map(abs, self.shares.values())) or 1.0
+        shares = [Share(name, f"{value:+.4f}", abs(value) / total, value < 0) for name, value in self.shares.items()]
+        facts = {"item_id": self.item_id, "score": f"{self.score:.4f}"}
+        if self.gate is not None:
+            facts["gate (0 clicks, 1 text)"] = f"{self.gate:.2f}"
+        contexts = {name: weight for name, weight in (self.context or {}).items() if weight >= 0.005}
+        facts |= {f"as {name}": f"{weight:.0%}" for name, weight in contexts.items()}
+        near = {"nearest items of the history": _ranked_table(self.history[:5])} if self.history else {}
+        return notebook_html(View(self.title or self.item_id, facts, shares, near))
+
+
+def _ranked_table(entries: Sequence[Recommendation]) -> Table:
+    rows: list[list[str | Cell]] = [
+        [str(place), entry.title or "", entry.item_id, Cell(f"{entry.score:.4f}", kind="number")]
+        for place, entry in enumerate(entries, start=1)
+    ]
+    return Table(["", "title", "item_id", "score"], rows)

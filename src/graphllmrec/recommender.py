@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from graphllmrec import run_folder as run
 from graphllmrec.arguments import id_list, list_length
 from graphllmrec.data.new_items import new_item_table
-from graphllmrec.data.prepare import read_dataset, split_dataset, split_in_rows
+from graphllmrec.data.prepare import read_and_split, read_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
 from graphllmrec.data.tables import Dataset, Histories, Ints
 from graphllmrec.errors import ArgumentError, CheckpointError, GraphLLMRecError, Interrupted, UnknownIdError
@@ -31,7 +31,9 @@ from graphllmrec.models.explain import explain_item, similarities
 from graphllmrec.progress import RunLogger, open_logger
 from graphllmrec.protocol import Model, Queries, Task
 from graphllmrec.recipe import Recipe, differences, load_recipe
-from graphllmrec.recommendation import Explanation, Recommendation
+from graphllmrec.recommendation import Explanation, RankedLists, Recommendation
+from graphllmrec.report.format import integer
+from graphllmrec.report.notebook import View, notebook_html
 from graphllmrec.text.prepare import prepare_encoder, prepare_new_text, prepare_text
 from graphllmrec.train.checkpoint import EVERY, Checkpoints
 
@@ -43,6 +45,14 @@ class Recommender:
         self.recipe = self._given = recipe  # after `fit`, `recipe` has [unordered] merged in, or dropped
         self._fitted: tuple[Model, Dataset, Split] | None = None
         self._histories: Histories | None = None  # all that is known of each user
+
+    def __repr__(self) -> str:
+        if self._fitted is None:
+            return f"Recommender({self.recipe.model.name}, not fitted)"
+        return f"Recommender({self.recipe.model.name}, fitted on {self.dataset!r})"
+
+    def _repr_html_(self) -> str:
+        return notebook_html(_view(self))
 
     @classmethod
     def from_recipe(cls, source: str | Path | Mapping[str, Any] | Recipe = "hybrid", **overrides: Any) -> Recommender:
@@ -75,8 +85,7 @@ class Recommender:
             run.require_free(path, overwrite)
         with open_logger(logger) as logger:
             logger.new_run()
-            dataset = read_dataset(data, self._given.data, logger)
-            split = split_dataset(dataset, self._given.data, self._given.seed)
+            dataset, split = read_and_split(data, self._given.data, self._given.seed, logger)
             self.recipe = self._given.for_data(split.ordered)
             model = self.recipe.build_model()
             dataset = prepare_encoder(model.abilities, dataset, self.recipe.text)
@@ -121,7 +130,7 @@ class Recommender:
         with open_logger(logger) as logger:
             logger.new_run()
             if data is not None:
-                dataset = read_dataset(data, tables.recipe.data, logger)
+                dataset, _ = read_and_split(data, tables.recipe.data, tables.recipe.seed, logger)
                 if run.fingerprint(dataset) != tables.fingerprint:
                     raise CheckpointError(f"the data changed since {path} was begun; fit again with --overwrite")
             checkpoints = Checkpoints(path / "checkpoint", every=save_every)
@@ -209,7 +218,10 @@ class Recommender:
             queries = self._history_query(id_list(history, "history"))
         seen = Histories.from_lists([[]] * len(queries)) if allow_seen else queries.histories
         rows, scores = top_k(self.model, queries, seen, length, allowed=self._allowed(exclude, candidates))
-        return Recommendation.from_lists(self.dataset.items, rows, scores)
+        headings = (
+            ["the history"] if users is None else [f"user {user}" for user in self.dataset.users.of(queries.users)]
+        )
+        return RankedLists(Recommendation.from_lists(self.dataset.items, rows, scores), headings)
 
     def similar(self, item: object, k: int = 10) -> list[Recommendation]:
         """The k items that the model finds most similar to `item`, best first. Raises ArgumentError, UnknownIdError."""
@@ -278,6 +290,8 @@ class Recommender:
         if path is not None:
             logger.write_to(path)
         text, user_text = prepare_text(model.abilities, dataset, split, recipe.text, recipe.seed, logger)
+        if split.train.weight is not None and not model.abilities.uses_weights:
+            logger.say(f"note: {model.name} counts all clicks the same; the weights of the data are not used")
         logger.begin(f"fit {model.name}")
         began = time.monotonic()
         model.fit(Task(split, text, recipe.seed, logger, checkpoints, user_text=user_text, encoder=recipe.text))
@@ -331,3 +345,26 @@ class Recommender:
 def evaluate(recommender: Recommender, data: Dataset | str | Path | None = None, split: Part = "test") -> Evaluation:
     """Full-ranking metrics of a fitted recommender on its own data or other `data`; see `Recommender.evaluate`."""
     return recommender.evaluate(split, data=data)
+
+
+def _view(recommender: Recommender) -> View:
+    """What a notebook shows of it: the data it was fitted on, and what it can rank."""
+    recipe = recommender.recipe
+    title = f"Recommender {recipe.model.name}"
+    if recommender._fitted is None:
+        return View(
+            title, {"state": "not fitted", "seed": str(recipe.seed)}, notes=[recipe.title] if recipe.title else []
+        )
+    data, split, abilities = recommender.dataset, recommender.split, recommender.model.abilities
+    facts = {
+        "fitted on": data.name,
+        "users": integer(data.num_users),
+        "items": integer(data.num_items),
+        f"{split.kind}: train / valid / test": " / ".join(
+            integer(len(part)) for part in (split.train, split.valid, split.test)
+        ),
+        "text": f"{recipe.text.encoder}" if abilities.reads_text and data.items.text_columns else "not used",
+        "new items": "ranked by text" if abilities.ranks_cold_items else "not ranked",
+        "seed": str(recipe.seed),
+    }
+    return View(title, facts, notes=[recipe.title] if recipe.title else [])

@@ -232,15 +232,24 @@ def _write_tables(folder: Path, dataset: Dataset, split: Split) -> None:
 
 
 def _parts_table(split: Split) -> pl.DataFrame:
-    """The interactions of all parts; a column `review` only where there is at least one."""
+    """The interactions of all parts; columns `review` and `weight` only where there are some."""
     parts = (split.train, split.valid, split.test)
-    kinds = {"user": pl.Int64, "item": pl.Int64, "order": pl.Int64, "rating": pl.Float32, "review": pl.String}
+    kinds = {
+        "user": pl.Int64,
+        "item": pl.Int64,
+        "order": pl.Int64,
+        "rating": pl.Float32,
+        "review": pl.String,
+        "weight": pl.Float32,
+    }
     frames = [
         pl.DataFrame(vars(part), schema=kinds).with_columns(part=pl.lit(name, dtype=pl.Enum(PARTS)))
         for name, part in zip(PARTS, parts, strict=True)
     ]
     table = pl.concat(frames)
-    return table.drop("review") if all(part.review is None for part in parts) else table
+    if all(part.review is None for part in parts):
+        table = table.drop("review")
+    return table.drop("weight") if all(part.weight is None for part in parts) else table
 
 
 def _read_parts(table: pl.DataFrame) -> dict[str, Interactions]:
@@ -254,6 +263,7 @@ def _read_parts(table: pl.DataFrame) -> dict[str, Interactions]:
             None if rows["order"].null_count() else order,
             None if rows["rating"].null_count() else rating,
             rows["review"] if "review" in rows.columns else None,
+            rows["weight"].to_numpy(writable=True) if "weight" in rows.columns else None,
         )
     return parts
 

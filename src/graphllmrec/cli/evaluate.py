@@ -80,6 +80,7 @@ def report(
 ) -> None:
     """One self-contained HTML page about one or more runs: metrics, strata, gates, training curves."""
     from graphllmrec.progress import RunLogger
+    from graphllmrec.report.format import leaders, listed
     from graphllmrec.report.runs import name_runs, report_runs
 
     with RunLogger() as logger:
@@ -88,8 +89,9 @@ def report(
     if as_json:
         print_json({"report": str(out), "metric": metric, "values": values})
         return
-    best = max(values, key=lambda name: values[name])
-    say(f"Wrote {out} about {len(runs)} run(s); {best} is first with {metric} {values[best]:.4f}.", "bold")
+    best = leaders(values)
+    first = f"{listed(best)} first with {metric} {values[best[0]]:.4f}" if best else f"{metric} is 0 for every run"
+    say(f"Wrote {out} about {len(runs)} run(s); {first}.", "bold")
 
 
 def stats(

@@ -35,6 +35,9 @@ from graphllmrec.evaluation.strata import (
 )
 from graphllmrec.io import atomic_file, write_text
 from graphllmrec.protocol import Logger, Model, Queries
+from graphllmrec.report.elements import Cell, Table
+from graphllmrec.report.format import integer, interval, number
+from graphllmrec.report.notebook import View, notebook_html
 
 Rows = dict[str, dict[str, dict[str, float]]]
 
@@ -59,6 +62,14 @@ class Evaluation:
         placebo = _placebo(self.protocol)
         said = [part for part in (self.protocol["branch"], f"{placebo} text" if placebo else None) if part]
         return f"{self.protocol['model']} ({', '.join(said)})" if said else str(self.protocol["model"])
+
+    def __repr__(self) -> str:
+        k = max(self.protocol["ks"])
+        values = ", ".join(f"{name}@{k} {self.overall[f'{name}@{k}']:.4f}" for name in ("ndcg", "recall", "mrr"))
+        return f"Evaluation({self.name}, {self.protocol['part']} part: {values}; {self.protocol['users']:,} users)"
+
+    def _repr_html_(self) -> str:
+        return notebook_html(_view(self))
 
     def within(self, kind: str, stratum: str) -> pl.DataFrame:
         """Per-user values of one stratum: `user` and a column per metric, e.g. `within("item_degree", "1-3")`.
@@ -253,8 +264,18 @@ def protocol_line(protocol: dict[str, Any]) -> str:
     return (
         f"{protocol['split']} split, {protocol['part']} part · {protocol['users']:,} users, "
         f"{protocol['targets']:,} targets · all {protocol['items']:,} items ranked, {protocol['masked']} masked"
+        + _ties_told(protocol["split_settings"])
         + (f" · placebo: {placebo} instead of text" if placebo else "")
     )
+
+
+def _ties_told(split_settings: dict[str, Any]) -> str:
+    """What decided between targets at one time, where that concerns any user."""
+    share = split_settings.get("tied_users", 0.0)
+    if not share:
+        return ""
+    rule = "a hash of the ids" if split_settings["ties"] == "hash" else "the order of rows"
+    return f" · newest two at one time for {share:.0%} of users, sorted by {rule}"
 
 
 def shared_protocol_line(evaluations: Mapping[str, Evaluation]) -> str:
@@ -264,6 +285,34 @@ def shared_protocol_line(evaluations: Mapping[str, Evaluation]) -> str:
     said = ", ".join(f"{name}: {placebo}" for name, placebo in found.items() if placebo)
     line = protocol_line(next(iter(protocols.values())) | {"placebo": "none"})
     return line + (f" · placebos instead of text: {said}" if said else "")
+
+
+def _view(evaluation: Evaluation) -> View:
+    """Every metric with its interval, and the strata of items by training clicks, at every cut-off."""
+    ks = evaluation.protocol["ks"]
+    rows: list[list[str | Cell]] = [
+        [name, *(_value_cell(evaluation, f"{name}@{k}") for k in ks)]
+        for name in dict.fromkeys(metric.split("@")[0] for metric in evaluation.overall)
+    ]
+    strata = {name: row for name, row in evaluation.strata["item_degree"].items() if row["users"]}
+    metric = f"ndcg@{max(ks)}"
+    by_clicks: list[list[str | Cell]] = [
+        [name, _number(integer(row["users"])), _number(number(row[metric]))] for name, row in strata.items()
+    ]
+    tables = {
+        "": Table(["", *(f"@{k}" for k in ks)], rows),
+        "by training clicks of the target item": Table(["clicks", "users", metric], by_clicks),
+    }
+    return View(f"Evaluation of {evaluation.name}", tables=tables, notes=[f"{protocol_line(evaluation.protocol)}."])
+
+
+def _value_cell(evaluation: Evaluation, metric: str) -> Cell:
+    ends = evaluation.overall_ci.get(metric)
+    return Cell(number(evaluation.overall[metric]), interval(*ends) if ends else "")
+
+
+def _number(text: str) -> Cell:
+    return Cell(text, kind="number")
 
 
 def _placebo(protocol: dict[str, Any]) -> str | None:

@@ -30,14 +30,14 @@ _SCRIPTS = (
 _LANGUAGE_OF_SCRIPT = {"Hangul": "Korean", "Han": "Chinese", "Greek": "Greek", "Hebrew": "Hebrew", "Thai": "Thai"}
 _COMMON_WORDS = {  # that the other languages here do not have
     "English": {"the", "and", "with", "of", "for", "from", "by"},
-    "German": {"und", "der", "das", "mit", "für", "von", "ist", "auf", "nicht", "ein", "eine"},
+    "German": {"und", "der", "das", "mit", "für", "von", "auf", "nicht", "ein", "eine"},
     "French": {"le", "les", "et", "pour", "avec", "dans", "une", "du", "est", "sur"},
     "Spanish": {"el", "los", "las", "y", "con", "para", "por", "una", "del"},
     "Italian": {"il", "gli", "di", "per", "della", "nel", "che", "è"},
     "Portuguese": {"o", "os", "da", "do", "com", "em", "não", "uma"},
     "Dutch": {"het", "een", "van", "voor", "met", "op", "niet"},
     "Polish": {"i", "w", "z", "na", "dla", "się", "nie"},
-    "Turkish": {"ve", "ile", "için", "bir", "bu"},
+    "Turkish": {"ve", "ile", "için", "bir"},
     "Swedish": {"och", "med", "för", "att", "till", "av"},
 }
 _FEW_WORDS = 10  # fewer common words than that in the sample say nothing
