@@ -116,6 +116,7 @@ def test_another_fit_on_the_same_data_has_an_encoder_of_its_own(shop: Path) -> N
     assert not second.dataset.items.encoder
 
 
+@pytest.mark.slow
 def test_it_needs_no_language_model(shop: Path, tmp_path: Path) -> None:
     """As without the extra `llm`: none of its packages can be imported."""
     code = f"""
