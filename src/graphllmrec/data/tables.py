@@ -227,6 +227,10 @@ class Items:
         """Title per item row; None where unknown."""
         return self.table["title"].to_list() if "title" in self.table.columns else [None] * len(self)
 
+    def title(self, row: int) -> str | None:
+        """Title of one item row; None where unknown."""
+        return self.table["title"][row] if "title" in self.table.columns else None
+
     @property
     def text_columns(self) -> list[str]:
         """Columns that hold text, in the order of the table."""
