@@ -1,7 +1,7 @@
 """Read a data folder: find the files, check every value, number users and items.
 
 Formats (details in files.py and columns.py): `interactions.*` with user_id, item_id and maybe timestamp or position
-and rating, or a ready-made `train.*`, `test.*`, `valid.*`; `items.*` with item_id, title and any other text columns;
+and rating, or a ready-made `train.*`, `test.*`, `valid.*`; `items.*` with item_id, title and any other columns;
 MovieLens and RecBole folders as published. csv, tsv, jsonl (.gz, .zst) and parquet. Items are in the order of their
 table, then those that occur in interactions only (without text); users in order of first appearance.
 """
@@ -66,13 +66,14 @@ def load_data(
     if "tags" in tables:
         parts = {part: _tags_as_reviews(rows, tables["tags"], part) for part, rows in parts.items()}
     order = _common_order(folder, parts)
-    catalogue, notes = read_items(tables["items"], tables.get("tags")) if "items" in tables else (None, [])
+    catalogue, roles, notes = read_items(tables["items"], tables.get("tags")) if "items" in tables else (None, [], [])
     dataset = _number_rows(parts, catalogue, ready, order)
     notes = [note for rows in parts.values() for note in rows.notes] + notes
     dataset = replace(
         dataset,
         name=name or folder.name.split(".")[0] or folder.resolve().name,
         source=str(folder),
+        items=replace(dataset.items, roles=tuple(roles)),
         notes=tuple(notes),
     )
     return k_core_dataset(dataset, k_core) if k_core > 0 else dataset
