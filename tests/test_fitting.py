@@ -173,7 +173,9 @@ def test_gate_targets_keep_no_more_users_than_the_limit_and_no_more_numbers_than
 def test_a_gate_that_does_not_fit_into_memory_is_refused_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "free_memory", lambda: 1_500_000_000)
     held, step = 10_000 * 15_000 * (4 * 2 + 16), 4 * 256 * 15_000 * (4 * 4 + 4)
-    with pytest.raises(RecipeError, match=r"on 10,000 users needs 3\.91 GB, 1\.50 GB are free; lower it, or use model\.f"):
+    with pytest.raises(
+        RecipeError, match=r"on 10,000 users needs 3\.91 GB, 1\.50 GB are free; lower it, or use model\.f"
+    ):
         fitting._check_memory(4, 10_000, 15_000, 256, 1_000)
     assert fitting._check_memory(4, 1_000, 15_000, 256, 1_000) == held // 10 + step
     monkeypatch.setattr(fitting, "free_memory", lambda: 10_000)

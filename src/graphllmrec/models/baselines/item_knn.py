@@ -4,7 +4,7 @@ Deshpande & Karypis 2004, "Item-based top-N recommendation algorithms" (TOIS 22)
 2007 in the form used by Ferrari Dacrema et al. 2019 (RecSys, arXiv:1907.06902) and the asymmetric norms of Aiolli 2013
 ("Efficient top-N recommendation for very large scale binary rated datasets", RecSys):
 
-    S_ij = (x_i · x_j) / (|x_i|^2α |x_j|^2(1-α) + shrink),  i ≠ j      x_i (num_users,): column i of the clicks X (0 or 1)
+    S_ij = (x_i · x_j) / (|x_i|^2α |x_j|^2(1-α) + shrink),  i ≠ j      x_i (num_users,): column i of X, clicks 0 or 1
     S keeps the `neighbours` largest values of every row i (ties: the lower item row)
     score(u, j) = Σ_{i in history of u} decay^(steps back of i) · S_ij
 
@@ -41,7 +41,10 @@ class ItemKNNConfig(Config):
     neighbours: int = Field(200, ge=1, le=100_000, description="most similar items kept per item")
     shrink: float = Field(100.0, ge=0, le=1e6, description="added to the norms, so that rare pairs count less")
     alpha: float = Field(
-        0.5, ge=0, le=1, description="part of the norm that is the history item's: 0.5 cosine, 1 conditional probability"
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the history's item in the norm: 0.5 cosine, 1 conditional probability",
     )
     decay: Decay = Field("tune", description='history weight per step back, 0 to 1, or "tune" on validation')
 
