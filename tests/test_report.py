@@ -323,8 +323,8 @@ def test_the_presentation_knows_nothing_of_studies_and_the_lab():
     [
         (10_000, 5_000, []),
         (8_897, 5_000, ["the gate was fitted on 8,897 of 10,000 validation users."]),
-        (10_000, 3_251, ["the gate was fitted on 10,000 of 10,000 validation users, with 3,251 of 5,000 items each, a sample of "
-                         "which stands for the rest."]),
+        (10_000, 3_251, ["the gate was fitted on 10,000 of 10,000 validation users, with 3,251 of 5,000 items each, a "
+                         "sample of which stands for the rest."]),
     ],
 )  # fmt: skip
 def test_what_a_large_catalogue_left_out_of_the_gate_is_said(users, columns, note):

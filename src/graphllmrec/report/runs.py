@@ -76,11 +76,11 @@ def _gate_notes(log: Sequence[Mapping[str, Any]]) -> list[str]:
     for entry in reversed(log):
         if entry.get("event") == "gate-users":
             users, of, columns, items = (entry[key] for key in ("users", "of", "columns", "items"))
-            some = f", with {columns:,} of {items:,} items each, a sample of which stands for the rest"
-            if users < of or columns < items:
-                return [
-                    f"the gate was fitted on {users:,} of {of:,} validation users{some if columns < items else ''}."
-                ]
+            said = f"the gate was fitted on {users:,} of {of:,} validation users"
+            if columns < items:
+                return [f"{said}, with {columns:,} of {items:,} items each, a sample of which stands for the rest."]
+            if users < of:
+                return [f"{said}."]
             break
     return []
 

@@ -12,8 +12,8 @@
 The gate learns from interactions that no expert was trained on, the validation part: on their own training clicks the
 experts score higher than on others, most of all for rarely clicked items (docs/decisions/007). The epoch at which an
 expert stops, recency decays and the static weights are chosen on the same validation part. The gate starts as the
-static weights and minimises the cross-entropy of the validation targets among all items. Then it is checked against the static
-weights: FOLDS gates are fitted, each without a part of the users; unless they rank the targets of those users better
+static weights and minimises the cross-entropy of the validation targets among all items. Then it is checked against
+them: FOLDS gates are fitted, each without a part of the users; unless they rank the targets of those users better
 than the static weights do, the static weights stay. Targets are weighted by the drift of contexts towards the time
 after validation (models/fusion/gate_fitting.py).
 
