@@ -4,7 +4,7 @@ Deshpande & Karypis 2004, "Item-based top-N recommendation algorithms" (TOIS 22)
 2007 in the form used by Ferrari Dacrema et al. 2019 (RecSys, arXiv:1907.06902) and the asymmetric norms of Aiolli 2013
 ("Efficient top-N recommendation for very large scale binary rated datasets", RecSys):
 
-    S_ij = (x_i · x_j) / (|x_i|^2α |x_j|^2(1-α) + shrink),  i ≠ j      x_i (num_users,): column i of X, clicks 0 or 1
+    S_ij = (x_i · x_j) / (|x_i|^2α |x_j|^2(1-α) + shrink),  i ≠ j      x_i (num_users,): clicks on i, 1 or their weight
     S keeps the `neighbours` largest values of every row i (ties: the lower item row)
     score(u, j) = Σ_{i in history of u} decay^(steps back of i) · S_ij
 
@@ -19,14 +19,15 @@ sparse products of one block of rows, then num_items × neighbours values.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, TypeAlias
+from copy import copy
+from typing import ClassVar, Self, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 from pydantic import Field
 from torch import Tensor
 
-from graphllmrec.graph.bipartite import clicked_matrix
+from graphllmrec.graph.bipartite import weighted_matrix
 from graphllmrec.models.scoring import Decay, Sparse, empty_csr, load_weights, settle_decay, sparse_scores, weight_state
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Config
@@ -54,7 +55,7 @@ class ItemKNN:
 
     name: ClassVar[str] = "item-knn"
     config_class: ClassVar[type[Config]] = ItemKNNConfig
-    abilities = Abilities()
+    abilities = Abilities(uses_weights=True)
 
     def __init__(self, config: ItemKNNConfig) -> None:
         self.config = config
@@ -65,7 +66,7 @@ class ItemKNN:
     def fit(self, task: Task) -> None:
         """Neighbours from the training clicks, decay from the validation part."""
         split = task.split
-        clicks = clicked_matrix(split.train, split.num_users, split.num_items)  # X (num_users, num_items)
+        clicks = weighted_matrix(split.train, split.num_users, split.num_items)  # X (num_users, num_items)
         self.weights = neighbours(clicks, self.config.neighbours, self.config.shrink, self.config.alpha)
         self.num_items = split.num_items
         settle_decay(self, task)
@@ -82,19 +83,21 @@ class ItemKNN:
         """Load tensors written by `state`."""
         load_weights(self, state)
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items without neighbours: score 0."""
-        self.num_items += len(text)
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items without neighbours: score 0."""
+        more = copy(self)
+        more.num_items += len(text)
+        return more
 
 
 def neighbours(clicks: Sparse, keep: int, shrink: float, alpha: float = 0.5) -> Sparse:
     """S (num_items, num_items) from the columns of `clicks` (num_users, num_items), the `keep` largest per row."""
     columns = clicks.T.tocsr()  # (num_items, num_users)
-    degree = np.asarray(columns.sum(axis=1), dtype=np.float32)  # |x_i|², clicks per item
-    norms = degree**alpha, degree ** (1 - alpha)  # of the history's item, of the other one
+    squares = np.asarray(columns.multiply(columns).sum(axis=1), dtype=np.float32)  # |x_i|²
+    norms = squares**alpha, squares ** (1 - alpha)  # of the history's item, of the other one
     blocks = [
         _largest_per_row(_similarities(columns, clicks, norms, start, shrink), keep)
-        for start in range(0, len(degree), _BLOCK)
+        for start in range(0, len(squares), _BLOCK)
     ]
     return sp.csr_array(sp.vstack(blocks, format="csr"))
 
