@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from graphllmrec.cli.common import Json, command, print_json, say
+from graphllmrec.cli.common import Json, print_json, say
 from graphllmrec.errors import Interrupted
+from graphllmrec.terminal import command
 
 
 def refit(
@@ -46,7 +47,7 @@ def refit(
             else:
                 fitted = Recommender.load(run).refit(data, out=out, overwrite=overwrite, warm=warm, logger=logger)
         except Interrupted as error:
-            again = command("graphllmrec", "refit", run, "--resume", "--out", out)
+            again = command("refit", run, "--resume", "--out", out)
             raise Interrupted(f"{error}; continue with: {again}") from None
     seconds, clicks = time.monotonic() - began, len(fitted.split.train)
     if as_json:

@@ -4,6 +4,7 @@
     data.json             name of the data, the roles of its columns, how it was split, its fingerprint
     users.parquet         user ids, row by row
     items.parquet         the catalogue, row by row
+    encoder.safetensors   the fitted text encoder, where it is not a language model (text.encoder = "ngrams")
     interactions.parquet  user and item rows, part (train, valid, test), order, rating, review where there is one
     log.jsonl             epochs and tuned values: the same bytes whether or not the fit was interrupted
     timings.jsonl         start and seconds of each piece of work, number of cached texts; each attempt adds lines

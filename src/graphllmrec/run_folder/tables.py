@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save_file as save_arrays
 
 from graphllmrec.data.roles import ColumnRole
 from graphllmrec.data.split import Split
@@ -25,6 +28,7 @@ from graphllmrec.recipe import Recipe, load_recipe
 from graphllmrec.run_folder.schema import DataFile
 
 PARTS = ("train", "valid", "test")
+ENCODER = "encoder.safetensors"
 COLUMNS = {
     "user": pl.Int64,
     "item": pl.Int64,
@@ -51,7 +55,7 @@ def fingerprint(dataset: Dataset) -> str:
     for table in (dataset.users.ids.to_frame(), dataset.items.table):
         digest.update(table.write_ndjson().encode())
     rows = dataset.interactions
-    for values in (rows.user, rows.item, rows.order, rows.rating):
+    for values in (rows.user, rows.item, rows.order, rows.rating, *([] if rows.weight is None else [rows.weight])):
         digest.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
     if rows.review is not None:
         digest.update(rows.review.alias("review").to_frame().write_ndjson().encode())
@@ -69,6 +73,9 @@ def write_tables(folder: Path, recipe: Recipe, dataset: Dataset, split: Split) -
     for name, table in tables.items():
         with atomic_file(folder / f"{name}.parquet") as temporary:
             table.write_parquet(temporary.absolute())
+    if dataset.items.encoder:
+        with atomic_file(folder / ENCODER) as temporary:
+            save_arrays(dict(dataset.items.encoder), temporary)
     about = {
         "format": FORMAT,
         "name": dataset.name,
@@ -126,9 +133,20 @@ def _read_items(files: RunFiles, about: DataFile) -> Items:
     roles = tuple(ColumnRole(role.column, role.role, role.reason) for role in about.columns)
     table = files.parquet("items.parquet")
     with _sound(files.path("items.parquet")):
-        if unknown := {role.column for role in roles} - {*table.columns}:
+        if unknown := {role.column for role in roles if role.role != "left out"} - {*table.columns}:
             raise ValueError(f"data.json describes a column {min(unknown)!r} that it has not")
-        return Items(IdMap(_column(table, "item_id", pl.String())), table, roles)
+        return Items(IdMap(_column(table, "item_id", pl.String())), table, roles, _read_encoder(files))
+
+
+def _read_encoder(files: RunFiles) -> dict[str, NDArray[Any]]:
+    """The arrays of the fitted text encoder; {} where there is none."""
+    listed = files.manifest is not None and ENCODER in files.manifest.files
+    if not listed and (files.manifest is not None or not files.path(ENCODER).is_file()):
+        return {}
+    try:
+        return dict(load_arrays(files.read(ENCODER)))
+    except (SafetensorError, ValueError) as error:
+        raise damaged(files.path(ENCODER), str(error).splitlines()[0]) from error
 
 
 @contextmanager

@@ -9,10 +9,11 @@
 - fusion "gate": weights and biases per context of the item, new, or cold or warm × tail or head, changed by features of
   item and query (nn/gate.py).
 
-The gate learns from interactions that the experts have not seen, the validation part: on their own training clicks the
-experts score higher than on others, most of all for rarely clicked items (docs/decisions/007). It starts as the static
-weights and minimises the cross-entropy of the validation targets among all items. Then it is checked against the static
-weights: FOLDS gates are fitted, each without a part of the users; unless they rank the targets of those users better
+The gate learns from interactions that no expert was trained on, the validation part: on their own training clicks the
+experts score higher than on others, most of all for rarely clicked items (docs/decisions/007). The epoch at which an
+expert stops, recency decays and the static weights are chosen on the same validation part. The gate starts as the
+static weights and minimises the cross-entropy of the validation targets among all items. Then it is checked against
+them: FOLDS gates are fitted, each without a part of the users; unless they rank the targets of those users better
 than the static weights do, the static weights stay. Targets are weighted by the drift of contexts towards the time
 after validation (models/fusion/gate_fitting.py).
 
@@ -25,7 +26,7 @@ Source: the GraphLLMRec design (item-level gates for cold/warm × popular/long-t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -154,7 +155,8 @@ class Hybrid:
         """Fit the gate from the static weights on; keep it if it ranks better for users it was not fitted on."""
         config, device = self.config.gate, resolve_device(self.config.gate.device)
         inputs, gate = self.inputs(), self.gate.to(device)
-        targets = build_gate_targets(self.sum, task, self.degree, self._places("text"), config.tune_users)
+        text = self._places("text")
+        targets = build_gate_targets(self.sum, task, self.degree, text, inputs.contexts, config)
         self.query_centre = targets.features.mean(0)
         drift = context_drift(task.split, config.cold_degree) if config.drift else torch.ones(len(CONTEXTS))
         targets = targets.centred(self.query_centre).weighted(inputs.contexts, drift).to(device)
@@ -256,12 +258,13 @@ class Hybrid:
         self.centre, self.query_centre = state["centre"], state["query_centre"]
         self.head_degree = float(state["head_degree"])
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items by their text: cold, without clicks."""
-        self.sum.add_items(text)
-        nothing = torch.zeros(len(text))
-        self.degree, self.agreement = torch.cat([self.degree, nothing]), torch.cat([self.agreement, nothing])
-        self.num_words = torch.cat([self.num_words, _count_words(text)])
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items, placed by their text: cold, without clicks."""
+        more, nothing = copy(self), torch.zeros(len(text))
+        more.sum = self.sum.with_items(text)
+        more.degree, more.agreement = torch.cat([self.degree, nothing]), torch.cat([self.agreement, nothing])
+        more.num_words = torch.cat([self.num_words, _count_words(text)])
+        return more
 
 
 ITEM_FEATURES = ("log clicks", "agreement of its text with its neighbours'", "log words")
