@@ -16,6 +16,10 @@ weights: FOLDS gates are fitted, each without a part of the users; unless they r
 than the static weights do, the static weights stay. Targets are weighted by the drift of contexts towards the time
 after validation (models/fusion/gate_fitting.py).
 
+Tuning on clicked items may leave nothing for the text. The weight of the text for new items is at least TEXT_FLOOR of
+theirs, and where no expert with weight distinguishes any items, as for a history of new items, the others are summed
+(models/fusion/z_sum.py).
+
 Cross-entropy favours popular items, so the cold contexts, and items without any click, get a bias last, limited by
 `cold_budget`, the share of the validation metric that it may cost.
 
@@ -29,6 +33,7 @@ from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
@@ -46,7 +51,7 @@ from graphllmrec.models.fusion.gate_fitting import (
     out_of_fold,
     query_features,
 )
-from graphllmrec.models.fusion.z_sum import ZSum, ZSumConfig
+from graphllmrec.models.fusion.z_sum import TEXT_FLOOR, ZSum, ZSumConfig
 from graphllmrec.nn.gate import CONTEXTS, LEARNABLE, ContextGate, GateInputs, head_degree, memberships
 from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
@@ -130,6 +135,15 @@ class Hybrid:
         self.gate.set_static(self.sum.weights)
         if self.config.fusion == "gate" and len(task.split.valid):
             self._fit_gate(task)
+        self._keep_text_for_new()
+
+    @torch.no_grad()
+    def _keep_text_for_new(self) -> None:
+        """Give the text experts at least TEXT_FLOOR of the weights in the context of new items."""
+        weights, text = self.gate.log_weight[NEW].exp(), self._places("text")
+        least = TEXT_FLOOR * float(weights.sum())
+        if text and float(weights[text].sum()) < least:
+            self.gate.log_weight[NEW, text] = float(np.log(least / len(text)))
 
     def _set_item_features(self, split: Split, text: TextVectors) -> None:
         """What the gate reads of items."""
@@ -197,12 +211,16 @@ class Hybrid:
 
     @torch.no_grad()
     def _parts(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        """w_e z_e (E, B, num_items) of every expert, and β (num_items,)."""
+        """w_e z_e (E, B, num_items) of every expert, and β (B, num_items)."""
         experts = torch.stack([self.sum.branch_scores(queries, name) for name in self.sum.branches])
         weights, bias = self.gate.weigh_items(self.inputs())
         features = query_features(queries, experts, self.degree, self._places("text")) - self.query_centre
         factors = self.gate.query_factors(features)  # (B, E)
-        return experts.mul_(weights.T[:, None, :]).mul_(factors.T[:, :, None]), bias
+        silent = self.sum.silent_rows(experts)  # (B,)
+        spare = experts[:, silent] * self.sum.spare_weights()[:, None, None]
+        parts = experts.mul_(weights.T[:, None, :]).mul_(factors.T[:, :, None])
+        parts[:, silent] = spare
+        return parts, bias * ~silent[:, None]
 
     def scores(self, queries: Queries) -> Tensor:
         """Scores (B, num_items)."""
@@ -226,7 +244,7 @@ class Hybrid:
         parts, bias = self._parts(queries)
         found = parts[:, 0, item]
         graph, text = (float(found[self._places(branch)].sum()) for branch in self.branches)
-        shares = {"clicks": graph, "text": text, "context": float(bias[item])}
+        shares = {"clicks": graph, "text": text, "context": float(bias[0, item])}
         gamma, contexts = self.gate_values()
         names = {name: float(membership[item]) for name, membership in contexts.items()}
         return RowExplanation(sum(shares.values()), shares, float(gamma[item]), names)
@@ -255,6 +273,7 @@ class Hybrid:
         return more
 
 
+NEW = CONTEXTS.index("new")
 ITEM_FEATURES = ("log clicks", "agreement of its text with its neighbours'", "log words")
 QUERY_FEATURES = ("log history length", "mean log clicks of the history", "correlation of the branches")
 
