@@ -177,7 +177,7 @@ class Fitted:
 
     def _says_nothing(self, queries: Queries, scores: Floats) -> NDArray[np.bool_]:
         """Queries (B,) for which the model scores every item 0; `scores` (B, k) are those of the best items."""
-        empty = ((scores == 0) | ~np.isfinite(scores)).all(1)
+        empty: NDArray[np.bool_] = ((scores == 0) | ~np.isfinite(scores)).all(1)
         for row in np.flatnonzero(empty):  # few: limits may have left only items of score 0
             query = Queries(queries.users[[row]], queries.histories.take(np.array([row])))
             empty[row] = not self.model.scores(query).any()

@@ -198,7 +198,7 @@ class ZSum:
             silent = (~spoken).numpy()
             rest = Queries(queries.users[silent], queries.histories.take(np.flatnonzero(silent)))
             weighed = zip(self.branches, self.spare_weights(), strict=True)
-            total[~spoken] = sum((w * self.branch_scores(rest, name) for name, w in weighed if w > 0), total[~spoken])
+            total[~spoken] = sum((w * self.branch_scores(rest, name) for name, w in weighed if w > 0), torch.zeros(()))
         return total
 
     def silent_rows(self, experts: Tensor) -> Tensor:
