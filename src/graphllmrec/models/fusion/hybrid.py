@@ -16,8 +16,8 @@ weights: FOLDS gates are fitted, each without a part of the users; unless they r
 than the static weights do, the static weights stay. Targets are weighted by the drift of contexts towards the time
 after validation (models/fusion/gate_fitting.py).
 
-Tuning on clicked items may leave nothing for the text. The weight of the text for new items is at least TEXT_FLOOR of
-theirs, and where no expert with weight distinguishes any items, as for a history of new items, the others are summed
+Tuning on clicked items may leave nothing for the text. A static gate still gives new items the least weight of the text
+that z-sum gives them, a learned one starts above zero; and where no expert with weight distinguishes any items, as for a history of new items, the others are summed
 (models/fusion/z_sum.py).
 
 Cross-entropy favours popular items, so the cold contexts, and items without any click, get a bias last, limited by
@@ -33,7 +33,6 @@ from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
-import numpy as np
 import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
@@ -51,8 +50,8 @@ from graphllmrec.models.fusion.gate_fitting import (
     out_of_fold,
     query_features,
 )
-from graphllmrec.models.fusion.z_sum import TEXT_FLOOR, ZSum, ZSumConfig
-from graphllmrec.nn.gate import CONTEXTS, LEARNABLE, ContextGate, GateInputs, head_degree, memberships
+from graphllmrec.models.fusion.z_sum import ZSum, ZSumConfig
+from graphllmrec.nn.gate import CONTEXTS, LEARNABLE, NOTHING, ContextGate, GateInputs, head_degree, memberships
 from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, RowExplanation, Task, TextVectors
@@ -133,17 +132,16 @@ class Hybrid:
         self._set_item_features(task.split, text)
         self.gate = ContextGate(len(self.sum.branches), len(ITEM_FEATURES), len(QUERY_FEATURES))
         self.gate.set_static(self.sum.weights)
+        self._keep_text_for_new()
         if self.config.fusion == "gate" and len(task.split.valid):
             self._fit_gate(task)
-        self._keep_text_for_new()
 
     @torch.no_grad()
     def _keep_text_for_new(self) -> None:
-        """Give the text experts at least TEXT_FLOOR of the weights in the context of new items."""
-        weights, text = self.gate.log_weight[NEW].exp(), self._places("text")
-        least = TEXT_FLOOR * float(weights.sum())
-        if text and float(weights[text].sum()) < least:
-            self.gate.log_weight[NEW, text] = float(np.log(least / len(text)))
+        """Give a static gate the weights of z-sum for items without clicks, in the context of new items."""
+        weights = self.sum.cold_weights()
+        if weights is not self.sum.weights:
+            self.gate.log_weight[NEW] = (weights / weights.sum()).clamp_min(NOTHING).log()
 
     def _set_item_features(self, split: Split, text: TextVectors) -> None:
         """What the gate reads of items."""

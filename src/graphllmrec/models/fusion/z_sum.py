@@ -183,7 +183,7 @@ class ZSum:
         """Weighted sum (B, num_items) of the experts' z-scores."""
         total, spoken = torch.zeros(()), torch.zeros(len(queries), dtype=torch.bool)
         cold, items = torch.zeros(()), torch.empty(0, dtype=torch.long)
-        cold_weights = self._cold_weights()
+        cold_weights = self.cold_weights()
         for name, weight, cold_weight in zip(self.branches, self.weights, cold_weights, strict=True):
             z = self.branch_scores(queries, name)  # (B, num_items)
             total = total + weight * z
@@ -210,7 +210,7 @@ class ZSum:
         spare = (self.weights <= 0).float()
         return spare / spare.sum().clamp_min(1)
 
-    def _cold_weights(self) -> Tensor:
+    def cold_weights(self) -> Tensor:
         """Weights (num_experts,) for items without clicks; `weights` itself where these leave enough to the text."""
         reads = torch.tensor([expert.abilities.needs_text for expert in self.experts.values()])
         text = float(self.weights[reads].sum())
@@ -229,7 +229,7 @@ class ZSum:
         scores = {name: self.branch_scores(queries, name)[0] for name in self.branches}
         used = [z for z, weight in zip(scores.values(), self.weights, strict=True) if weight > 0 and z.any()]
         is_new = item in self._unclicked(len(next(iter(scores.values()))))
-        weights = self.spare_weights() if not used else self._cold_weights() if is_new else self.weights
+        weights = self.spare_weights() if not used else self.cold_weights() if is_new else self.weights
         shares = {name: float(z[item] * weight) for (name, z), weight in zip(scores.items(), weights, strict=True)}
         text = [
             float(w)
