@@ -25,7 +25,7 @@ LAYERS = [
     ("train",),
     ("models",),
     ("recipe", "run_folder", "legacy"),
-    ("recommendation", "recommender"),
+    ("recommendation", "fitted", "lists_file", "recommender"),
     ("evaluate",),  # the import path of version 0.1; nothing imports it
     ("report",),
     ("study", "grokking.lab"),  # both run many trainings, and draw with `report`

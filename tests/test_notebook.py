@@ -134,7 +134,15 @@ def test_an_explanation(fitted):
     text = text_of(fitted.explain("u0<i>", "i5<b>"))
     assert "nearest items of the history" in text
     near = [Recommendation(BAD, BAD, 0.5)]
-    full = Explanation("i5", BAD, -0.5, {"clicks": 0.25, "text": -0.75}, 0.9, {"cold/tail": 0.8, "new": 0.001}, near)
+    full = Explanation(
+        "i5",
+        BAD,
+        -0.5,
+        {"clicks": 0.25, "text": -0.75},
+        0.9,
+        {"cold/tail": 0.8, "warm/tail": 0.199, "new": 0.001},
+        near,
+    )
     text = text_of(full)
     assert "0.90" in text
     assert "80%" in text

@@ -252,3 +252,13 @@ def test_the_time_left_is_estimated_from_fits_of_the_same_kind_then_model_then_a
 @pytest.fixture(autouse=True)
 def no_language_model(monkeypatch):
     monkeypatch.setattr("graphllmrec.text.prepare.encode_items", encode_first_word)
+
+
+def test_a_stratum_that_one_model_lacks_is_an_empty_cell(found, tmp_path):
+    outcome = copy.deepcopy(found[1])
+    [entry] = [e for e in outcome["entries"] if (e["data"], e["label"]) == ("books", "graph")]
+    first = next(iter(outcome["entries"][0]["strata"]["item_degree"]))
+    del entry["strata"]["item_degree"][first]
+    assert re.search(r"^\| graph \|  \| 0\.\d{4}", study_markdown(outcome), re.MULTILINE)
+    write_study(tmp_path, outcome)
+    assert "NaN" not in (tmp_path / "index.html").read_text()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from graphllmrec.cli.common import Json, Run, print_json, say
+from graphllmrec.terminal import command
 
 if TYPE_CHECKING:
     from graphllmrec.evaluation.compare import Comparison
@@ -44,7 +45,7 @@ def evaluate(
     metric = recommender.recipe.evaluate.metric
     value, (low, high) = evaluation.overall[metric], evaluation.overall_ci[metric]
     say(f"{evaluation.name} reaches {split} {metric} {value:.4f} (95 % interval {low:.4f} to {high:.4f}); "
-        f"kept in {run}. Next: graphllmrec compare OTHER_RUN {run}", "bold")  # fmt: skip
+        f"kept in {run}. Next: {command('compare', 'OTHER_RUN', run)}", "bold")  # fmt: skip
 
 
 def compare(runs: Runs, metric: Metric = "ndcg@20", as_json: Json = False) -> None:
@@ -104,17 +105,19 @@ def stats(
     from graphllmrec.data.read import load_data
     from graphllmrec.data.split import make_split
     from graphllmrec.data.stats import columns_table, statistics, statistics_table
+    from graphllmrec.text.language import text_figures, text_lines
 
     dataset = load_data(data)
     split = make_split(dataset)
+    text = text_figures(dataset.items)
     if as_json:
-        print_json(statistics(dataset, split))
+        print_json(statistics(dataset, split) | {"text": text})
         return
-    Console().print(statistics_table(dataset, split))
+    Console().print(statistics_table(dataset, split, text_lines(text)))
     if len(dataset.items.table.columns) > 1:
         Console().print(columns_table(dataset))
     say(f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items, {len(dataset.interactions):,} "
-        f"interactions. Next: graphllmrec fit ease --data {data} --out runs/ease", "bold")  # fmt: skip
+        f"interactions. Next: {command('fit', 'ease', '--data', data, '--out', 'runs/ease')}", "bold")  # fmt: skip
 
 
 def _verdict(row: Comparison) -> str:

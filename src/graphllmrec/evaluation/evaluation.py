@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from graphllmrec.data.split import Part, Split
-from graphllmrec.data.tables import Histories, Ints
+from graphllmrec.data.tables import Histories, IdMap, Ints
 from graphllmrec.errors import EvaluationError
 from graphllmrec.evaluation.metrics import (
     METRICS,
@@ -54,8 +54,12 @@ class Evaluation:
     strata: (
         Rows  # {"item_degree": {"0": {"users": n, "ndcg@20": x, …}, …}, …}; a stratum without users has only "users": 0
     )
-    per_user: pl.DataFrame  # user (row), history (its length), user_activity, n_targets, and a column per metric
-    targets: pl.DataFrame  # user, item (rows), rank (1 = first, 0 = not in the list), item_degree, item_popularity
+    per_user: (
+        pl.DataFrame
+    )  # user (row), user_id, history (its length), user_activity, n_targets, and a column per metric
+    targets: (
+        pl.DataFrame
+    )  # user, item (rows), their ids, rank (1 = first, 0 = not in the list), item_degree, item_popularity
     lists: Ints  # (U, max(ks)) recommended item rows in the order of per_user; -1 where nothing was left
     run: str | None = None  # identity of the run folder that was evaluated; None: of a model in memory
 
@@ -75,11 +79,27 @@ class Evaluation:
         return notebook_html(_view(self))
 
     def within(self, kind: str, stratum: str) -> pl.DataFrame:
-        """Per-user values of one stratum: `user` and a column per metric, e.g. `within("item_degree", "1-3")`.
+        """Per-user values of one stratum: `user`, `user_id` and a column per metric: `within("item_degree", "1-3")`.
 
         Raises EvaluationError for a kind of stratum that does not exist.
         """
-        return _within(self.per_user, self.targets, self.protocol["ks"], kind, stratum)
+        found = _within(self.per_user, self.targets, self.protocol["ks"], kind, stratum)
+        if "user_id" in found.columns or "user_id" not in self.per_user.columns:
+            return found
+        ids = self.per_user.select("user", "user_id")
+        return found.join(ids, on="user", how="left", maintain_order="left").select(
+            "user", "user_id", pl.exclude("user", "user_id")
+        )
+
+    def with_ids(self, users: IdMap, items: IdMap) -> Evaluation:
+        """With the ids of the data beside the row numbers: `user_id` in both tables, `item_id` in `targets`."""
+
+        def named(table: pl.DataFrame, column: str, ids: IdMap) -> pl.DataFrame:
+            found = ids.ids.gather(table[column]).alias(f"{column}_id")
+            return table.with_columns(found).select(column, found.name, pl.exclude(column, found.name))
+
+        targets = named(named(self.targets, "item", items), "user", users)
+        return replace(self, per_user=named(self.per_user, "user", users), targets=targets)
 
     def to_json(self) -> dict[str, Any]:
         """Protocol, overall values, intervals and strata as plain JSON values."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graphllmrec.evaluation.evaluation import protocol_line
+from graphllmrec.evaluation.strata import DEGREES
 from graphllmrec.io import write_text
 from graphllmrec.report.elements import Cell, Figure, Table, difference_cell, markdown_table, number_cells
 from graphllmrec.report.format import (
@@ -259,12 +260,23 @@ def _strata(outcome: Json, data: str) -> Table | None:
     done = [entry for entry in _entries(outcome, data) if "strata" in entry]
     if not done:
         return None
-    strata = [entry["strata"]["item_degree"] for entry in done]
-    names = list(strata[0])
-    columns = [number_cells([row[name][outcome["metric"]]["mean"] for row in strata]) for name in names]
-    rows: list[list[str | Cell]] = [["users", *(integer(strata[0][name]["users"]) for name in names)]]
-    rows += [[entry["label"], *cells] for entry, cells in zip(done, zip(*columns, strict=True), strict=True)]
-    return Table(["model", *names], rows)
+    strata, users = [entry["strata"]["item_degree"] for entry in done], _stratum_users(done)
+    rows: list[list[str | Cell]] = [["users", *map(integer, users.values())]]
+    rows += [[entry["label"]] for entry in done]
+    for name in users:
+        present = [place for place, row in enumerate(strata) if name in row]
+        cells = number_cells([strata[place][name][outcome["metric"]]["mean"] for place in present])
+        found = dict(zip(present, cells, strict=True))
+        for place, row in enumerate(rows[1:]):
+            row.append(found.get(place, ""))
+    return Table(["model", *users], rows)
+
+
+def _stratum_users(entries: Sequence[Json]) -> dict[str, int]:
+    """Users of every stratum, in order; the most of any model, as models with other seeds may have other test parts."""
+    strata = [entry["strata"]["item_degree"] for entry in entries]
+    users = {name: max((row[name]["users"] for row in strata if name in row), default=0) for name in DEGREES}
+    return {name: count for name, count in users.items() if count}
 
 
 def _comparisons(outcome: Json, data: str) -> Table | None:
@@ -328,8 +340,8 @@ def _bars(outcome: Json, data: str) -> Iterator[Figure]:
     ranked = sorted(done, key=lambda entry: entry["test"][metric]["mean"], reverse=True)
     chosen = [entry["label"] for entry in ranked if entry["label"] != baseline][: len(SERIES)]
     shown = {e["label"]: e["strata"]["item_degree"] for e in done if e["label"] in (*chosen, baseline)}
-    users = {name: row["users"] for name, row in done[0]["strata"]["item_degree"].items()}
-    bars = {label: [_bar(strata[name][metric]) for name in users] for label, strata in shown.items()}
+    users = _stratum_users(done)
+    bars = {label: [_bar(strata, name, metric) for name in users] for label, strata in shown.items()}
     look = looks(list(shown), baseline)
     caption = f"{metric} by training clicks of the target item; lines: 95 % intervals over users."
     if len(shown) < len(done):
@@ -340,7 +352,11 @@ def _bars(outcome: Json, data: str) -> Iterator[Figure]:
     yield Figure("Quality by stratum", drawing, caption, legend)
 
 
-def _bar(values: Json) -> Bar:
+def _bar(strata: Json, name: str, metric: str) -> Bar:
+    """The bar of a stratum; nothing is seen of it where the model has no users there."""
+    if name not in strata:
+        return Bar(0.0, 0.0, 0.0)
+    values = strata[name][metric]
     return Bar(values["mean"], *values["ci"])
 
 

@@ -4,6 +4,7 @@
     data.json             name of the data, the roles of its columns, how it was split, its fingerprint
     users.parquet         user ids, row by row
     items.parquet         the catalogue, row by row
+    encoder.safetensors   the fitted text encoder, where it is not a language model (text.encoder = "ngrams")
     interactions.parquet  user and item rows, part (train, valid, test), order, rating, review where there is one
     log.jsonl             epochs and tuned values: the same bytes whether or not the fit was interrupted
     timings.jsonl         start and seconds of each piece of work, number of cached texts; each attempt adds lines
@@ -55,6 +56,7 @@ from graphllmrec.recipe import Recipe
 from graphllmrec.run_folder.model import read_model, write_model
 from graphllmrec.run_folder.schema import DataFile, ModelFile
 from graphllmrec.run_folder.tables import Tables, fingerprint, read_tables, write_tables
+from graphllmrec.terminal import command
 
 __all__ = [
     "FORMAT", "LoadedRun", "State", "Tables", "begin", "continued", "fingerprint", "finish", "forget_model", "load",
@@ -262,14 +264,15 @@ def _require_finished(path: Path) -> None:
     if state == "interrupted":
         raise CheckpointError(
             f"{path} holds an interrupted run (model.json is missing); "
-            f"finish it with: graphllmrec fit --resume --out {path}"
+            f"finish it with: {command('fit', '--resume', '--out', path)}"
         )
     if state == "foreign":
         raise CheckpointError(f"{path} is not a run folder; missing: {MANIFEST}")
 
 
 def _no_run(path: Path) -> CheckpointError:
-    return CheckpointError(f"no run folder at {path}; make one with: graphllmrec fit RECIPE --data DIR --out {path}")
+    make = command("fit", "RECIPE", "--data", "DIR", "--out", path)
+    return CheckpointError(f"no run folder at {path}; make one with: {make}")
 
 
 def _write_begun(folder: Path, recipe: Recipe, dataset: Dataset, split: Split) -> None:

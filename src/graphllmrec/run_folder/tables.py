@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save_file
 
 from graphllmrec.data.roles import ColumnRole
 from graphllmrec.data.split import Split
@@ -24,6 +26,7 @@ from graphllmrec.manifest import FORMAT, MANIFEST, RunFiles, damaged
 from graphllmrec.recipe import Recipe, load_recipe
 from graphllmrec.run_folder.schema import DataFile
 
+ENCODER = "encoder.safetensors"
 PARTS = ("train", "valid", "test")
 COLUMNS = {
     "user": pl.Int64,
@@ -69,6 +72,9 @@ def write_tables(folder: Path, recipe: Recipe, dataset: Dataset, split: Split) -
     for name, table in tables.items():
         with atomic_file(folder / f"{name}.parquet") as temporary:
             table.write_parquet(temporary.absolute())
+    if dataset.items.encoder:
+        with atomic_file(folder / ENCODER) as temporary:
+            save_file(dict(dataset.items.encoder), temporary)
     about = {
         "format": FORMAT,
         "name": dataset.name,
@@ -128,7 +134,19 @@ def _read_items(files: RunFiles, about: DataFile) -> Items:
     with _sound(files.path("items.parquet")):
         if unknown := {role.column for role in roles} - {*table.columns}:
             raise ValueError(f"data.json describes a column {min(unknown)!r} that it has not")
-        return Items(IdMap(_column(table, "item_id", pl.String())), table, roles)
+        return Items(IdMap(_column(table, "item_id", pl.String())), table, roles, _read_encoder(files))
+
+
+def _read_encoder(files: RunFiles) -> dict[str, NDArray[Any]]:
+    """The arrays of a fitted text encoder; {} for a run without one."""
+    listed = files.path(ENCODER).is_file() if files.manifest is None else ENCODER in files.manifest.files
+    if not listed:
+        return {}
+    content = files.read(ENCODER)
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise damaged(files.path(ENCODER), str(error)) from error
 
 
 @contextmanager
