@@ -60,7 +60,7 @@ def upgrade(out: Path) -> list[str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a file of the study folder holds; {} without the file. Raises CheckpointError for anything else."""
+    """The object that a file of the study folder holds; {} without the file. Raises CheckpointError when damaged."""
     if not path.is_file():
         return {}
     try:
