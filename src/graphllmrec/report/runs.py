@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from graphllmrec.errors import CheckpointError, EvaluationError
 from graphllmrec.evaluation.evaluation import Evaluation
@@ -57,16 +58,32 @@ def report_runs(
     """
     evaluations = load_evaluations(runs, logger)
     logger.begin("write report", len(runs))
-    entries, sources = [], []
+    entries, sources, said = [], [], list(notes)
     for name, path in runs.items():
         about, data = load_about(path)
         sources.append(data.name)
-        entries.append(ReportEntry(name, evaluations[name], load_log(path), _gate(about.model, path), about.seconds))
+        log = load_log(path)
+        entries.append(ReportEntry(name, evaluations[name], log, _gate(about.model, path), about.seconds))
+        said.extend(f"{name}: {note}" for note in _gate_notes(log))
         logger.advance()
     what = f"{len(runs)} recommenders" if len(runs) > 1 else next(iter(runs))
     title = f"{what} on {' and '.join(dict.fromkeys(sources))}"
-    write_report(out, title, entries, notes=notes, baseline=baseline, metric=metric)
+    write_report(out, title, entries, notes=said, baseline=baseline, metric=metric)
     return evaluations
+
+
+def _gate_notes(log: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a large catalogue left out of the fit of the gate, in a sentence; the last fit counts."""
+    for entry in reversed(log):
+        if entry.get("event") == "gate-users":
+            users, of, columns, items = (entry[key] for key in ("users", "of", "columns", "items"))
+            said = f"the gate was fitted on {users:,} of {of:,} validation users"
+            if columns < items:
+                return [f"{said}, with {columns:,} of {items:,} items each, a sample of which stands for the rest."]
+            if users < of:
+                return [f"{said}."]
+            break
+    return []
 
 
 def _gate(model_name: str, path: Path) -> GateTable | None:

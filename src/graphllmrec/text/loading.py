@@ -80,6 +80,8 @@ def load_model(source: Source, dtype: torch.dtype) -> Any:
     finally:
         if bars:
             logging.enable_progress_bar()
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # a decoder would keep keys and values of every layer for tokens that never come
     return (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
 
 
