@@ -31,6 +31,7 @@ from graphllmrec.progress import RunLogger, open_logger
 from graphllmrec.protocol import Model, Queries, Task
 from graphllmrec.recipe import Recipe, differences, load_recipe
 from graphllmrec.recommendation import Explanation, FrameKind, Recommendation
+from graphllmrec.report.card import CardSource, card_markdown, card_values
 from graphllmrec.report.format import integer
 from graphllmrec.report.notebook import View, notebook_html
 from graphllmrec.text.prepare import prepare_encoder, prepare_new_text, prepare_text
@@ -194,6 +195,26 @@ class Recommender:
             )
             found = found.with_ids(now.dataset.users, now.dataset.items.ids)
             return replace(found, run=now.run if data is None else None)
+
+    def card(
+        self,
+        *,
+        evaluation: Evaluation | None = None,
+        baselines: Mapping[str, Evaluation] | None = None,
+        data_licence: str | None = None,
+    ) -> str:
+        """A model card in Markdown: data, protocol, figures, limits, recipe, and how to reproduce them.
+
+        `evaluation`: of the test part (default: made now); `baselines`: evaluations that it is tested against;
+        `data_licence` (default: what a LICENSE or README file of the data folder says). Raises EvaluationError for
+        baselines with other users, targets or masked items.
+        """
+        if evaluation is None and len(self.split.test):
+            evaluation = self.evaluate()
+        source = CardSource(
+            self.recipe, self.model.abilities, self.dataset, self.split, evaluation, baselines or {}, data_licence
+        )
+        return card_markdown(card_values(source))
 
     @overload
     def recommend(
