@@ -50,11 +50,12 @@ class Fitted:
     dataset: Dataset  # added items included
     split: Split  # the split the model was fitted on
     histories: Histories  # (num_users rows) all that is known of each user
+    run: str | None = None  # identity of the run folder that holds exactly this
 
     @staticmethod
-    def of(model: Model, dataset: Dataset, split: Split) -> Fitted:
+    def of(model: Model, dataset: Dataset, split: Split, run: str | None = None) -> Fitted:
         """With the histories of the split."""
-        return Fitted(model, dataset, split, split.interactions().histories(split.num_users))
+        return Fitted(model, dataset, split, split.interactions().histories(split.num_users), run)
 
     @property
     def items(self) -> Items:
