@@ -132,7 +132,8 @@ def _read_items(files: RunFiles, about: DataFile) -> Items:
     roles = tuple(ColumnRole(role.column, role.role, role.reason) for role in about.columns)
     table = files.parquet("items.parquet")
     with _sound(files.path("items.parquet")):
-        if unknown := {role.column for role in roles} - {*table.columns}:
+        kept = {role.column for role in roles if role.role != "left out"}
+        if unknown := kept - {*table.columns}:
             raise ValueError(f"data.json describes a column {min(unknown)!r} that it has not")
         return Items(IdMap(_column(table, "item_id", pl.String())), table, roles, _read_encoder(files))
 
