@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import polars as pl
 
 from graphllmrec.data.checks import Problems, check_ids
 from graphllmrec.data.columns import base_name, match_columns
-from graphllmrec.data.files import parse_name
+from graphllmrec.data.files import Source, parse_name
 from graphllmrec.data.formats import RawTable, check_short_rows, column_type, read_table
 from graphllmrec.errors import DataError
 
 MAX_TAGS = 10  # per item, the most frequent ones
 
 
-def read_items(path: Path, tags: Path | None = None) -> tuple[pl.DataFrame, list[str]]:
+def read_items(path: Source, tags: Source | None = None) -> tuple[pl.DataFrame, list[str]]:
     """Items in file order: item_id, title (null where there is none) and every other column as text; and notes.
 
     Numbers become text, lists stay lists, columns of objects are left out. MovieLens' genres are split at "|", and the
@@ -113,7 +112,7 @@ def _distinct(frame: pl.DataFrame, table: RawTable, keep: pl.Series) -> tuple[pl
     return whole.drop(number), len(rows) - len(whole)
 
 
-def _with_tags(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
+def _with_tags(frame: pl.DataFrame, path: Source) -> pl.DataFrame:
     """The items with a list column `tags`: distinct, in lower case, most frequent first, at most MAX_TAGS."""
     columns: dict[str, str] = {}
 
