@@ -157,7 +157,7 @@ def test_catalogue_is_the_items_table_then_unknown_items(tmp_path: Path) -> None
     assert data.interactions.item_degree(data.num_items).tolist() == [0, 2, 2]
 
 
-def test_item_columns_become_text(tmp_path: Path) -> None:
+def test_item_columns_keep_their_types(tmp_path: Path) -> None:
     pl.DataFrame(
         {
             "brand": ["B", " "],
@@ -172,10 +172,13 @@ def test_item_columns_become_text(tmp_path: Path) -> None:
     data = load_data(folder(tmp_path, interactions_csv=CLICKS))
     assert data.items.table.columns == ["item_id", "title", "brand", "year", "categories", "sizes"]
     assert data.items.table.rows() == [
-        ("x", "Ex", "B", "1999", ["a"], ["1", "2"]),
-        ("y", None, None, None, None, ["3"]),
+        ("x", "Ex", "B", 1999, ["a"], [1, 2]),
+        ("y", None, None, None, None, [3]),
     ]
-    assert data.notes == ("items.parquet: column details holds objects or bytes, left out",)
+    assert data.notes == (
+        "items.parquet: column details holds objects or bytes, left out",
+        "items.parquet: read as attributes, not as text: year, sizes",
+    )
 
 
 def test_items_repeated_word_for_word_are_one(tmp_path: Path) -> None:

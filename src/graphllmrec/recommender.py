@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from graphllmrec import run_folder as run
 from graphllmrec.arguments import id_list, list_length
+from graphllmrec.data.frames import Table
 from graphllmrec.data.new_items import new_item_table
-from graphllmrec.data.prepare import read_dataset, split_dataset, split_in_rows
+from graphllmrec.data.prepare import Data, read_dataset, split_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
 from graphllmrec.data.tables import Dataset, Histories, IdMap, Ints, Items
 from graphllmrec.errors import ArgumentError, CheckpointError, GraphLLMRecError, Interrupted, UnknownIdError
@@ -30,7 +29,7 @@ from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model
 from graphllmrec.evaluation.rank import top_k
 from graphllmrec.io import discard
 from graphllmrec.models.explain import explain_item, similarities
-from graphllmrec.progress import RunLogger
+from graphllmrec.progress import RunLogger, open_logger
 from graphllmrec.protocol import Model, Queries, Task
 from graphllmrec.recipe import Recipe, differences, load_recipe
 from graphllmrec.recommendation import Explanation, Recommendation
@@ -57,7 +56,8 @@ class Recommender:
 
     def fit(
         self,
-        data: Dataset | str | Path,
+        data: Data,
+        items: Table | None = None,
         *,
         out: str | Path | None = None,
         overwrite: bool = False,
@@ -65,7 +65,10 @@ class Recommender:
         save_every: float = EVERY,
         logger: RunLogger | None = None,
     ) -> Recommender:
-        """Read, split and encode `data` (a Dataset or a data folder), and fit the model. Returns self.
+        """Read, split and encode `data`, and fit the model. Returns self.
+
+        `data`: a data folder, a Dataset, or interactions as a DataFrame of polars or pandas, with the items as another
+        in `items`; see `load_data`.
 
         With `out`, the run is kept in that folder, and `resume` continues an interrupted or killed fit; checkpoints are
         written every `save_every` seconds, or less often where writing takes more than 2 % of the time. With `cache`
@@ -75,9 +78,9 @@ class Recommender:
         path = None if out is None else Path(out)
         if path is not None:
             run.require_free(path, overwrite)
-        with _silent_if_none(logger) as logger:
+        with open_logger(logger) as logger:
             logger.new_run()
-            dataset = read_dataset(data, self._given.data, logger)
+            dataset = read_dataset(data, self._given.data, logger, items)
             split = split_dataset(dataset, self._given.data, self._given.seed)
             self.recipe = self._given.for_data(split.ordered)
             model = self.recipe.build_model()
@@ -99,7 +102,7 @@ class Recommender:
         path: str | Path,
         *,
         recipe: Recipe | None = None,
-        data: Dataset | str | Path | None = None,
+        data: Data | None = None,
         save_every: float = EVERY,
         logger: RunLogger | None = None,
     ) -> Recommender:
@@ -119,7 +122,7 @@ class Recommender:
             listed = "; ".join(differences(recipe.values(), tables.recipe.values())[:5])
             raise CheckpointError(f"the recipe differs from the one of {path}: {listed}")
         recommender = cls(tables.recipe)
-        with _silent_if_none(logger) as logger:
+        with open_logger(logger) as logger:
             logger.new_run()
             if data is not None:
                 dataset = read_dataset(data, tables.recipe.data, logger)
@@ -159,7 +162,7 @@ class Recommender:
         self,
         split: Part = "test",
         *,
-        data: Dataset | str | Path | None = None,
+        data: Data | None = None,
         branch: str | None = None,
         logger: RunLogger | None = None,
     ) -> Evaluation:
@@ -168,7 +171,7 @@ class Recommender:
         With `data` (e.g. train.* = what is known today, test.* = next week), that data is split as the recipe says;
         all its users and items must be known. Raises DataError for unknown ones, EvaluationError without any target.
         """
-        with _silent_if_none(logger) as logger:
+        with open_logger(logger) as logger:
             known = self.split
             if data is not None:
                 other = read_dataset(data, self.recipe.data, logger)
@@ -247,12 +250,12 @@ class Recommender:
         """
         table = new_item_table(rows, self.dataset.items, needs_text=self.model.abilities.needs_text)
         model, dataset, split = self._get()
-        new, recipe = Items(IdMap(table["item_id"]), table), self.recipe
-        with _silent_if_none(logger) as logger:
+        new, recipe = Items(IdMap(table["item_id"]), table, dataset.items.roles), self.recipe
+        with open_logger(logger) as logger:
             model.add_items(
                 prepare_new_text(model.abilities, new, dataset.items, split, recipe.text, recipe.seed, logger)
             )
-        items = Items(dataset.items.ids.extended(new.ids.ids.to_list()), pl.concat([dataset.items.table, table]))
+        items = dataset.items.extended(table)
         self._set(model, replace(dataset, items=items), replace(split, num_items=len(items)))
 
     def _get(self) -> tuple[Model, Dataset, Split]:
@@ -329,16 +332,6 @@ class Recommender:
         return rows[rows >= 0]
 
 
-def evaluate(recommender: Recommender, data: Dataset | str | Path | None = None, split: Part = "test") -> Evaluation:
+def evaluate(recommender: Recommender, data: Data | None = None, split: Part = "test") -> Evaluation:
     """Full-ranking metrics of a fitted recommender on its own data or other `data`; see `Recommender.evaluate`."""
     return recommender.evaluate(split, data=data)
-
-
-@contextmanager
-def _silent_if_none(logger: RunLogger | None) -> Iterator[RunLogger]:
-    """The caller's logger, or a silent one that is closed at the end."""
-    if logger is not None:
-        yield logger
-        return
-    with RunLogger(quiet=True) as silent:
-        yield silent

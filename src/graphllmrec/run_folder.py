@@ -1,7 +1,7 @@
 """The run folder: all that a fitted recommender needs, without references to other files.
 
     recipe.toml           the whole recipe, defaults written out
-    data.json             name of the data, how it was split, its fingerprint
+    data.json             name of the data, the roles of its columns, how it was split, its fingerprint
     users.parquet         user ids, row by row
     items.parquet         the catalogue, row by row
     interactions.parquet  user and item rows, part (train, valid, test), order, rating, review where there is one
@@ -24,7 +24,7 @@ import shutil
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from graphllmrec import legacy
+from graphllmrec.data.roles import ColumnRole
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
 from graphllmrec.errors import CheckpointError
@@ -136,7 +137,8 @@ def load_tables(path: Path) -> Tables:
         users = IdMap(pl.read_parquet(path / "users.parquet")["user_id"])
     with _readable(path / "items.parquet"):
         table = pl.read_parquet(path / "items.parquet")
-        items = Items(IdMap(table["item_id"]), table)
+        roles = tuple(ColumnRole(**role) for role in about.get("columns", ()))  # none in runs of version 0.1
+        items = Items(IdMap(table["item_id"]), table, roles)
     with _readable(path / "interactions.parquet"):
         parts = _read_parts(pl.read_parquet(path / "interactions.parquet"))
     with _readable(path / "data.json"):
@@ -210,6 +212,7 @@ def _write_tables(folder: Path, dataset: Dataset, split: Split) -> None:
         "name": dataset.name,
         "source": dataset.source,
         "order": dataset.order,
+        "columns": [asdict(role) for role in dataset.items.roles],
         "split": {
             "kind": split.kind,
             "valid_in_history": split.valid_in_history,

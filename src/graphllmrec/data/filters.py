@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
+from graphllmrec.data.tables import Dataset, IdMap, Interactions
 from graphllmrec.errors import DataError
 
 
@@ -42,12 +42,11 @@ def k_core_dataset(dataset: Dataset, k: int) -> Dataset:
     rest = dataset.interactions.where(keep)
     users = np.bincount(rest.user, minlength=dataset.num_users) > 0
     items = np.bincount(rest.item, minlength=dataset.num_items) > 0
-    kept_items = pl.Series(items)
     note = f"{k}-core: {int((~users).sum()):,} users and {int((~items).sum()):,} items left out"
     return replace(
         dataset,
         users=IdMap(dataset.users.ids.filter(pl.Series(users))),
-        items=Items(IdMap(dataset.items.ids.ids.filter(kept_items)), dataset.items.table.filter(kept_items)),
+        items=dataset.items.filter(items),
         interactions=replace(rest, user=(np.cumsum(users) - 1)[rest.user], item=(np.cumsum(items) - 1)[rest.item]),
         notes=(*dataset.notes, note),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -18,6 +18,16 @@ FRAMES = "a DataFrame of polars or pandas, a polars LazyFrame or an Arrow table"
 WANTED = f'a data folder, one file, {FRAMES}, or several as {{"train": …, "test": …}}'
 
 Table = Any  # FRAMES, or the path of a file
+
+
+@runtime_checkable
+class _Arrow(Protocol):
+    """A table that exports its rows as a stream of Arrow record batches."""
+
+    @property
+    def schema(self) -> Any: ...  # a column has none
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
 
 
 def find_sources(data: Table, items: Table | None, max_bytes: int | None) -> dict[str, Source]:
@@ -65,15 +75,15 @@ def _source(table: Table, name: str, max_bytes: int | None) -> Source:
             reason = str(error).splitlines()[0]
             raise DataError(f"the LazyFrame cannot be collected: {reason}", file=name) from error
     notes: list[str] = []
-    if kind.__module__.partition(".")[0] == "pandas" and hasattr(table, "columns"):
+    if any(base.__module__.partition(".")[0] == "pandas" and base.__name__ == "DataFrame" for base in kind.__mro__):
         frame = _from_pandas(table, name, notes)
     elif isinstance(table, pl.DataFrame):
         frame = table
-    elif hasattr(table, "__arrow_c_stream__") and not isinstance(table, pl.Series) and hasattr(table, "schema"):
+    elif isinstance(table, _Arrow):
         frame = pl.DataFrame(table)
     else:
         wanted = WANTED if name == "interactions" else f"a file or {FRAMES}"
-        raise ArgumentError(f"{name}: wanted {wanted}, not {kind.__name__} ({table!r:.60})")
+        raise ArgumentError(f"{name}: wanted {wanted}, not {kind.__name__}")
     return Source(name, frame=_without_objects(frame, name, notes), notes=tuple(notes))
 
 
@@ -117,7 +127,7 @@ def _from_series(column: str, values: Any, name: str, notes: list[str]) -> pl.Se
         return pl.Series(column, values.to_numpy(dtype=np.float64 if values.dtype == np.float16 else None))
     kind = str(values.dtype)
     if kind.startswith("datetime64"):
-        if getattr(values.dtype, "tz", None) is not None:
+        if "," in kind:  # datetime64[us, Europe/Berlin]
             values = values.dt.tz_convert("UTC").dt.tz_localize(None)
         return pl.Series(column, values.to_numpy().astype("datetime64[us]"))
     if kind.startswith("timedelta64"):

@@ -8,7 +8,7 @@ import polars as pl
 
 from graphllmrec.errors import DataError
 
-FEW = 0.8  # of the clicked items; fewer in the items table are worth a note
+FEW = 0.5  # of the clicked items; fewer in the items table are worth a note
 EXAMPLES = 3
 HINT = "ids are compared letter by letter; write them the same way in both tables"
 
@@ -26,14 +26,14 @@ DIFFERENCES: tuple[tuple[str, Callable[[pl.Expr], pl.Expr]], ...] = (  # what di
 def unmet_ids(clicked: pl.Series, known: pl.Series, file: str) -> list[str]:
     """A note, or none, on clicked ids (n,) that are not among the `known` ids (m,) of the items table `file`.
 
-    Raises DataError where no clicked item is in the items table.
+    Raises DataError where none of several clicked items is in the items table.
     """
     found = clicked.is_in(known.implode())
     unmet = clicked.filter(~found)
     if not len(unmet):
         return []
     what, pairs = _difference(unmet, known)
-    if not found.any():
+    if not found.any() and len(clicked) > 1:  # one click proves nothing
         raise DataError(
             "no clicked item is in this table",
             file=file,

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from graphllmrec.data.config import DataConfig
+from graphllmrec.data.frames import Table
 from graphllmrec.data.read import load_data
 from graphllmrec.data.split import Split, make_split
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Ints
-from graphllmrec.errors import DataError
+from graphllmrec.errors import ArgumentError, DataError
 from graphllmrec.progress import RunLogger
 
+Data = Dataset | str | Path | Table | Mapping[str, Table]  # whatever load_data reads, or its result
 
-def read_dataset(data: Dataset | str | Path, config: DataConfig, logger: RunLogger) -> Dataset:
-    """The Dataset, or the one read from a data folder and filtered by the settings. Raises DataError."""
+
+def read_dataset(data: Data, config: DataConfig, logger: RunLogger, items: Table | None = None) -> Dataset:
+    """The Dataset, or the one read from a data folder or tables, filtered by the settings. Raises DataError."""
     if isinstance(data, Dataset):
+        if items is not None:
+            raise ArgumentError("a Dataset has its items already; leave the argument items out")
         return data
     logger.begin("reading data")
-    dataset = load_data(data, min_rating=config.min_rating, k_core=config.k_core)
+    dataset = load_data(
+        data, items, min_rating=config.min_rating, k_core=config.k_core, max_bytes=config.max_bytes
+    )
     for note in dataset.notes:
         logger.say(f"note: {note}")
     return dataset

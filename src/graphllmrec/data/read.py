@@ -1,7 +1,7 @@
 """Read a data folder: find the files, check every value, number users and items.
 
 Formats (details in files.py and columns.py): `interactions.*` with user_id, item_id and maybe timestamp or position
-and rating, or a ready-made `train.*`, `test.*`, `valid.*`; `items.*` with item_id, title and any other text columns;
+and rating, or a ready-made `train.*`, `test.*`, `valid.*`; `items.*` with item_id, title and any other columns;
 MovieLens and RecBole folders as published. csv, tsv, jsonl (.gz, .zst) and parquet. Items are in the order of their
 table, then those that occur in interactions only (without text); users in order of first appearance.
 """
@@ -68,15 +68,17 @@ def load_data(
     if "tags" in sources:
         parts = {part: _tags_as_reviews(rows, sources["tags"], part) for part, rows in parts.items()}
     order = _common_order(place, parts)
-    catalogue, notes = read_items(sources["items"], sources.get("tags")) if "items" in sources else (None, [])
-    if catalogue is not None:
+    catalogue, roles, notes = None, [], []
+    if "items" in sources:
+        catalogue, roles, notes = read_items(sources["items"], sources.get("tags"))
         clicked = pl.concat([rows.items.ids for rows in parts.values()]).unique(maintain_order=True)
         notes += unmet_ids(clicked, catalogue["item_id"], sources["items"].name)
     dataset = _number_rows(parts, catalogue, ready, order)
     notes = [note for rows in parts.values() for note in rows.notes] + notes
     if dataset.repeats:
         notes.append(f"{dataset.repeats:,} repeated (user, item) pairs left out, the first of each kept")
-    dataset = replace(dataset, name=name or _name(data), source=place, notes=tuple(notes))
+    described = replace(dataset.items, roles=tuple(roles))
+    dataset = replace(dataset, name=name or _name(data), source=place, items=described, notes=tuple(notes))
     return k_core_dataset(dataset, k_core) if k_core > 0 else dataset
 
 

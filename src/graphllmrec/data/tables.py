@@ -6,7 +6,7 @@ Outside the package an id is a string. Inside, users and items are row numbers (
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from graphllmrec.data.ids import clean_id
+from graphllmrec.data.roles import ColumnRole
 from graphllmrec.errors import UnknownIdError
 
 Ints = NDArray[np.int64]
@@ -204,10 +205,15 @@ def _sort_key(user: Ints, order: Ints | None) -> Ints:
 
 @dataclass(frozen=True)
 class Items:
-    """The catalogue. Row i of `table` describes item row i; an item without text has nulls in every text column."""
+    """The catalogue. Row i of `table` describes item row i; an item without text has nulls in every text column.
+
+    A column is text (String or List(String)) or an attribute in its own type (data/roles.py). Text is encoded;
+    attributes are for filters: `items.table.filter(pl.col("price") < 20)`.
+    """
 
     ids: IdMap
-    table: pl.DataFrame  # item_id, and where known title, description, brand, categories, … (String or List(String))
+    table: pl.DataFrame  # item_id, and where known title, description, brand, price, …
+    roles: tuple[ColumnRole, ...] = ()  # of the columns as read; strings of which no role is known are text
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -219,11 +225,28 @@ class Items:
 
     @property
     def text_columns(self) -> list[str]:
-        """Columns that hold text (everything but item_id that is a String or a list of String)."""
+        """Columns that hold text, in the order of the table."""
+        attributes = {role.column for role in self.roles if role.role != "text"}
         return [
             name for name, kind in self.table.schema.items()
-            if name != "item_id" and kind in (pl.String, pl.List(pl.String))
+            if name != "item_id" and kind in (pl.String, pl.List(pl.String)) and name not in attributes
         ]  # fmt: skip
+
+    @property
+    def attribute_columns(self) -> list[str]:
+        """Columns that are no text, in the order of the table; item_id is none."""
+        text = {"item_id", *self.text_columns}
+        return [name for name in self.table.columns if name not in text]
+
+    def filter(self, keep: NDArray[np.bool_]) -> Items:
+        """The items where `keep` (num_items,) is true, in their order."""
+        kept = pl.Series(keep)
+        return replace(self, ids=IdMap(self.ids.ids.filter(kept)), table=self.table.filter(kept))
+
+    def extended(self, new: pl.DataFrame) -> Items:
+        """The items of `new` appended: a table with these columns. Whole numbers meet fractions as fractions."""
+        table = pl.concat([self.table, new], how="vertical_relaxed")
+        return replace(self, ids=self.ids.extended(new["item_id"].to_list()), table=table)
 
 
 @dataclass(frozen=True)
