@@ -74,7 +74,8 @@ class Problems:
     def _describe(self, problem: Problem) -> str:
         value = "" if problem.value is None else f" (found {str(problem.value)[:80]!r})"
         rows = f", {problem.count:,} such rows" if problem.count > 1 else ""
-        return f"{self.table.counted} {self.table.line(problem.row)}, column '{problem.column}': {problem.what}{value}{rows}"
+        where = f"{self.table.counted} {self.table.line(problem.row)}, column '{problem.column}'"
+        return f"{where}: {problem.what}{value}{rows}"
 
 
 def _value(column: pl.Series, row: int) -> object:

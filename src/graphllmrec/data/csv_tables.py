@@ -1,4 +1,4 @@
-"""csv, tsv, RecBole's .inter and .item, and MovieLens' older files: all values are strings, null where a row ends early."""
+"""csv, tsv, RecBole's and MovieLens' older files: all values are strings, null where a row ends early."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_csv(source: Source, content: Content, pick: Pick, *, quoted: bool) -> R
     if "\r" in header and "\n" not in header:
         hint = f"convert it: tr '\\r' '\\n' < {source.name} > new-{source.name}"
         raise DataError("lines end in a carriage return only", file=source.name, line=1, hint=hint)
-    _check_names(names, source.name, header_line)
+    _check_names(names, source.name)
     columns = list(pick(names))
     if repeated := {name for name in names if name and names.count(name) > 1}:
         what = f"two columns are named {min(repeated)!r}"
@@ -84,7 +84,7 @@ def check_short_rows(source: Source, max_line_bytes: int = MAX_LINE_BYTES) -> No
         raise DataError(what, file=source.name, line=number, value=record, hint=QUOTE_HINT, count=len(bad))
 
 
-def _check_names(names: list[str], file: str, line: int) -> None:
+def _check_names(names: list[str], file: str) -> None:
     check_width(names, file)
     for place, name in enumerate(names):  # of several columns without a name, each gets another blank one
         if not name.strip() and name in names[:place]:

@@ -1,13 +1,12 @@
 """Which encoding has a text that is not UTF-8? Advice for a person, who sees how the text reads; nothing is converted.
 
-Every candidate decodes the lines that are not ASCII. Its score is the share of their characters that are frequent in the
-languages it was made for: level 1 of the Chinese and Japanese standards, the syllables of KS X 1001, letters in words.
+Every candidate decodes the lines that are not ASCII. Its score is the share of their characters that are frequent in
+the languages it was made for: level 1 of the Chinese and Japanese standards, the syllables of KS X 1001, letters in words.
 """
 
 from __future__ import annotations
 
 import codecs
-import re
 import shlex
 from collections.abc import Callable
 
@@ -56,10 +55,10 @@ def guess_encodings(sample: bytes) -> list[tuple[str, str]]:
         except UnicodeDecodeError:
             continue
         scored.append((score(decoded), name, _reading(decoded)))
-    best = max((score for score, _, _ in scored), default=0.0)
+    best = max((points for points, _, _ in scored), default=0.0)
     found: dict[str, str] = {}  # reading -> name: two encodings that read the same are one
-    for score, name, reading in sorted(scored, key=lambda entry: -entry[0]):
-        if score > 0.3 and score >= 0.8 * best:
+    for points, name, reading in sorted(scored, key=lambda entry: -entry[0]):
+        if points > 0.3 and points >= 0.8 * best:
             found.setdefault(reading, name)
     return [(name, reading) for reading, name in found.items()][:3]
 
@@ -97,8 +96,8 @@ def _is_kana(mark: str) -> bool:
 def _letters(alphabet: str, frequent: str = "") -> Score:
     """Share of characters that are letters of `alphabet` where such letters stand, no capital within a word.
 
-    Letters of Latin alphabets stand beside ASCII letters, unlike the two bytes of a Chinese character; those of all others
-    (which give their `frequent` letters) beside their like.
+    Letters of Latin alphabets stand beside ASCII letters, unlike the two bytes of a Chinese character; those of all
+    others (which give their `frequent` letters) beside their like.
     """
     known, common = set(alphabet + alphabet.upper()), set(frequent + frequent.upper())
 

@@ -42,7 +42,7 @@ def unmet_ids(clicked: pl.Series, known: pl.Series, file: str) -> list[str]:
             + (f"; they differ in {what}" if what else "")
             + f". {HINT}",
         )
-    if found.mean() >= FEW and not what:
+    if len(unmet) <= (1 - FEW) * len(clicked) and not what:
         return []
     note = f"{file}: {len(unmet):,} of {len(clicked):,} clicked items are not in the table, e.g. "
     if not what:

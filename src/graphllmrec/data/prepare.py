@@ -26,9 +26,7 @@ def read_dataset(data: Data, config: DataConfig, logger: RunLogger, items: Table
             raise ArgumentError("a Dataset has its items already; leave the argument items out")
         return data
     logger.begin("reading data")
-    dataset = load_data(
-        data, items, min_rating=config.min_rating, k_core=config.k_core, max_bytes=config.max_bytes
-    )
+    dataset = load_data(data, items, min_rating=config.min_rating, k_core=config.k_core, max_bytes=config.max_bytes)
     for note in dataset.notes:
         logger.say(f"note: {note}")
     return dataset

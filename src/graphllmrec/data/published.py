@@ -1,6 +1,6 @@
 """Files of published data sets: their names, and the columns of those that do not name them.
 
-MovieLens 100K (`u.data`, `u.item`), 1M and 10M (`ratings.dat`, `movies.dat`, `tags.dat`); 20M and later are ordinary csv.
+MovieLens 100K (`u.data`, `u.item`), 1M and 10M (`ratings.dat`, `movies.dat`, `tags.dat`); later ones are csv.
 Amazon reviews of 2014, 2018 and 2023 (`reviews_Books_5.json.gz`, `Books_5.json.gz`, `Books.jsonl.gz`, each with its
 `meta_Books`). RecBole's `NAME.inter`, `NAME.item` and `NAME.train.inter` are found by their endings (files.py).
 """

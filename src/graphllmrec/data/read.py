@@ -24,6 +24,7 @@ from graphllmrec.data.formats import check_short_rows, read_table
 from graphllmrec.data.frames import Table, find_sources
 from graphllmrec.data.items import read_items
 from graphllmrec.data.meeting import unmet_ids
+from graphllmrec.data.roles import ColumnRole
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
 from graphllmrec.data.times import OrderColumn, check_position, check_timestamp
 from graphllmrec.errors import DataError
@@ -41,7 +42,7 @@ def load_data(
     """Read and check a data folder, or tables in memory.
 
     Args:
-        data: a data folder; one file or one table of interactions (a DataFrame of polars or pandas, a LazyFrame, an Arrow
+        data: a data folder; one file or table of interactions (a DataFrame of polars or pandas, a LazyFrame, an Arrow
             table); or {"train": table, "test": table} and maybe "valid", a ready-made split.
         items: the table of items, or its file, where `data` is no folder that holds it.
         min_rating: keep interactions with rating >= this; users left without any disappear, the catalogue stays whole.
@@ -68,7 +69,7 @@ def load_data(
     if "tags" in sources:
         parts = {part: _tags_as_reviews(rows, sources["tags"], part) for part, rows in parts.items()}
     order = _common_order(place, parts)
-    catalogue, roles, notes = None, [], []
+    catalogue, roles, notes = None, list[ColumnRole](), list[str]()
     if "items" in sources:
         catalogue, roles, notes = read_items(sources["items"], sources.get("tags"))
         clicked = pl.concat([rows.items.ids for rows in parts.values()]).unique(maintain_order=True)
@@ -138,7 +139,9 @@ def _read_interactions(source: Source, min_rating: float | None) -> _Rows:
             raise DataError("no rating column for min_rating", file=source.name, hint="leave min_rating out")
         keep &= rating >= np.float32(min_rating)
         if not keep.any():
-            raise DataError(f"no interaction has a rating >= {min_rating:g}", file=source.name, column=columns["rating"])
+            raise DataError(
+                f"no interaction has a rating >= {min_rating:g}", file=source.name, column=columns["rating"]
+            )
     notes = [*table.notes, *([f"{source.name}: {order.note}"] if order is not None and order.note else [])]
     rating = _some_ratings(rating, problems, source, notes)
     if kind == "timestamp" and "position" in columns:
@@ -249,9 +252,7 @@ def _common_order(place: str, parts: dict[str, _Rows]) -> str | None:
     kinds = {rows.order_kind for rows in parts.values()}
     if len(kinds) > 1:
         listed = ", ".join(f"{part}: {rows.order_kind or 'none'}" for part, rows in parts.items())
-        raise DataError(
-            f"the parts are ordered differently ({listed})", file=place, hint="give all the same column"
-        )
+        raise DataError(f"the parts are ordered differently ({listed})", file=place, hint="give all the same column")
     return kinds.pop()
 
 

@@ -19,7 +19,7 @@ def column_of(name: str, values: Sequence[Any]) -> tuple[pl.Series, int]:
     """The values as a column, and the number of texts with half a surrogate pair, which becomes U+FFFD.
 
     Numbers stay numbers and dates dates; several kinds in one column are texts; plain values among lists are lists of
-    one, lists of lists (the categories of Amazon 2014) one list. A column of objects has the type Struct: it is not read.
+    one, lists of lists (the categories of Amazon 2014) one list. A column of objects has the type Struct.
     """
     values = [_plain(value) for value in values]
     present = [value for value in values if value is not None]
@@ -42,7 +42,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, list | tuple | np.ndarray):
-        parts = [part for entry in value for part in (entry if isinstance(entry, list | tuple | np.ndarray) else [entry])]
+        lists = (entry if isinstance(entry, list | tuple | np.ndarray) else [entry] for entry in value)
+        parts = [part for entries in lists for part in entries]
         return [part.item() if isinstance(part, np.generic) else part for part in parts]
     return None if is_missing(value) else value
 
