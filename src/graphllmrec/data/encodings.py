@@ -1,7 +1,7 @@
 """Which encoding has a text that is not UTF-8? Advice for a person, who sees how the text reads; nothing is converted.
 
 Every candidate decodes the lines that are not ASCII. Its score is the share of their characters that are frequent in
-the languages it was made for: level 1 of the Chinese and Japanese standards, the syllables of KS X 1001, letters in words.
+the languages it was made for: level 1 of the Chinese and Japanese standards, Korean syllables, letters in words.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def _source(table: Table, name: str, max_bytes: int | None) -> Source:
         frame = _from_pandas(table, name, notes)
     elif isinstance(table, pl.DataFrame):
         frame = table
-    elif isinstance(table, _Arrow):
+    elif isinstance(table, _Arrow) and not isinstance(table, type):
         frame = pl.DataFrame(table)
     else:
         wanted = WANTED if name == "interactions" else f"a file or {FRAMES}"

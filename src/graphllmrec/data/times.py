@@ -101,7 +101,7 @@ def _unit(typical: float) -> tuple[float, int, str]:
 
 
 def _digits(usable: NDArray[np.float64]) -> tuple[str, str] | None:
-    """(format, its name) where the values are dates from 1970 to 2099 written as digits; one number in 30 is by chance."""
+    """(format, its name) where most values are dates from 1970 to 2099 in digits; by chance one number in 30 is one."""
     if not len(usable):
         return None
     oldest, newest = str(int(usable.min())), str(int(usable.max()))
