@@ -53,6 +53,4 @@ def test_few_that_meet_are_a_note_and_many_are_none() -> None:
 
 
 def test_dropped_repeats_are_a_note() -> None:
-    assert load_data(clicks(["x", "y", "x"])).notes == (
-        "1 repeated (user, item) pairs left out, the first of each kept",
-    )
+    assert load_data(clicks(["x", "y", "x"])).notes == ("1 repeated (user, item) pairs: the first of each is kept",)

@@ -43,6 +43,7 @@ from graphllmrec.io import atomic_file, atomic_folder, remove_leftovers, write_t
 from graphllmrec.models.registry import build
 from graphllmrec.protocol import Model
 from graphllmrec.recipe import Recipe, load_recipe
+from graphllmrec.terminal import command
 
 FORMAT = 4
 PARTS = ("train", "valid", "test")
@@ -158,7 +159,7 @@ def load_model(path: Path) -> Model:
     if state_of(path) == "interrupted":
         raise CheckpointError(
             f"{path} holds an interrupted run (model.json is missing); "
-            f"finish it with: graphllmrec fit --resume --out {path}"
+            f"finish it with: {command('fit', '--resume', '--out', path)}"
         )
     _require(path, "model.json", "model.safetensors")
     about = _read_json(path / "model.json")
@@ -225,15 +226,24 @@ def _write_tables(folder: Path, dataset: Dataset, split: Split) -> None:
 
 
 def _parts_table(split: Split) -> pl.DataFrame:
-    """The interactions of all parts; a column `review` only where there is at least one."""
+    """The interactions of all parts; columns `review` and `weight` only where there are some."""
     parts = (split.train, split.valid, split.test)
-    kinds = {"user": pl.Int64, "item": pl.Int64, "order": pl.Int64, "rating": pl.Float32, "review": pl.String}
+    kinds = {
+        "user": pl.Int64,
+        "item": pl.Int64,
+        "order": pl.Int64,
+        "rating": pl.Float32,
+        "review": pl.String,
+        "weight": pl.Float32,
+    }
     frames = [
         pl.DataFrame(vars(part), schema=kinds).with_columns(part=pl.lit(name, dtype=pl.Enum(PARTS)))
         for name, part in zip(PARTS, parts, strict=True)
     ]
     table = pl.concat(frames)
-    return table.drop("review") if all(part.review is None for part in parts) else table
+    if all(part.review is None for part in parts):
+        table = table.drop("review")
+    return table.drop("weight") if all(part.weight is None for part in parts) else table
 
 
 def _read_parts(table: pl.DataFrame) -> dict[str, Interactions]:
@@ -247,13 +257,16 @@ def _read_parts(table: pl.DataFrame) -> dict[str, Interactions]:
             None if rows["order"].null_count() else order,
             None if rows["rating"].null_count() else rating,
             rows["review"] if "review" in rows.columns else None,
+            rows["weight"].to_numpy(writable=True) if "weight" in rows.columns else None,
         )
     return parts
 
 
 def _require(path: Path, *names: str) -> None:
     if state_of(path) == "absent":
-        raise CheckpointError(f"no run folder at {path}; make one with: graphllmrec fit RECIPE --data DIR --out {path}")
+        raise CheckpointError(
+            f"no run folder at {path}; make one with: {command('fit', 'RECIPE', '--data', 'DIR', '--out', path)}"
+        )
     missing = [name for name in names if not (path / name).is_file()]
     if missing:
         raise CheckpointError(f"{path} is not a complete run folder; missing: {', '.join(missing)}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from graphllmrec.data.split import KINDS
+from graphllmrec.data.ties import Ties
+from graphllmrec.data.weights import Repeats, Scale
 from graphllmrec.settings import Config
 
 
@@ -13,6 +15,21 @@ class DataConfig(Config):
 
     split: str = Field("auto", description=f"{', '.join(KINDS)}; see docs/guides/evaluation.md")
     min_rating: float | None = Field(None, description="keep interactions rated at least this; none keeps all")
+    ties: Ties = Field(
+        "hash", description='what sorts clicks of one user at one time: a "hash" of the ids, or the rows of the "file"'
+    )
+    weights: Scale = Field(
+        "log",
+        description='how columns weight and count weigh a click: "log" of 1 + value, "linear", "none": not at all',
+    )
+    events: dict[str, float] = Field(
+        default_factory=dict,
+        description="weight per type in the column event, e.g. {view = 1, buy = 5}; others are left out",
+    )
+    half_life: float = Field(0.0, ge=0, description="days in which the weight of a click halves; 0: no fading")
+    repeats: Repeats = Field(
+        "first", description='a repeated pair counts once ("first"), or its occurrences "add" up to a weight'
+    )
     max_bytes: int | None = Field(
         None,
         ge=1,
@@ -27,6 +44,15 @@ class DataConfig(Config):
     cold_ratio: float = Field(
         0.1, gt=0, lt=1, description="share of clicked items to test on, as many to validate on (cold-item)"
     )
+
+    @field_validator("events")
+    @classmethod
+    def _positive(cls, events: dict[str, float]) -> dict[str, float]:
+        if bad := [name for name, weight in events.items() if not 0 < weight <= 1e6]:
+            raise ValueError(
+                f"weight of {bad[0]!r} must be above 0 and at most 1e6; leave out events that do not count"
+            )
+        return events
 
     @field_validator("split")
     @classmethod

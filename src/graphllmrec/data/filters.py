@@ -1,4 +1,4 @@
-"""Remove interactions: repeated pairs, and those outside the k-core."""
+"""Remove interactions outside the k-core."""
 
 from __future__ import annotations
 
@@ -10,13 +10,6 @@ from numpy.typing import NDArray
 
 from graphllmrec.data.tables import Dataset, IdMap, Interactions
 from graphllmrec.errors import DataError
-
-
-def drop_repeats(interactions: Interactions, num_items: int) -> Interactions:
-    """Keep the first occurrence of every (user, item) pair, in the order of the table."""
-    pairs = interactions.user * np.int64(num_items) + interactions.item
-    first = pl.Series(pairs).is_first_distinct().to_numpy()
-    return interactions if first.all() else interactions.where(first)
 
 
 def k_core(interactions: Interactions, num_users: int, num_items: int, k: int) -> NDArray[np.bool_]:

@@ -13,15 +13,13 @@ from graphllmrec.data.formats import RawTable, check_short_rows, column_type, re
 from graphllmrec.data.roles import ColumnRole, read_column
 from graphllmrec.errors import DataError
 
-MAX_TAGS = 10  # per item, the most frequent ones
 
-
-def read_items(path: Source, tags: Source | None = None) -> tuple[pl.DataFrame, list[ColumnRole], list[str]]:
+def read_items(path: Source) -> tuple[pl.DataFrame, list[ColumnRole], list[str]]:
     """Items in file order: item_id, title (null where there is none) and the other columns; their roles; and notes.
 
     Text columns are String or List(String), attributes have a type of their own (roles.py); columns of objects, bytes
-    and vectors are left out. MovieLens' genres are split at "|", and the tags of the file `tags` (item_id, tag) become
-    a list column, most frequent first. Raises DataError for a missing item_id and for two different rows of one item.
+    and vectors are left out. MovieLens' genres are split at "|". Raises DataError for a missing item_id and for two
+    different rows of one item.
     """
     columns: dict[str, str] = {}
     notes: list[str] = []
@@ -53,9 +51,7 @@ def read_items(path: Source, tags: Source | None = None) -> tuple[pl.DataFrame, 
     frame, repeated = _distinct(frame, table, keep)
     if repeated:
         notes.append(f"{path.name}: {repeated:,} rows repeat an item word for word, first kept")
-    if tags is None:
-        return frame, roles, notes
-    return _with_tags(frame, tags), [*roles, ColumnRole("tags", "text", f"the tags of {tags.name}")], notes
+    return frame, roles, notes
 
 
 def _described(frame: pl.DataFrame, title: str | None, file: str) -> tuple[list[pl.Series], list[ColumnRole]]:
@@ -107,24 +103,3 @@ def _distinct(frame: pl.DataFrame, table: RawTable, keep: pl.Series) -> tuple[pl
             count=len(twice),
         )
     return whole.drop(number), len(rows) - len(whole)
-
-
-def _with_tags(frame: pl.DataFrame, path: Source) -> pl.DataFrame:
-    """The items with a list column `tags`: distinct, in lower case, most frequent first, at most MAX_TAGS."""
-    columns: dict[str, str] = {}
-
-    def pick(names: Sequence[str]) -> Sequence[str]:
-        columns.update(match_columns(names, ("item_id", "tag"), (), path.name))
-        return list(columns.values())
-
-    table = read_table(path, pick)
-    problems = Problems(table)
-    ids = check_ids(problems, columns["item_id"])
-    problems.raise_any()
-    used = ids.code >= 0
-    tags = table.frame[columns["tag"]].cast(pl.String).filter(pl.Series(used)).str.strip_chars().str.to_lowercase()
-    pairs = pl.DataFrame({"item_id": ids.ids.gather(ids.code[used]), "tags": tags.replace("", None)}).drop_nulls()
-    counted = pairs.group_by("item_id", "tags", maintain_order=True).len()
-    counted = counted.sort("len", descending=True, maintain_order=True)  # ties keep the order of the file
-    lists = counted.group_by("item_id", maintain_order=True).agg(pl.col("tags").head(MAX_TAGS))
-    return frame.join(lists, on="item_id", how="left", maintain_order="left")

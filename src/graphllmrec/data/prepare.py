@@ -12,7 +12,8 @@ from graphllmrec.data.config import DataConfig
 from graphllmrec.data.frames import Table
 from graphllmrec.data.read import load_data
 from graphllmrec.data.split import Split, make_split
-from graphllmrec.data.tables import Dataset, IdMap, Interactions, Ints
+from graphllmrec.data.tables import Dataset, IdMap, Ints
+from graphllmrec.data.tags import without_held_out_tags
 from graphllmrec.errors import ArgumentError, DataError
 from graphllmrec.progress import RunLogger
 
@@ -26,10 +27,36 @@ def read_dataset(data: Data, config: DataConfig, logger: RunLogger, items: Table
             raise ArgumentError("a Dataset has its items already; leave the argument items out")
         return data
     logger.begin("reading data")
-    dataset = load_data(data, items, min_rating=config.min_rating, k_core=config.k_core, max_bytes=config.max_bytes)
+    dataset = load_data(
+        data,
+        items,
+        min_rating=config.min_rating,
+        max_bytes=config.max_bytes,
+        k_core=config.k_core,
+        ties=config.ties,
+        weights=config.weights,
+        events=config.events,
+        half_life=config.half_life,
+        repeats=config.repeats,
+    )
     for note in dataset.notes:
         logger.say(f"note: {note}")
     return dataset
+
+
+def read_and_split(
+    data: Data, config: DataConfig, seed: int, logger: RunLogger, items: Table | None = None
+) -> tuple[Dataset, Split]:
+    """The dataset that a model may see, and its split: item texts hold nothing written at held-out interactions.
+
+    Raises DataError.
+    """
+    read = read_dataset(data, config, logger, items)
+    split = split_dataset(read, config, seed)
+    dataset = without_held_out_tags(read, split)
+    for note in dataset.notes[len(read.notes) :]:
+        logger.say(f"note: {note}")
+    return dataset, split
 
 
 def split_dataset(dataset: Dataset, config: DataConfig, seed: int) -> Split:
@@ -50,7 +77,7 @@ def split_in_rows(known: Dataset, other: Dataset, config: DataConfig, seed: int)
     items = _rows_in(known.items.ids, other.items.ids, "items", other.source)
     split = split_dataset(other, config, seed)
     train, valid, test = (
-        Interactions.sort(users[part.user], items[part.item], part.order, part.rating, part.review)
+        replace(part, user=users[part.user], item=items[part.item]).sorted()
         for part in (split.train, split.valid, split.test)
     )
     return replace(split, num_users=len(known.users), num_items=len(known.items), train=train, valid=valid, test=test)

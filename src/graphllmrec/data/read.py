@@ -2,8 +2,8 @@
 
 Formats (details in files.py and columns.py): `interactions.*` with user_id, item_id and maybe timestamp or position
 and rating, or a ready-made `train.*`, `test.*`, `valid.*`; `items.*` with item_id, title and any other columns;
-MovieLens and RecBole folders as published. csv, tsv, jsonl (.gz, .zst) and parquet. Items are in the order of their
-table, then those that occur in interactions only (without text); users in order of first appearance.
+MovieLens and RecBole folders as published. csv, tsv, jsonl (.gz, .zst) and parquet. Users and items are numbered by
+their sorted ids; items that occur in interactions only have no text. The order of rows in the files does not matter.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from numpy.typing import NDArray
 from graphllmrec.data.checks import IdColumn, Problems, check_ids, check_ratings, check_text, find_rows
 from graphllmrec.data.columns import match_columns
 from graphllmrec.data.files import PARTS, Source, parse_name
-from graphllmrec.data.filters import drop_repeats, k_core_dataset
+from graphllmrec.data.filters import k_core_dataset
 from graphllmrec.data.formats import check_short_rows, read_table
 from graphllmrec.data.frames import Table, find_sources
 from graphllmrec.data.items import read_items
 from graphllmrec.data.meeting import unmet_ids
 from graphllmrec.data.roles import ColumnRole
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
+from graphllmrec.data.tags import add_tags, read_tags
+from graphllmrec.data.ties import Ties, break_ties, tied_users
 from graphllmrec.data.times import OrderColumn, check_position, check_timestamp
+from graphllmrec.data.weights import Floats, Repeats, Scale, Weighting, fade, read_weights, settle_repeats
 from graphllmrec.errors import DataError
 
 
@@ -38,6 +41,11 @@ def load_data(
     k_core: int = 0,
     max_bytes: int | None = None,
     name: str | None = None,
+    ties: Ties = "hash",
+    weights: Scale = "log",
+    events: Mapping[str, float] | None = None,
+    half_life: float = 0.0,
+    repeats: Repeats = "first",
 ) -> Dataset:
     """Read and check a data folder, or tables in memory.
 
@@ -51,36 +59,56 @@ def load_data(
         max_bytes: the most bytes that one file may hold, unpacked; None: no limit, but a compressed file (.gz, .zst,
             parquet) may not hold over a hundred times its own size and over 16 MiB.
         name: name of the dataset; default: the folder's.
+        ties: what sorts interactions of one user at one time (data/ties.py): "hash" of the ids, or the rows of the
+            "file". All interactions of a user are at one time where there is no order.
+        weights: how columns weight and count become the weight of a click (data/weights.py): "log" of 1 + their value,
+            "linear", or "none": every click counts the same.
+        events: weight per type in the column event, e.g. {"view": 1, "buy": 5}; other types are left out.
+        half_life: days in which the weight of a click halves; 0: no fading.
+        repeats: a repeated (user, item) pair counts once ("first"), or its occurrences "add" up to a weight. Where
+            there are weights, counts or events, they add up always.
 
-    Repeated (user, item) pairs keep their first occurrence in time, or in the file where there is no order.
+    Users and items are numbered by their sorted ids, so the order of rows in the files does not matter. Repeated pairs
+    keep their first occurrence in time.
     Raises DataError (file, line or row from 1 on, column, value, hint, number of bad rows) and then loads nothing;
     ArgumentError where `data` or `items` is no table.
     """
+    weighting = Weighting(weights, dict(events or {}), half_life, repeats)
     sources = find_sources(data, items, max_bytes)
     place = str(data) if isinstance(data, str | Path) else "tables in memory"
     ready = "interactions" not in sources
     if ready and k_core > 0:
         raise DataError("a ready-made split cannot be k-core filtered", file=place, hint="set k_core to 0")
     parts = {
-        part: _read_interactions(sources[part], min_rating)
+        part: _read_interactions(sources[part], min_rating, weighting)
         for part in (PARTS if ready else ("interactions",))
         if part in sources
     }
-    if "tags" in sources:
-        parts = {part: _tags_as_reviews(rows, sources["tags"], part) for part, rows in parts.items()}
+    tags = read_tags(sources["tags"]) if "tags" in sources else None
+    if tags is not None:
+        parts = {part: _tags_as_reviews(rows, tags, sources["tags"].name, part) for part, rows in parts.items()}
     order = _common_order(place, parts)
+    if half_life and order != "timestamp":
+        raise DataError("half_life needs timestamps", file=place, hint="leave half_life out")
     catalogue, roles, notes = None, list[ColumnRole](), list[str]()
     if "items" in sources:
-        catalogue, roles, notes = read_items(sources["items"], sources.get("tags"))
+        catalogue, roles, notes = read_items(sources["items"])
         clicked = pl.concat([rows.items.ids for rows in parts.values()]).unique(maintain_order=True)
         notes += unmet_ids(clicked, catalogue["item_id"], sources["items"].name)
-    dataset = _number_rows(parts, catalogue, ready, order)
+    dataset = _number_rows(parts, catalogue, ready, order, weighting, ties)
     notes = [note for rows in parts.values() for note in rows.notes] + notes
-    if dataset.repeats:
-        notes.append(f"{dataset.repeats:,} repeated (user, item) pairs left out, the first of each kept")
-    described = replace(dataset.items, roles=tuple(roles))
-    dataset = replace(dataset, name=name or _name(data), source=place, items=described, notes=tuple(notes))
-    return k_core_dataset(dataset, k_core) if k_core > 0 else dataset
+    dataset = replace(
+        dataset,
+        name=name or _name(data),
+        source=place,
+        items=replace(dataset.items, roles=tuple(roles)),
+        notes=tuple(notes),
+    )
+    if tags is not None and catalogue is not None:
+        dataset = add_tags(dataset, tags, sources["tags"].name)
+    if k_core > 0:
+        dataset = k_core_dataset(dataset, k_core)
+    return _in_seconds(_with_ties_told(_with_repeats_told(dataset)), parts)
 
 
 def _name(data: object) -> str:
@@ -107,16 +135,19 @@ class _Rows:
     order: OrderColumn | None
     rating: NDArray[np.float32] | None
     review: pl.Series | None  # String
+    weight: Floats | None
     order_kind: str | None  # "timestamp", "position" or None
     notes: list[str]
 
 
-def _read_interactions(source: Source, min_rating: float | None) -> _Rows:
+def _read_interactions(source: Source, min_rating: float | None, weighting: Weighting) -> _Rows:
     columns: dict[str, str] = {}
 
     def pick(names: Sequence[str]) -> Sequence[str]:
         _refuse_sessions(names, source.name)
-        optional = ("timestamp", "position", "rating", "review", "summary")
+        optional = (
+            "timestamp", "position", "rating", "review", "summary", "weight", "count", "event", "label",
+        )  # fmt: skip
         columns.update(match_columns(names, ("user_id", "item_id"), optional, source.name))
         return list(columns.values())
 
@@ -130,10 +161,12 @@ def _read_interactions(source: Source, min_rating: float | None) -> _Rows:
     rating = None
     if "rating" in columns:
         rating = check_ratings(problems, columns["rating"], required=min_rating is not None)
+    notes = [*table.notes, *([f"{source.name}: {order.note}"] if order is not None and order.note else [])]
+    weight, keep = read_weights(problems, columns, weighting, notes)
     problems.raise_any()
     if problems.blank.all():
         raise DataError("no rows, only column names", file=source.name, hint="is the export complete?")
-    keep = ~problems.blank
+    keep &= ~problems.blank
     if min_rating is not None:
         if rating is None:
             raise DataError("no rating column for min_rating", file=source.name, hint="leave min_rating out")
@@ -142,22 +175,29 @@ def _read_interactions(source: Source, min_rating: float | None) -> _Rows:
             raise DataError(
                 f"no interaction has a rating >= {min_rating:g}", file=source.name, column=columns["rating"]
             )
-    notes = [*table.notes, *([f"{source.name}: {order.note}"] if order is not None and order.note else [])]
+    elif rating is not None and (low := int(((rating <= 0) & keep).sum())):
+        notes.append(
+            f"{source.name}: {low:,} ratings of 0 or less count as clicks like all others; "
+            "keep the good ones only with data.min_rating"
+        )
     rating = _some_ratings(rating, problems, source, notes)
     if kind == "timestamp" and "position" in columns:
         notes.append(f"{source.name}: ordered by {columns['timestamp']}; column {columns['position']} is not used")
     review = _reviews(problems, source, columns, notes)
-    return _select(_Rows(users, items, order, rating, review, kind, notes), keep)
+    return _select(_Rows(users, items, order, rating, review, weight, kind, notes), keep)
 
 
 def _some_ratings(
     rating: NDArray[np.float32] | None, problems: Problems, source: Source, notes: list[str]
 ) -> NDArray[np.float32] | None:
     """The ratings, NaN where a row has none; None where no row has any. Adds to `notes`."""
-    missing = 0 if rating is None else int((np.isnan(rating) & ~problems.blank).sum())
+    rows, missing = (
+        int((~problems.blank).sum()),
+        0 if rating is None else int((np.isnan(rating) & ~problems.blank).sum()),
+    )
     if missing:
-        notes.append(f"{source.name}: {missing:,} of {int((~problems.blank).sum()):,} rows have no rating")
-    return None if rating is None or missing == (~problems.blank).sum() else rating
+        notes.append(f"{source.name}: {missing:,} of {rows:,} rows have no rating")
+    return None if missing == rows else rating
 
 
 def _reviews(problems: Problems, source: Source, columns: dict[str, str], notes: list[str]) -> pl.Series | None:
@@ -182,37 +222,26 @@ def _reviews(problems: Problems, source: Source, columns: dict[str, str], notes:
     return review
 
 
-def _tags_as_reviews(rows: _Rows, source: Source, part: str) -> _Rows:
+def _tags_as_reviews(rows: _Rows, tags: pl.DataFrame, file: str, part: str) -> _Rows:
     """The tags of a user for an item as the review of that interaction; unchanged where there are reviews already.
 
-    Needs tags with user ids. Tags without a rating of the same user describe the item only.
+    Needs tags with user ids. Tags without an interaction of the same user describe the item only.
     """
-    columns: dict[str, str] = {}
-
-    def pick(names: Sequence[str]) -> Sequence[str]:
-        columns.update(match_columns(names, ("item_id", "tag"), ("user_id",), source.name))
-        return list(columns.values())
-
-    table = read_table(source, pick)
-    problems = Problems(table)  # never raised: a tag without user or item is not used here
-    tags = check_text(problems, columns["tag"])
-    if rows.review is not None or "user_id" not in columns or tags is None:
+    if rows.review is not None:
         return rows
-    users, items = check_ids(problems, columns["user_id"]), check_ids(problems, columns["item_id"])
-    known = (users.code >= 0) & (items.code >= 0)
-    given = pl.DataFrame({
-        "user": find_rows(rows.users.ids, users.ids)[users.code[known]],
-        "item": find_rows(rows.items.ids, items.ids)[items.code[known]],
-        "review": tags.filter(pl.Series(known)),
-    })  # fmt: skip
-    given = given.filter((pl.col("user") >= 0) & (pl.col("item") >= 0)).drop_nulls().unique(maintain_order=True)
-    joined = given.group_by("user", "item", maintain_order=True).agg(pl.col("review").str.join(", "))
+    given = tags.drop_nulls().unique().sort("tag")
+    given = given.select(
+        pl.Series("user", find_rows(rows.users.ids, given["user_id"])),
+        pl.Series("item", find_rows(rows.items.ids, given["item_id"])),
+        pl.col("tag"),
+    )
+    joined = given.group_by("user", "item", maintain_order=True).agg(pl.col("tag").str.join(", "))
     pairs = pl.DataFrame({"user": rows.users.code, "item": rows.items.code})
-    review = pairs.join(joined, on=["user", "item"], how="left", maintain_order="left")["review"]
+    review = pairs.join(joined, on=["user", "item"], how="left", maintain_order="left")["tag"]
     written = len(review) - review.null_count()
     if not written:
         return rows
-    note = f"{source.name}: tags serve as reviews of {written:,} rows of {part}"
+    note = f"{file}: tags serve as reviews of {written:,} rows of {part}"
     return replace(rows, review=review, notes=[*rows.notes, note])
 
 
@@ -237,6 +266,7 @@ def _select(rows: _Rows, keep: NDArray[np.bool_]) -> _Rows:
         None if rows.order is None else replace(rows.order, ticks=rows.order.ticks[keep]),
         None if rows.rating is None else rows.rating[keep],
         None if rows.review is None else rows.review.filter(pl.Series(keep)),
+        None if rows.weight is None else rows.weight[keep],
         rows.order_kind,
         rows.notes,
     )
@@ -256,22 +286,34 @@ def _common_order(place: str, parts: dict[str, _Rows]) -> str | None:
     return kinds.pop()
 
 
-def _number_rows(parts: dict[str, _Rows], catalogue: pl.DataFrame | None, ready: bool, order: str | None) -> Dataset:
-    """Row numbers for users and items over all parts, and the parts as Interactions."""
-    users = pl.concat([rows.users.ids for rows in parts.values()]).unique(maintain_order=True)
+def _number_rows(
+    parts: dict[str, _Rows],
+    catalogue: pl.DataFrame | None,
+    ready: bool,
+    order: str | None,
+    weighting: Weighting,
+    ties: Ties,
+) -> Dataset:
+    """Row numbers for users and items over all parts, and the parts as Interactions, ordered by their ticks."""
+    users = pl.concat([rows.users.ids for rows in parts.values()]).unique().sort()
     listed = [] if catalogue is None else [catalogue["item_id"]]
-    items = pl.concat([*listed, *(rows.items.ids for rows in parts.values())]).unique(maintain_order=True)
+    items = pl.concat([*listed, *(rows.items.ids for rows in parts.values())]).unique().sort()
+    newest = max(
+        float(rows.order.ticks.max()) / rows.order.per_second if rows.order else 0.0 for rows in parts.values()
+    )
     numbered: dict[str, Interactions] = {}
-    repeats = 0
+    read = 0
     for part, rows in parts.items():
         user = find_rows(users, rows.users.ids)[rows.users.code]
         item = find_rows(items, rows.items.ids)[rows.items.code]
         ticks = None if rows.order is None else rows.order.ticks
-        numbered[part] = drop_repeats(Interactions.sort(user, item, ticks, rows.rating, rows.review), len(items))
-        repeats += len(user) - len(numbered[part])
-        if rows.order is not None and rows.order.per_second > 1:
-            numbered[part] = _in_seconds(numbered[part], rows.order.per_second)
-    every = Interactions.joined(list(numbered.values())) if ready else numbered["interactions"]
+        clicks = Interactions(user, item, ticks, rows.rating, rows.review, rows.weight).sorted()
+        if ties == "hash":
+            clicks = break_ties(clicks, users, items)
+        if weighting.half_life and rows.order is not None:
+            clicks = fade(clicks, weighting.half_life, newest, rows.order.per_second)
+        numbered[part] = settle_repeats(clicks, len(items), weighting)
+        read += len(user)
     table = items.alias("item_id").to_frame()
     if catalogue is not None:
         table = table.join(catalogue, on="item_id", how="left", maintain_order="left")
@@ -279,13 +321,43 @@ def _number_rows(parts: dict[str, _Rows], catalogue: pl.DataFrame | None, ready:
         name="",
         users=IdMap(users),
         items=Items(IdMap(items), table),
-        interactions=every,
+        interactions=Interactions.joined(list(numbered.values())) if ready else numbered["interactions"],
         ready=numbered if ready else {},
         order=order,
-        repeats=repeats,
+        repeats=read - sum(map(len, numbered.values())),
+        ties=ties,
     )
 
 
-def _in_seconds(interactions: Interactions, per_second: int) -> Interactions:
-    order = None if interactions.order is None else interactions.order // per_second
+def _with_repeats_told(dataset: Dataset) -> Dataset:
+    """The dataset with a note on its repeated pairs, where there are any."""
+    if not dataset.repeats:
+        return dataset
+    how = "the first of each is kept" if dataset.interactions.weight is None else "their weights add up"
+    return replace(dataset, notes=(*dataset.notes, f"{dataset.repeats:,} repeated (user, item) pairs: {how}"))
+
+
+def _with_ties_told(dataset: Dataset) -> Dataset:
+    """The dataset with its share of tied users, and a note where there are any."""
+    share = tied_users(dataset.ready["train"] if dataset.ready else dataset.interactions)
+    if not share:
+        return dataset
+    how = "a fixed hash of the ids decides" if dataset.ties == "hash" else "the order of rows in the file decides"
+    note = f"the newest two interactions of {share:.0%} of the users have the same {dataset.order}; {how} (data.ties)"
+    return replace(dataset, tied_users=share, notes=(*dataset.notes, note))
+
+
+def _in_seconds(dataset: Dataset, parts: dict[str, _Rows]) -> Dataset:
+    """The dataset with times in unix seconds; the finer times have sorted it."""
+    units = {part: 1 if rows.order is None else rows.order.per_second for part, rows in parts.items()}
+    if all(unit == 1 for unit in units.values()):
+        return dataset
+    if not dataset.ready:
+        return replace(dataset, interactions=_divided(dataset.interactions, units["interactions"]))
+    ready = {part: _divided(rows, units[part]) for part, rows in dataset.ready.items()}
+    return replace(dataset, ready=ready, interactions=Interactions.joined(list(ready.values())))
+
+
+def _divided(interactions: Interactions, by: int) -> Interactions:
+    order = None if interactions.order is None else interactions.order // by
     return replace(interactions, order=order)

@@ -13,6 +13,7 @@ from rich.table import Table
 from graphllmrec.data.roles import as_strings, role_by_type
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Dataset, Ints, Items
+from graphllmrec.data.weights import Floats
 from graphllmrec.terminal import visible
 
 _EXAMPLE = 40  # characters of an example that are shown
@@ -45,6 +46,9 @@ def statistics(dataset: Dataset, split: Split | None = None) -> dict[str, Any]:
         "text_columns": dataset.items.text_columns,
         "columns": column_statistics(dataset.items),
         "order": dataset.order,
+        "tied_users": dataset.tied_users,
+        "ties": dataset.ties,
+        "weights": _quantiles(clicks.weight) if clicks.weight is not None else None,
         "time_span": _time_span(clicks.order) if dataset.order == "timestamp" else None,
         "notes": list(dataset.notes),
     }
@@ -81,7 +85,7 @@ def items_with_text(dataset: Dataset) -> np.ndarray[tuple[int], np.dtype[np.bool
     return has_text
 
 
-def _quantiles(counts: Ints) -> dict[str, float]:
+def _quantiles(counts: Ints | Floats) -> dict[str, float]:
     if not len(counts):
         return {}
     values = np.quantile(counts, list(QUANTILES.values()))
@@ -147,6 +151,10 @@ def _lines(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("clicked, but without text", f"{figures['items_clicked_without_text']:,}"),
         ("order", figures["order"] or "none"),
     ]
+    if figures["order"]:
+        lines.append(("users with their newest two tied", f"{figures['tied_users']:.1%} (sorted by {figures['ties']})"))
+    if figures["weights"]:
+        lines.append(("weight per click", _spread(figures["weights"], ",.3g")))
     if figures["time_span"]:
         lines.append(("time span", " to ".join(bound[:10] for bound in figures["time_span"])))
     if "split" in figures:
@@ -154,11 +162,11 @@ def _lines(figures: dict[str, Any]) -> list[tuple[str, str]]:
     return lines + [("note", note) for note in figures["notes"]]
 
 
-def _spread(quantiles: dict[str, float]) -> str:
+def _spread(quantiles: dict[str, float], shape: str = ",.0f") -> str:
     if not quantiles:
         return "none"
     median, mean, p95 = (quantiles[name] for name in ("median", "mean", "p95"))
-    return f"median {median:,.0f}, mean {mean:,.1f}, p95 {p95:,.0f}, max {quantiles['max']:,.0f}"
+    return f"median {median:{shape}}, mean {mean:,.1f}, p95 {p95:{shape}}, max {quantiles['max']:{shape}}"
 
 
 def _split_lines(split: dict[str, Any]) -> list[tuple[str, str]]:

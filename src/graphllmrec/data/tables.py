@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from graphllmrec.data.ids import clean_id
 from graphllmrec.data.roles import ColumnRole
 from graphllmrec.errors import UnknownIdError
+from graphllmrec.report.format import integer
+from graphllmrec.report.notebook import View, notebook_html
 
 Ints = NDArray[np.int64]
 
@@ -115,26 +117,36 @@ class Histories:
 
 @dataclass(frozen=True)
 class Interactions:
-    """Pairs of user and item rows, sorted by (user, order, position in the file)."""
+    """Pairs of user and item rows, sorted by (user, order); equal orders by data/ties.py."""
 
     user: Ints  # (n,)
     item: Ints  # (n,)
     order: Ints | None = None  # (n,) unix seconds or position; None when the data has no order
     rating: NDArray[np.float32] | None = None  # (n,)
     review: pl.Series | None = None  # (n,) String, null without a review; None: no row has one
+    weight: NDArray[np.float32] | None = None  # (n,) strength of the click, positive; None: all count the same
 
     def __len__(self) -> int:
         return len(self.user)
 
     def where(self, keep: NDArray[np.bool_]) -> Interactions:
         """The rows where `keep` is true, order unchanged."""
+        return self.take(np.flatnonzero(keep))
+
+    def take(self, index: Ints) -> Interactions:
+        """These rows, in this order: it must leave them sorted."""
         return Interactions(
-            self.user[keep],
-            self.item[keep],
-            None if self.order is None else self.order[keep],
-            None if self.rating is None else self.rating[keep],
-            None if self.review is None else self.review.filter(pl.Series(keep)),
+            self.user[index],
+            self.item[index],
+            None if self.order is None else self.order[index],
+            None if self.rating is None else self.rating[index],
+            None if self.review is None else self.review.gather(index),
+            None if self.weight is None else self.weight[index],
         )
+
+    def relative_weight(self) -> NDArray[np.float32] | None:
+        """Weights (n,) with a mean of 1; None where all interactions count the same."""
+        return None if self.weight is None else self.weight / self.weight.mean(dtype=np.float64).astype(np.float32)
 
     def histories(self, num_users: int) -> Histories:
         """The item rows of every user, oldest first. Uses the sort order of this class."""
@@ -145,39 +157,27 @@ class Interactions:
         """Number of interactions per item (num_items,)."""
         return np.bincount(self.item, minlength=num_items).astype(np.int64)
 
-    @staticmethod
-    def sort(
-        user: Ints,
-        item: Ints,
-        order: Ints | None = None,
-        rating: NDArray[np.float32] | None = None,
-        review: pl.Series | None = None,
-    ) -> Interactions:
-        """Interactions from unsorted columns; the sort is stable, so equal orders keep their place in the file."""
-        index = np.argsort(_sort_key(user, order), kind="stable") if len(user) else np.empty(0, dtype=np.int64)
-        return Interactions(
-            user[index],
-            item[index],
-            None if order is None else order[index],
-            None if rating is None else rating[index],
-            None if review is None else review.gather(index),
-        )
+    def sorted(self) -> Interactions:
+        """The same rows by (user, order); equal orders keep their sequence."""
+        return self.take(np.argsort(sort_key(self.user, self.order), kind="stable")) if len(self) else self
 
     @staticmethod
     def joined(parts: Sequence[Interactions]) -> Interactions:
         """Several tables as one, sorted again; equal orders keep the sequence of the parts.
 
-        Has no order or ratings where any part has none; reviews where any part has some.
+        Has no order, ratings or weights where any part has none; reviews where any part has some.
         """
         orders = [part.order for part in parts if part.order is not None]
         ratings = [part.rating for part in parts if part.rating is not None]
-        return Interactions.sort(
+        weights = [part.weight for part in parts if part.weight is not None]
+        return Interactions(
             np.concatenate([part.user for part in parts]),
             np.concatenate([part.item for part in parts]),
             np.concatenate(orders) if len(orders) == len(parts) else None,
             np.concatenate(ratings) if len(ratings) == len(parts) else None,
             _joined_reviews(parts),
-        )
+            np.concatenate(weights) if len(weights) == len(parts) else None,
+        ).sorted()
 
 
 def _joined_reviews(parts: Sequence[Interactions]) -> pl.Series | None:
@@ -189,7 +189,7 @@ def _joined_reviews(parts: Sequence[Interactions]) -> pl.Series | None:
     )
 
 
-def _sort_key(user: Ints, order: Ints | None) -> Ints:
+def sort_key(user: Ints, order: Ints | None) -> Ints:
     """One integer per row that sorts like (user, order): a third of the time of np.lexsort over ten million rows."""
     if order is None:
         return user
@@ -222,6 +222,10 @@ class Items:
     def titles(self) -> list[str | None]:
         """Title per item row; None where unknown."""
         return self.table["title"].to_list() if "title" in self.table.columns else [None] * len(self)
+
+    def title(self, row: int) -> str | None:
+        """Title of one item row; None where unknown."""
+        return self.table["title"][row] if "title" in self.table.columns else None
 
     @property
     def text_columns(self) -> list[str]:
@@ -261,7 +265,30 @@ class Dataset:
     order: str | None = None  # "timestamp", "position" or None
     source: str = ""  # folder or file it came from
     repeats: int = 0  # repeated (user, item) pairs that were dropped
+    ties: str = "file"  # what sorts interactions of one user and time: "hash" of the ids or rows of the "file"
+    tags: pl.DataFrame | None = None  # user_id (or null), item_id, tag: what the list column `tags` was made of
+    tied_users: float = 0.0  # share of users whose newest two interactions are at one time
     notes: tuple[str, ...] = ()  # decisions and conversions made while reading
+
+    def __repr__(self) -> str:
+        order = f"ordered by {self.order}" if self.order else "not ordered"
+        return (
+            f"Dataset({self.name!r}: {self.num_users:,} users, {self.num_items:,} items, "
+            f"{len(self.interactions):,} interactions, {order})"
+        )
+
+    def _repr_html_(self) -> str:
+        parts = {part: integer(len(rows)) for part, rows in self.ready.items()}
+        facts = {
+            "users": integer(self.num_users),
+            "items": integer(self.num_items),
+            "interactions": integer(len(self.interactions)),
+            "order": self.order or "none",
+            "text columns": ", ".join(self.items.text_columns) or "none",
+            **parts,
+            "repeats dropped": integer(self.repeats),
+        }
+        return notebook_html(View(f"Dataset {self.name}", facts, notes=self.notes))
 
     @property
     def num_users(self) -> int:

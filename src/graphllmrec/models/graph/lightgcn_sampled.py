@@ -18,7 +18,8 @@ models/graph/lightgcn_softmax.py. Unknown users are folded in (nn/fold_in.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from copy import copy
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -90,10 +91,11 @@ class LightGCNSampled:
 
     name: ClassVar[str] = "lightgcn-sampled"
     config_class: ClassVar[type[Config]] = LightGCNSampledConfig
-    abilities = Abilities()
+    abilities = Abilities(uses_weights=True)  # but for DirectAU
 
     def __init__(self, config: LightGCNSampledConfig) -> None:
         self.config, self.scale = config, Scale(config.cosine, config.temperature)
+        self.abilities = Abilities(uses_weights=config.loss != "directau")
         self.items = torch.empty(0, 0)  # (num_items, embedding_dim + 1) z_i and its bias
         self.users = torch.empty(0, 0)  # (num_users, embedding_dim) z_u
         self.fold_in = torch.empty(0, 0)  # (num_items, embedding_dim) what an item adds to z of an unknown user
@@ -133,11 +135,13 @@ class LightGCNSampled:
         """Load tensors written by `state`."""
         self.items, self.users, self.fold_in = state["items"], state["users"], state["fold_in"]
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items that score below all others: without a click they have no place in the graph."""
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items that score below all others: without a click they have no place in the graph."""
         longest = self.scale.queries(longest_query(self.users, self.fold_in)).norm(dim=1).max()
-        self.items = torch.cat([self.items, rows_below_all(self.items, longest, len(text))])
-        self.fold_in = torch.cat([self.fold_in, torch.zeros(len(text), self.fold_in.shape[1])])
+        more = copy(self)
+        more.items = torch.cat([self.items, rows_below_all(self.items, longest, len(text))])
+        more.fold_in = torch.cat([self.fold_in, torch.zeros(len(text), self.fold_in.shape[1])])
+        return more
 
 
 class _Training:
@@ -153,6 +157,7 @@ class _Training:
         self.log_clicks = log_popularity(graph.item_degree)  # (num_items,)
         self.bias = config.popularity * self.log_clicks  # (num_items,)
         self.user, self.item = split.train.user, split.train.item
+        self.weight = split.train.relative_weight()
         self.unclicked = UnclickedItems(split.train.histories(split.num_users), split.num_items)
         self.neighbours = None
         if config.fanouts:
@@ -164,15 +169,16 @@ class _Training:
         user, item = (to_device(side[rows], self.device) for side in (self.user, self.item))  # (B,)
         nodes = torch.cat([item, to_device(self._drawn(self.user[rows], at), self.device)])  # (B + drawn,)
         users, items, contrast = self._vectors(user, nodes, at)  # (B, d), (B + drawn, d)
+        weight = None if self.weight is None else to_device(self.weight[rows], self.device)  # (B,)
         query, items, bias = scale.queries(users), scale.items(items), self.bias.index_select(0, nodes)
         if config.loss == "bpr":
             scores = (query.repeat(2, 1) * items).sum(1) + bias  # (2B,)
-            value = bpr_loss(scores[: len(item)], scores[len(item) :])
+            value = bpr_loss(scores[: len(item)], scores[len(item) :], weight)
         elif config.loss == "softmax":
-            value = drawn_softmax_loss(query, items, bias, nodes, self.num_items)
+            value = drawn_softmax_loss(query, items, bias, nodes, self.num_items, weight)
         elif config.loss == "in-batch":
             scores = query @ items.T + bias  # (B, B)
-            value = in_batch_softmax_loss(scores, item, self.log_clicks.index_select(0, item))
+            value = in_batch_softmax_loss(scores, item, self.log_clicks.index_select(0, item), weight)
         else:
             value = direct_au_loss(unit(users), unit(items), config.uniformity)
         penalised = nodes if config.loss == "bpr" else item

@@ -18,7 +18,8 @@ Unknown users are folded in (nn/fold_in.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from copy import copy
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class LightGCNSoftmax:
 
     name: ClassVar[str] = "lightgcn-softmax"
     config_class: ClassVar[type[Config]] = LightGCNSoftmaxConfig
-    abilities = Abilities()
+    abilities = Abilities(uses_weights=True)
 
     def __init__(self, config: LightGCNSoftmaxConfig) -> None:
         self.config, self.scale = config, Scale(config.cosine, config.temperature)
@@ -98,7 +99,7 @@ class LightGCNSoftmax:
         )
         if config.loss == "slk":  # a buffer, so that a resumed training has the same
             net.register_buffer("threshold", torch.zeros(split.num_users))  # β_u
-        examples = UserClicks(split.train.histories(split.num_users))
+        examples = UserClicks(split.train.histories(split.num_users), split.train.relative_weight())
         bias = config.popularity * log_popularity(graph.item_degree)  # (num_items,)
 
         def loss(rows: Ints, at: At) -> Tensor:
@@ -122,6 +123,8 @@ class LightGCNSoftmax:
         query = self.scale.queries(users.index_select(0, user))  # (B, d)
         partition, positive = click_scores(query, self.scale.items(items), bias, row, item)  # (B,), (n,)
         weight = (clicks.lengths ** (config.user_weight - 1.0)).astype(np.float32)[clicks.row_of_entry]  # (n,)
+        if (click_weight := examples.weights(rows)) is not None:
+            weight = weight * click_weight
         if config.loss == "slk":
             tau = SLK_TEMPERATURE / config.temperature if config.cosine else SLK_TEMPERATURE
             threshold = net.get_buffer("threshold").index_select(0, user)  # (B,)
@@ -164,8 +167,10 @@ class LightGCNSoftmax:
         """Load tensors written by `state`."""
         self.items, self.users, self.fold_in = state["items"], state["users"], state["fold_in"]
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items that score below all others: without a click they have no place in the graph."""
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items that score below all others: without a click they have no place in the graph."""
         longest = self.scale.queries(longest_query(self.users, self.fold_in)).norm(dim=1).max()
-        self.items = torch.cat([self.items, rows_below_all(self.items, longest, len(text))])
-        self.fold_in = torch.cat([self.fold_in, torch.zeros(len(text), self.fold_in.shape[1])])
+        more = copy(self)
+        more.items = torch.cat([self.items, rows_below_all(self.items, longest, len(text))])
+        more.fold_in = torch.cat([self.fold_in, torch.zeros(len(text), self.fold_in.shape[1])])
+        return more
