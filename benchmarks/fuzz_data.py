@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -365,6 +366,13 @@ BYTES: list[Callable[[Draw, bytes], bytes]] = [
 FOLDERS: list[Callable[[Draw, Folder], Folder]] = [swap_type, pack, rename]
 
 
+def unpack(data: bytes) -> bytes | None:
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error):  # damaged already
+        return None
+
+
 def damaged_folder(seed: int, number: int) -> Folder:
     """Folder `number` of this seed."""
     draw = rng(seed, "benchmark/fuzz-data", number)
@@ -376,11 +384,8 @@ def damaged_folder(seed: int, number: int) -> Folder:
             folder = pick(draw, FOLDERS)(draw, folder)
             continue
         name = pick(draw, list(folder))
-        unpacked = (
-            gzip.decompress(folder[name])
-            if name.endswith(".gz") and draw.random() < 0.7 and folder[name][:2] == b"\x1f\x8b"
-            else None
-        )
+        inside = draw.random() < 0.7
+        unpacked = unpack(folder[name]) if inside and name.endswith(".gz") else None
         data = pick(draw, BYTES)(draw, folder[name] if unpacked is None else unpacked)
         folder[name] = data if unpacked is None else gzip.compress(data)
     return folder

@@ -352,7 +352,7 @@ def test_a_quote_that_would_lose_text_is_refused(tmp_path: Path, text: str) -> N
 
 def test_quotes_that_lose_nothing_are_read(tmp_path: Path) -> None:
     text = '\ufeff"user_id","item_id"\r\n"a","x ""y"", z"\r\n"b","C:\\"\r\n'
-    assert load_data(put(tmp_path, "interactions.csv", text)).items.ids.ids.to_list() == ['x "y", z', "C:\\"]
+    assert load_data(put(tmp_path, "interactions.csv", text)).items.ids.ids.to_list() == ["C:\\", 'x "y", z']
 
 
 def test_decimal_commas_get_a_hint(tmp_path: Path) -> None:

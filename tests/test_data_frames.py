@@ -110,7 +110,7 @@ def test_types_that_hold_ids_times_and_ratings() -> None:
 
 def test_objects_of_polars_and_half_pairs() -> None:
     frame = pl.DataFrame({"user_id": pl.Series([1, "b", np.int64(3)], dtype=pl.Object), "item_id": [1, 2, 3]})
-    assert load_data(frame).users.ids.to_list() == ["1", "b", "3"]
+    assert load_data(frame).users.ids.to_list() == ["1", "3", "b"]
     titles = pl.Series(["Pot \ud83d", None, "Lamp"], dtype=pl.Object)
     data = load_data(frame, pl.DataFrame({"item_id": [1, 2, 3], "title": titles}))
     assert data.items.titles == ["Pot \ufffd", None, "Lamp"]

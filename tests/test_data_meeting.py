@@ -39,7 +39,7 @@ def test_no_clicked_item_in_the_table(clicked: list[str], known: list[str], what
 
 def test_some_that_differ_are_a_note_and_stay_different() -> None:
     data = load_data(clicks(["0007", "8", "9"]), items(["7", "8", "9"]))
-    assert data.items.ids.ids.to_list() == ["7", "8", "9", "0007"]
+    assert data.items.ids.ids.to_list() == ["0007", "7", "8", "9"]
     assert data.notes == (
         "items: 1 of 3 clicked items are not in the table, e.g. '0007' (the table has '7'); "
         "they differ in zeros in front, so these are different items",

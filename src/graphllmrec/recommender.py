@@ -86,7 +86,10 @@ class Recommender:
         save_every: float = EVERY,
         logger: RunLogger | None = None,
     ) -> Recommender:
-        """Read, split and encode `data` (a Dataset or a data folder), and fit the model. Returns self.
+        """Read, split and encode `data`, and fit the model. Returns self.
+
+        `data`: a data folder, a Dataset, or interactions as a DataFrame of polars or pandas, with the items as another
+        in `items`; see `load_data`.
 
         With `out`, the run is kept in that folder, and `resume` continues an interrupted or killed fit; checkpoints are
         written every `save_every` seconds, or less often where writing takes more than 2 % of the time. With `cache`

@@ -191,10 +191,9 @@ def _some_ratings(
     rating: NDArray[np.float32] | None, problems: Problems, source: Source, notes: list[str]
 ) -> NDArray[np.float32] | None:
     """The ratings, NaN where a row has none; None where no row has any. Adds to `notes`."""
-    rows, missing = (
-        int((~problems.blank).sum()),
-        0 if rating is None else int((np.isnan(rating) & ~problems.blank).sum()),
-    )
+    if rating is None:
+        return None
+    rows, missing = int((~problems.blank).sum()), int((np.isnan(rating) & ~problems.blank).sum())
     if missing:
         notes.append(f"{source.name}: {missing:,} of {rows:,} rows have no rating")
     return None if missing == rows else rating
