@@ -5,7 +5,10 @@ csv, tsv and RecBole files have strings, JSON Lines, parquet and frames their ow
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import polars as pl
 
 from graphllmrec.data.columns import base_name
 from graphllmrec.data.content import MAX_LINE_BYTES, check_text_file
@@ -31,12 +34,18 @@ def read_table(source: Source | Path, pick: Pick, max_line_bytes: int = MAX_LINE
     if source.frame is not None:
         check_width(source.frame.columns, source.name)
         frame = source.frame.select(list(pick(source.frame.columns)))
-        return RawTable(source.name, frame, lambda row: row + 1, counted="row", notes=source.notes)
+        return _plain(RawTable(source.name, frame, lambda row: row + 1, counted="row", notes=source.notes))
     assert source.path is not None
     try:
-        return _read_file(source, pick, max_line_bytes)
+        return _plain(_read_file(source, pick, max_line_bytes))
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", file=source.name) from error
+
+
+def _plain(table: RawTable) -> RawTable:
+    """The table with categories as strings: a category cannot be read as a number or a date."""
+    kinds = {name: pl.String for name, kind in table.frame.schema.items() if kind in (pl.Categorical, pl.Enum)}
+    return replace(table, frame=table.frame.cast(kinds)) if kinds else table  # type: ignore[arg-type]
 
 
 def _read_file(source: Source, pick: Pick, max_line_bytes: int) -> RawTable:
