@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -114,13 +115,13 @@ def _split_statistics(split: Split) -> dict[str, Any]:
     }
 
 
-def statistics_table(dataset: Dataset, split: Split | None = None) -> Table:
-    """The same figures as a table: `rich.print(statistics_table(dataset))`."""
+def statistics_table(dataset: Dataset, split: Split | None = None, more: Iterable[tuple[str, str]] = ()) -> Table:
+    """The same figures as a table, and `more` lines: `rich.print(statistics_table(dataset))`."""
     figures = statistics(dataset, split)
     table = Table(title=figures["name"], show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column()
-    for label, value in _lines(figures):
+    for label, value in (*_lines(figures), *more):
         table.add_row(label, value)
     return table
 

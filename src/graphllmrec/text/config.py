@@ -8,6 +8,7 @@ from pydantic import Field
 
 from graphllmrec.settings import Config
 
+NGRAMS = "ngrams"  # the encoder without a language model (text/ngrams.py)
 Placebo = Literal["none", "shuffled", "random", "item2vec"]  # text/placebo.py
 
 
@@ -15,7 +16,9 @@ class TextConfig(Config):
     """Which language model reads the items, and how."""
 
     encoder: str = Field(
-        "minilm", min_length=1, description='"minilm" (packaged), a Hugging Face name, or a local folder'
+        "minilm",
+        min_length=1,
+        description='"minilm" (packaged, English), "ngrams" (any script), a Hugging Face name, or a local folder',
     )
     revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face name")
     max_tokens: int = Field(96, ge=2, description="special tokens included; longer texts are cut")
