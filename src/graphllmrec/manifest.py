@@ -27,14 +27,9 @@ from graphllmrec.lock import locked
 
 FORMAT = 5
 MANIFEST, NEXT, CHECKPOINTS = "manifest.json", "next", "checkpoint"
-BEGUN = (
-    "recipe.toml",
-    "users.parquet",
-    "items.parquet",
-    "encoder.safetensors",
-    "interactions.parquet",
-    "data.json",
-)  # fmt: skip - written before training; the encoder only where it is fitted
+BEGUN = (  # before training
+    "recipe.toml", "users.parquet", "items.parquet", "encoder.safetensors", "interactions.parquet", "data.json"
+)  # fmt: skip
 FITTED = ("log.jsonl", "findings.safetensors", "model.safetensors", "model.json")  # after it
 TIMINGS = "timings.jsonl"  # grows later: not listed
 _EVALUATION = re.compile(r"(metrics-(test|valid)(-\w+)?\.json|(per-user|targets)-(test|valid)(-\w+)?\.parquet)")

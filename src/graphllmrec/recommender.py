@@ -17,9 +17,10 @@ from typing import Any, overload
 import polars as pl
 
 from graphllmrec import run_folder as run
-from graphllmrec.arguments import id_list, list_length, one_id, one_of
+from graphllmrec.arguments import file_path, id_list, one_id, one_of
+from graphllmrec.data.frames import Table
 from graphllmrec.data.new_items import new_item_table
-from graphllmrec.data.prepare import read_and_split, read_dataset, split_in_rows
+from graphllmrec.data.prepare import Data, read_and_split, read_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
 from graphllmrec.data.tables import Dataset, Histories
 from graphllmrec.errors import ArgumentError, CheckpointError
@@ -58,7 +59,6 @@ class Recommender:
         self._findings: Callable[[], Findings | None] = Findings  # what the fit found on its validation part
         self._refits: tuple[Recommender, float] | None = None  # whose findings a refit takes over, and how warm
         self._earlier: Earlier | None = None  # what it takes over
-        self._run: str | None = None  # identity of the run folder that holds exactly this
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the lock: a copy and an unpickled recommender have their own."""
@@ -86,7 +86,8 @@ class Recommender:
 
     def fit(
         self,
-        data: Dataset | str | Path,
+        data: Data,
+        items: Table | None = None,
         *,
         out: str | Path | None = None,
         overwrite: bool = False,
@@ -94,7 +95,10 @@ class Recommender:
         save_every: float = EVERY,
         logger: RunLogger | None = None,
     ) -> Recommender:
-        """Read, split and encode `data` (a Dataset or a data folder), and fit the model. Returns self.
+        """Read, split and encode `data`, and fit the model. Returns self.
+
+        `data`: a data folder, a Dataset, or interactions as a DataFrame of polars or pandas, with the items as another
+        in `items`; see `load_data`.
 
         With `out`, the run is kept in that folder, and `resume` continues an interrupted or killed fit. With
         `overwrite`, a run in that folder stays as it is until the new one is whole, and is replaced then. Checkpoints
@@ -107,7 +111,7 @@ class Recommender:
             run.require_free(path, overwrite)
         with open_logger(logger) as logger:
             logger.new_run()
-            dataset, split = read_and_split(data, self._given.data, self._given.seed, logger)
+            dataset, split = read_and_split(data, self._given.data, self._given.seed, logger, items)
             self.recipe = self._given.for_data(split.ordered)
             model = self.recipe.build_model()
             dataset = prepare_encoder(model.abilities, dataset, self.recipe.text)
@@ -129,7 +133,7 @@ class Recommender:
         path: str | Path,
         *,
         recipe: Recipe | None = None,
-        data: Dataset | str | Path | None = None,
+        data: Data | None = None,
         save_every: float = EVERY,
         logger: RunLogger | None = None,
     ) -> Recommender:
@@ -159,13 +163,15 @@ class Recommender:
     def load(cls, path: str | Path) -> Recommender:
         """The recommender of a finished run folder. Raises CheckpointError naming what is missing or damaged."""
         found = run.load(Path(path))
-        recommender = cls(found.tables.recipe)._set(found.model, found.tables.dataset, found.tables.split)
-        recommender._run, recommender._findings = found.identity, found.findings
+        tables = found.tables
+        recommender = cls(tables.recipe)._set(found.model, tables.dataset, tables.split, found.identity)
+        recommender._findings = found.findings
         return recommender
 
     def refit(
         self,
-        data: Dataset | str | Path | None = None,
+        data: Data | None = None,
+        items: Table | None = None,
         *,
         out: str | Path | None = None,
         overwrite: bool = False,
@@ -186,7 +192,7 @@ class Recommender:
         recommender = Recommender(load_recipe(self.recipe, {"data.split": "none"}))
         recommender._refits = (self, warm)
         own = self.dataset if data is None else data
-        return recommender.fit(own, out=out, overwrite=overwrite, save_every=save_every, logger=logger)
+        return recommender.fit(own, items, out=out, overwrite=overwrite, save_every=save_every, logger=logger)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a complete run folder in one step. Raises CheckpointError when `path` is taken."""
@@ -212,7 +218,7 @@ class Recommender:
         self,
         split: Part = "test",
         *,
-        data: Dataset | str | Path | None = None,
+        data: Data | None = None,
         branch: str | None = None,
         logger: RunLogger | None = None,
     ) -> Evaluation:
@@ -235,8 +241,9 @@ class Recommender:
                 branch=branch,
                 placebo=self.recipe.text.placebo if now.model.abilities.reads_text else "none",
                 logger=logger,
-            ).with_ids(now.dataset.users, now.dataset.items.ids)
-            return replace(found, run=self._run if data is None else None)
+            )
+            found = found.with_ids(now.dataset.users, now.dataset.items.ids)
+            return replace(found, run=now.run if data is None else None)
 
     def card(
         self,
@@ -321,7 +328,8 @@ class Recommender:
         Raises ArgumentError, UnknownIdError for a user that is not in the data and for a history or candidates without
         any known item; other unknown items are named in a warning and ignored.
         """
-        length, now = list_length(k), self._get()
+        now = self._get()
+        length = now.list_length(k)
         one_of(unknown, Unknown, "unknown")
         one_of(as_frame, FrameKind, "as_frame", optional=True)
         if (users is None) == (history is None):
@@ -357,12 +365,14 @@ class Recommender:
 
         Raises ArgumentError (also for a file that exists, unless `overwrite`), UnknownIdError.
         """
-        length, now = list_length(k), self._get()
+        now = self._get()
+        length = now.list_length(k)
         one_of(unknown, Unknown, "unknown")
         limits = now.limits(exclude, candidates, filter, allow_seen=allow_seen)
+        path = file_path(out, "out")
         asked = now.dataset.users.ids.to_list() if users is None else id_list(users, "users")
         with open_logger(logger) as logger:
-            return write_lists(now, Path(out), asked, length, limits, unknown, logger, overwrite=overwrite)
+            return write_lists(now, path, asked, length, limits, unknown, logger, overwrite=overwrite)
 
     @overload
     def similar(
@@ -402,7 +412,8 @@ class Recommender:
 
         With `as_frame` a table: query (the item), rank, item_id, title, score. Raises ArgumentError, UnknownIdError.
         """
-        length, now = list_length(k), self._get()
+        now = self._get()
+        length = now.list_length(k)
         one_of(as_frame, FrameKind, "as_frame", optional=True)
         found = now.similar(one_id(item, "item"), length, now.limits(exclude, candidates, filter))
         return found.lists()[0] if as_frame is None else found.answer(as_frame)
@@ -444,15 +455,15 @@ class Recommender:
             table = new_item_table(rows, now.items, needs_text=abilities.needs_text, text_columns=recipe.text.columns)
             new = now.items.others(table)
             text = prepare_new_text(abilities, new, now.items, now.split, recipe.text, recipe.seed, logger)
-            self._fitted, self._run = now.with_items(table, text), None
+            self._fitted = now.with_items(table, text)
 
     def _get(self) -> Fitted:
         if self._fitted is None:
             raise CheckpointError("this recommender is not fitted yet; call .fit(data) or Recommender.load(path)")
         return self._fitted
 
-    def _set(self, model: Model, dataset: Dataset, split: Split) -> Recommender:
-        self._fitted, self._run = Fitted.of(model, dataset, split), None
+    def _set(self, model: Model, dataset: Dataset, split: Split, identity: str | None = None) -> Recommender:
+        self._fitted = Fitted.of(model, dataset, split, identity)
         return self
 
     def _train(
@@ -480,16 +491,16 @@ class Recommender:
                 user_text=user_text, findings=findings, earlier=self._earlier, encoder=recipe.text,
             )
         )  # fmt: skip
-        self._set(model, dataset, split)
-        self._findings = lambda: findings
+        identity = None
         if path is not None and checkpoints is not None:
             seconds = time.monotonic() - began + checkpoints.earlier  # those of earlier attempts and other runs too
             logger.finish_log()
-            self._run = run.finish(path, model, findings, {"seconds": round(seconds, 2)})
-        return self
+            identity = run.finish(path, model, findings, {"seconds": round(seconds, 2)})
+        self._findings = lambda: findings
+        return self._set(model, dataset, split, identity)
 
 
-def evaluate(recommender: Recommender, data: Dataset | str | Path | None = None, split: Part = "test") -> Evaluation:
+def evaluate(recommender: Recommender, data: Data | None = None, split: Part = "test") -> Evaluation:
     """Full-ranking metrics of a fitted recommender on its own data or other `data`; see `Recommender.evaluate`."""
     return recommender.evaluate(split, data=data)
 

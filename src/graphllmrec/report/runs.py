@@ -60,8 +60,9 @@ def report_runs(
     logger.begin("write report", len(runs))
     entries, sources, said = [], [], list(notes)
     for name, path in runs.items():
-        about, data, log = *load_about(path), load_log(path)
+        about, data = load_about(path)
         sources.append(data.name)
+        log = load_log(path)
         entries.append(ReportEntry(name, evaluations[name], log, _gate(about.model, path), about.seconds))
         said.extend(f"{name}: {note}" for note in _gate_notes(log))
         logger.advance()

@@ -58,6 +58,7 @@ from graphllmrec.run_folder.findings import read_earlier, read_findings, write_e
 from graphllmrec.run_folder.model import read_model, write_model
 from graphllmrec.run_folder.schema import DataFile, ModelFile
 from graphllmrec.run_folder.tables import Tables, fingerprint, read_tables, write_tables
+from graphllmrec.terminal import command
 
 __all__ = [
     "FORMAT", "LoadedRun", "State", "Tables", "begin", "continued", "fingerprint", "finish", "forget_model", "load",
@@ -285,14 +286,15 @@ def _require_finished(path: Path) -> None:
     if state == "interrupted":
         raise CheckpointError(
             f"{path} holds an interrupted run (model.json is missing); "
-            f"finish it with: graphllmrec fit --resume --out {path}"
+            f"finish it with: {command('fit', '--resume', '--out', path)}"
         )
     if state == "foreign":
         raise CheckpointError(f"{path} is not a run folder; missing: {MANIFEST}")
 
 
 def _no_run(path: Path) -> CheckpointError:
-    return CheckpointError(f"no run folder at {path}; make one with: graphllmrec fit RECIPE --data DIR --out {path}")
+    make = command("fit", "RECIPE", "--data", "DIR", "--out", path)
+    return CheckpointError(f"no run folder at {path}; make one with: {make}")
 
 
 def _write_begun(folder: Path, recipe: Recipe, dataset: Dataset, split: Split) -> None:

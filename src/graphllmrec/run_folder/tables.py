@@ -15,8 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save_file as save_arrays
+from safetensors.numpy import load, save_file
 
 from graphllmrec.data.roles import ColumnRole
 from graphllmrec.data.split import Split
@@ -75,13 +74,15 @@ def write_tables(folder: Path, recipe: Recipe, dataset: Dataset, split: Split) -
             table.write_parquet(temporary.absolute())
     if dataset.items.encoder:
         with atomic_file(folder / ENCODER) as temporary:
-            save_arrays(dict(dataset.items.encoder), temporary)
+            save_file(dict(dataset.items.encoder), temporary)
     about = {
         "format": FORMAT,
         "name": dataset.name,
         "source": dataset.source,
         "order": dataset.order,
         "columns": [asdict(role) for role in dataset.items.roles],
+        "repeats": dataset.repeats,
+        "notes": list(dataset.notes),
         "split": {
             "kind": split.kind,
             "valid_in_history": split.valid_in_history,
@@ -109,7 +110,10 @@ def read_tables(files: RunFiles) -> Tables:
         settings.valid_in_history, settings.ordered, dict(settings.settings),
     )  # fmt: skip
     ready = dict(zip(PARTS, (train, valid, test), strict=True)) if split.kind == "ready-made" else {}
-    dataset = Dataset(about.name, users, items, split.interactions(), ready, about.order, about.source)
+    dataset = Dataset(
+        about.name, users, items, split.interactions(), ready, about.order, about.source,
+        repeats=about.repeats, notes=tuple(about.notes),
+    )  # fmt: skip
     return Tables(recipe, dataset, split, about.fingerprint)
 
 
@@ -133,20 +137,22 @@ def _read_items(files: RunFiles, about: DataFile) -> Items:
     roles = tuple(ColumnRole(role.column, role.role, role.reason) for role in about.columns)
     table = files.parquet("items.parquet")
     with _sound(files.path("items.parquet")):
-        if unknown := {role.column for role in roles if role.role != "left out"} - {*table.columns}:
+        kept = {role.column for role in roles if role.role != "left out"}
+        if unknown := kept - {*table.columns}:
             raise ValueError(f"data.json describes a column {min(unknown)!r} that it has not")
         return Items(IdMap(_column(table, "item_id", pl.String())), table, roles, _read_encoder(files))
 
 
 def _read_encoder(files: RunFiles) -> dict[str, NDArray[Any]]:
-    """The arrays of the fitted text encoder; {} where there is none."""
-    listed = files.manifest is not None and ENCODER in files.manifest.files
-    if not listed and (files.manifest is not None or not files.path(ENCODER).is_file()):
+    """The arrays of a fitted text encoder; {} for a run without one."""
+    listed = files.path(ENCODER).is_file() if files.manifest is None else ENCODER in files.manifest.files
+    if not listed:
         return {}
+    content = files.read(ENCODER)
     try:
-        return dict(load_arrays(files.read(ENCODER)))
-    except (SafetensorError, ValueError) as error:
-        raise damaged(files.path(ENCODER), str(error).splitlines()[0]) from error
+        return load(content)
+    except SafetensorError as error:
+        raise damaged(files.path(ENCODER), str(error)) from error
 
 
 @contextmanager

@@ -152,5 +152,4 @@ def plan_study(study: Study | str | Path | Mapping[str, Any], data: Sequence[str
 
 def read_source(study: Study, path: Path) -> Dataset:
     """One data folder, filtered as the study says; the settings are the same for all its models."""
-    config = study.variants[0].recipe(0).data
-    return load_data(path, min_rating=config.min_rating, k_core=config.k_core)
+    return read_dataset(path, study.variants[0].recipe(0).data, RunLogger())
