@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import tomli_w
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from graphllmrec.data.config import DataConfig
@@ -32,7 +32,7 @@ from graphllmrec.evaluation.metrics import METRICS
 from graphllmrec.legacy import current_recipe
 from graphllmrec.models.registry import MODELS, model_class
 from graphllmrec.protocol import Model
-from graphllmrec.settings import Config
+from graphllmrec.settings import SAVED, Config
 from graphllmrec.text.config import TextConfig
 
 _LONGEST = 400  # characters of a problem: some of them repeat the value
@@ -64,9 +64,11 @@ class ModelConfig(Config):
 
     @field_validator("config", mode="wrap")
     @classmethod
-    def _of_the_model(cls, value: Any, _handler: Any, info: Any) -> Any:
+    def _of_the_model(cls, value: Any, _handler: Any, info: ValidationInfo) -> Any:
         # Without a valid name there is nothing to check the settings against; the name is the problem reported.
-        return model_class(info.data["name"]).config_class.model_validate(value) if "name" in info.data else Config()
+        if "name" not in info.data:
+            return Config()
+        return model_class(info.data["name"]).config_class.model_validate(value, context=info.context)
 
 
 class EvaluateConfig(Config):
@@ -108,12 +110,26 @@ class Recipe(Config):
     def for_data(self, ordered: bool) -> Recipe:
         """The recipe for data whose clicks have an order or not.
 
-        With an order, [unordered] is dropped. Without one, it is merged into [model]; where it has a `name`, it is a
-        model of its own, which takes the place of [model].
+        With an order, [unordered] is dropped. Without one, it is merged into [model], and settings of [model] that have
+        no effect beside it fall back to their defaults (`idle_without_order`); where it has a `name`, it is a model of
+        its own, which takes the place of [model].
         """
         if not self.unordered:
             return self
         return Recipe.model_validate(_variant(self.values(), ordered))
+
+    @property
+    def idle_without_order(self) -> list[str]:
+        """Settings of [model] that have no effect beside [unordered], e.g. ["negatives"]."""
+        return [] if "name" in self.unordered else _idle(self.model.config, self.unordered)
+
+    def idle(self) -> dict[str, str]:
+        """Settings without effect of one section because of another: those of [text] where no model reads text."""
+        names = [model for model in (self.model.name, self.unordered.get("name")) if model in MODELS]
+        if self.build_model().abilities.reads_text or any(model_class(n).abilities.reads_text for n in names[1:]):
+            return {}
+        needed = f"a model that reads text ({' and '.join(names)} {'reads' if len(names) == 1 else 'read'} none)"
+        return {f"text.{name}": needed for name in TextConfig.model_fields if self.text.changed(name)}
 
     def build_model(self) -> Model:
         """The unfitted model."""
@@ -138,11 +154,14 @@ def recipe_names() -> list[str]:
     return sorted(Path(str(entry)).stem for entry in _packaged().iterdir() if str(entry).endswith(".toml"))
 
 
-def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None = None, *, saved: bool = False
+) -> Recipe:
     """A checked recipe from a TOML file, the bare name of a packaged one ("ease"), plain values, or a Recipe.
 
     `overrides` maps dotted keys ("model.l2") or sections ({"model": {"l2": 50}}) to values that replace those of the
-    source. Raises RecipeError listing every problem: syntax, unknown models and keys, impossible values.
+    source. Raises RecipeError listing every problem: syntax, unknown models and keys, impossible values, settings that
+    have no effect beside the others. saved: the recipe of a run, where the last are no problem any more.
     """
     if isinstance(source, Recipe):
         values, label = source.values(), "recipe"
@@ -156,7 +175,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapp
     for key, value in sorted(overrides.items(), key=lambda entry: entry[0] != "model.name"):
         values = _overridden(values, key.split("."), value, label)
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values, context=SAVED if saved else None)
     except ValidationError as error:
         raise RecipeError(_problems(error, values), label) from None
     try:
@@ -239,7 +258,27 @@ def _variant(values: Mapping[str, Any], ordered: bool) -> dict[str, Any]:
     unordered = values.pop("unordered")
     if ordered:
         return values
-    return {**values, "model": unordered} if "name" in unordered else _replaced(values, ["model"], unordered, "recipe")
+    if "name" in unordered:
+        return {**values, "model": unordered}
+    config = model_class(values["model"]["name"]).config_class.model_validate(
+        {key: value for key, value in values["model"].items() if key != "name"}, context=SAVED
+    )
+    idle = _idle(config, unordered)
+    model = {key: value for key, value in values["model"].items() if key not in idle}
+    return _replaced({**values, "model": model}, ["model"], unordered, "recipe")
+
+
+def _idle(config: Config, unordered: Mapping[str, Any]) -> list[str]:
+    """Settings of [model] that have no effect once those of [unordered] are merged in; [] where these are invalid."""
+    given = config.model_dump(mode="json", exclude_none=True)
+    merged, dropped = _replaced({"model": given}, ["model"], unordered, "recipe")["model"], []
+    try:
+        while new := type(config).model_validate(merged, context=SAVED).idle().keys() - unordered.keys():
+            dropped += sorted(new)  # without them, others may have no effect
+            merged = {key: value for key, value in merged.items() if key not in new}
+    except ValidationError:
+        return []
+    return dropped
 
 
 def _overridden(values: Mapping[str, Any], path: list[str], value: Any, label: str) -> dict[str, Any]:
@@ -309,7 +348,7 @@ def _problems(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
             path = path[:-1]  # the last part names one of several types, e.g. a number or "tune"
         key = ".".join(["model", *path[2:]] if path[:2] == ["model", "config"] else path)
         found.setdefault(key, []).append(_problem(entry, path, values))
-    return [f"{key}: {' or: '.join(messages)}" for key, messages in found.items()]
+    return [f"{key}: {' or: '.join(messages)}" if key else messages[0] for key, messages in found.items()]
 
 
 def _problem(entry: ErrorDetails, path: list[str], values: Mapping[str, Any]) -> str:

@@ -130,7 +130,7 @@ def load_tables(path: Path) -> Tables:
     """Recipe, data and split of a run, finished or not. Raises CheckpointError naming what is missing or damaged."""
     _require(path, "recipe.toml", "data.json", "users.parquet", "items.parquet", "interactions.parquet")
     with _readable(path / "recipe.toml"):
-        recipe = load_recipe(tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8")))
+        recipe = load_recipe(tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8")), saved=True)
     about = _read_json(path / "data.json")
     with _readable(path / "users.parquet"):
         users = IdMap(pl.read_parquet(path / "users.parquet")["user_id"])
@@ -169,7 +169,7 @@ def load_model(path: Path) -> Model:
     name, config, tensors = about["model"], about["config"], load_file(path / "model.safetensors")
     if about["format"] == legacy.FORMAT:
         name, config, tensors = legacy.current_run(name, config, tensors)
-    model = build(name, config)
+    model = build(name, config, saved=True)
     model.restore(tensors)
     return model
 

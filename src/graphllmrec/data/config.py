@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import Field, field_validator
 
 from graphllmrec.data.split import KINDS
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
 
 
 class DataConfig(Config):
@@ -21,6 +23,12 @@ class DataConfig(Config):
     cold_ratio: float = Field(
         0.1, gt=0, lt=1, description="share of clicked items to test on, as many to validate on (cold-item)"
     )
+
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        shares = ("auto", "user-ratio", "global-time")  # "auto" is one of them where the interactions have no order
+        yield Condition("valid_ratio test_ratio", self.split in shares, 'split "user-ratio" or "global-time"')
+        yield Condition("cold_ratio", self.split == "cold-item", 'split = "cold-item"')
 
     @field_validator("split")
     @classmethod

@@ -58,6 +58,10 @@ class Range(Config):
         return [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
 
 
+def _of_text(key: str) -> bool:
+    return key.split(".")[0] == "text"
+
+
 def _flat_settings(value: Any) -> Any:
     return dict(flatten(value)) if isinstance(value, Mapping) else value
 
@@ -198,7 +202,16 @@ class Variant:
     @property
     def reads_text(self) -> bool:
         """Does the model read item or user text? Only then a placebo of the text changes anything."""
-        return self.recipe(0).build_model().abilities.reads_text
+        both = {**self.study.overrides, **self.model.overrides}
+        settings = {key: value for key, value in both.items() if not _of_text(key)}
+        return load_recipe(self.model.recipe, settings).build_model().abilities.reads_text
+
+    def _shared_settings(self) -> dict[str, Any]:
+        """The settings for all models, without those of [text] for a model that reads none."""
+        shared = self.study.overrides
+        if any(map(_of_text, shared)) and not self.reads_text:
+            return {key: value for key, value in shared.items() if not _of_text(key)}
+        return shared
 
     def recipe(self, seed: int, tuned: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe of one fit. Raises RecipeError."""
@@ -209,5 +222,5 @@ class Variant:
             "evaluate.ks": sorted({parse_metric(m)[1] for m in metrics}),
         }
         placebo = {} if self.placebo == NO_PLACEBO else {PLACEBO_KEY: self.placebo}
-        settings = {**self.study.overrides, **self.model.overrides, **(tuned or {}), **placebo}
+        settings = {**self._shared_settings(), **self.model.overrides, **(tuned or {}), **placebo}
         return load_recipe(self.model.recipe, {**settings, **own})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
 
 Placebo = Literal["none", "shuffled", "random", "item2vec"]  # text/placebo.py
 
@@ -37,3 +38,8 @@ class TextConfig(Config):
     placebo: Placebo = Field(
         "none", description="vectors without the texts' meaning in their place; none: the texts (docs/guides/text.md)"
     )
+
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        local = self.encoder == "minilm" or self.encoder.startswith((".", "/", "~"))
+        yield Condition("revision", not local, "an encoder with a Hugging Face name")
