@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "src" / "graphllmrec"
 # Lowest first. A module belongs to the longest prefix that fits; it may import from its own layer and those below.
 LAYERS = [
     ("errors", "rng", "io", "settings", "arguments", "terminal"),
-    ("progress", "text.config"),  # a terminal and two files; settings alone. So `data` and `protocol` may use them
+    ("screen",),
+    ("progress", "text.config"),  # the screen and two files; settings alone. So `data` and `protocol` may use them
     ("data",),
     ("protocol",),  # agrees on Split, Histories and TextConfig; computes nothing, so that all below `models` may use it
     ("graph",),

@@ -1,4 +1,4 @@
-"""Progress of a fit: bars on a terminal, one line per piece of work elsewhere (on stderr), and two log files.
+"""Progress of a fit: a bar and a line per piece of work (screen.py says where), and two log files.
 
     log.jsonl      values that follow from recipe, data and seed: the same bytes whether or not the fit was interrupted
     timings.jsonl  start and seconds of each piece of work, number of cached texts; every attempt adds lines
@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.text import Text
+from rich.progress import TaskID
+
+from graphllmrec.screen import Screen, can_draw
 
 LOG, TIMINGS = "log.jsonl", "timings.jsonl"
 TIMING_EVENTS = ("begin", "end", "text")  # may differ between two fits of the same recipe, data and seed
@@ -29,25 +32,13 @@ class RunLogger:
         with RunLogger() as logger:
             recommender.fit(data, out="runs/ease", logger=logger)
 
-    A terminal shows one bar per piece of work with its rate and the latest values; elsewhere one line is printed at its
-    end. `write_to` opens the files in the run folder and writes all that was logged since `new_run`. Each line of the
-    two files is one object: "event" and the values; in timings.jsonl "time" (unix seconds) too.
+    A terminal or notebook shows a bar for the current piece of work, with its latest values; everywhere a line is
+    printed at its end. `write_to` opens the files in the run folder and writes all that was logged since `new_run`.
+    Each line of the two files is one object: "event" and the values; in timings.jsonl "time" (unix seconds) too.
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, quiet=quiet)
-        self._progress = Progress(
-            SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}", style="cyan"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[values]}", style="dim"),
-            console=self.console,
-            disable=quiet or not self.console.is_terminal,
-            redirect_stdout=False,  # stdout carries results only, also while bars are drawn
-        )
+        self._screen = Screen(quiet=quiet, console=console)
         self._task: TaskID | None = None
         self._name, self._done, self._began = "", 0, 0.0
         self._values: dict[str, float | str] = {}
@@ -56,7 +47,7 @@ class RunLogger:
 
     def __enter__(self) -> RunLogger:
         """Start drawing."""
-        self._progress.start()
+        self._screen.start()
         return self
 
     def __exit__(
@@ -64,7 +55,7 @@ class RunLogger:
     ) -> None:
         """End the last piece of work, stop drawing and close the files."""
         self._end(failed=error is not None)
-        self._progress.stop()
+        self._screen.stop()
         self._close()
 
     def new_run(self) -> None:
@@ -96,7 +87,8 @@ class RunLogger:
         """A new piece of work begins, of `total` steps where known; the one before is over."""
         self._end()
         self._name, self._done, self._began, self._values = name, 0, time.monotonic(), {}
-        self._task = self._progress.add_task(name, total=total, rate="", values="")
+        self._task = self._screen.bars.add_task(name, total=total, rate="", values="")
+        self._screen.draw()
         self.log("begin", name=name, total=total)
 
     def advance(self, steps: int = 1, **values: float | str) -> None:
@@ -105,7 +97,9 @@ class RunLogger:
         self._values |= values
         if self._task is not None:
             rate = self._done / max(time.monotonic() - self._began, 1e-9)
-            self._progress.update(self._task, advance=steps, rate=f"{rate:,.1f}/s", values=_shown(self._values))
+            values_text = _shown(self._values)
+            self._screen.bars.update(self._task, advance=steps, rate=f"{rate:,.1f}/s", values=values_text)
+            self._screen.draw(now=False)
 
     def log(self, event: str, **values: Any) -> None:
         """Write an event. Values are JSON values, or numbers of NumPy and torch."""
@@ -119,8 +113,8 @@ class RunLogger:
             self._waiting[name].append(line)
 
     def say(self, message: str, style: str = "") -> None:
-        """One line on the terminal, above the bars."""
-        self.console.print(Text(message, style=style), soft_wrap=True)
+        """A message, above the bars."""
+        self._screen.say(message, style)
 
     def _close(self) -> None:
         for file in self._files.values():
@@ -132,17 +126,25 @@ class RunLogger:
             return
         seconds = time.monotonic() - self._began
         self.log("end", name=self._name, seconds=round(seconds, 3), failed=failed)
-        if self._task is not None and not failed:
-            total = self._progress.tasks[self._progress.task_ids.index(self._task)].total
-            self._progress.update(self._task, total=self._done or total or 1, completed=self._done or total or 1)
-            self._progress.stop_task(self._task)
-        if not self.console.is_terminal and (
-            self._done or seconds > 0.05
-        ):  # no line for work without steps that took no time
+        if self._task is not None:
+            self._screen.bars.remove_task(self._task)
+        if self._done or seconds > 0.05:  # no line for work without steps that took no time
             steps = f", {self._done:,} steps" if self._done > 1 else ""
             values = f", {_shown(self._values)}" if self._values else ""
-            self.say(f"{self._name}: {'stopped after ' if failed else ''}{seconds:.1f} s{steps}{values}")
+            mark = "✓ " if self._screen.draws and not failed else ""
+            self.say(f"{mark}{self._name}: {'stopped after ' if failed else ''}{seconds:.1f} s{steps}{values}")
         self._name, self._task = "", None
+
+
+@contextmanager
+def open_logger(logger: RunLogger | None) -> Iterator[RunLogger]:
+    """The caller's logger; without one a new logger that draws where it can be seen and is silent elsewhere."""
+    if logger is not None:
+        yield logger
+        return
+    console = Console(stderr=True)
+    with RunLogger(quiet=not can_draw(console), console=console) as own:
+        yield own
 
 
 def _drop_torn_line(path: Path) -> None:

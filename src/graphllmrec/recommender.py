@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model
 from graphllmrec.evaluation.rank import top_k
 from graphllmrec.io import discard
 from graphllmrec.models.explain import explain_item, similarities
-from graphllmrec.progress import RunLogger
+from graphllmrec.progress import RunLogger, open_logger
 from graphllmrec.protocol import Model, Queries, Task
 from graphllmrec.recipe import Recipe, differences, load_recipe
 from graphllmrec.recommendation import Explanation, Recommendation
@@ -75,7 +74,7 @@ class Recommender:
         path = None if out is None else Path(out)
         if path is not None:
             run.require_free(path, overwrite)
-        with _silent_if_none(logger) as logger:
+        with open_logger(logger) as logger:
             logger.new_run()
             dataset = read_dataset(data, self._given.data, logger)
             split = split_dataset(dataset, self._given.data, self._given.seed)
@@ -119,7 +118,7 @@ class Recommender:
             listed = "; ".join(differences(recipe.values(), tables.recipe.values())[:5])
             raise CheckpointError(f"the recipe differs from the one of {path}: {listed}")
         recommender = cls(tables.recipe)
-        with _silent_if_none(logger) as logger:
+        with open_logger(logger) as logger:
             logger.new_run()
             if data is not None:
                 dataset = read_dataset(data, tables.recipe.data, logger)
@@ -168,7 +167,7 @@ class Recommender:
         With `data` (e.g. train.* = what is known today, test.* = next week), that data is split as the recipe says;
         all its users and items must be known. Raises DataError for unknown ones, EvaluationError without any target.
         """
-        with _silent_if_none(logger) as logger:
+        with open_logger(logger) as logger:
             known = self.split
             if data is not None:
                 other = read_dataset(data, self.recipe.data, logger)
@@ -248,7 +247,7 @@ class Recommender:
         table = new_item_table(rows, self.dataset.items, needs_text=self.model.abilities.needs_text)
         model, dataset, split = self._get()
         new, recipe = Items(IdMap(table["item_id"]), table), self.recipe
-        with _silent_if_none(logger) as logger:
+        with open_logger(logger) as logger:
             model.add_items(
                 prepare_new_text(model.abilities, new, dataset.items, split, recipe.text, recipe.seed, logger)
             )
@@ -332,13 +331,3 @@ class Recommender:
 def evaluate(recommender: Recommender, data: Dataset | str | Path | None = None, split: Part = "test") -> Evaluation:
     """Full-ranking metrics of a fitted recommender on its own data or other `data`; see `Recommender.evaluate`."""
     return recommender.evaluate(split, data=data)
-
-
-@contextmanager
-def _silent_if_none(logger: RunLogger | None) -> Iterator[RunLogger]:
-    """The caller's logger, or a silent one that is closed at the end."""
-    if logger is not None:
-        yield logger
-        return
-    with RunLogger(quiet=True) as silent:
-        yield silent

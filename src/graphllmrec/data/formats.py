@@ -44,6 +44,7 @@ def read_table(path: Path, pick: Pick, max_line_bytes: int = files.MAX_LINE_BYTE
     """
     if path.stat().st_size == 0:
         raise DataError("empty file", file=path.name, hint="the first line must name the columns")
+    path = path.absolute()  # polars would expand a leading "~", and without glob=False "[1]", "*" and "?" in any folder
     named = files.parse_name(path)
     kind = named[1] if named else path.suffix
     if kind == "parquet":
@@ -58,7 +59,7 @@ def _read_parquet(path: Path, pick: Pick) -> RawTable:
     try:
         names = list(pl.read_parquet_schema(path))
         columns = list(pick(names))
-        frame = pl.read_parquet(path, columns=columns)
+        frame = pl.read_parquet(path, columns=columns, glob=False)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"not a readable parquet file: {error}", file=path.name, hint="write it again") from error
     return RawTable(path.name, frame, lambda row: row + 1)
@@ -74,7 +75,12 @@ def _read_csv(path: Path, source: Path | io.BytesIO, pick: Pick, quoted: bool) -
     try:
         # all columns, although few are used: only then polars raises on a row with too many fields
         frame = pl.read_csv(
-            source, separator=separator, quote_char='"' if quoted else None, infer_schema=False, new_columns=names
+            source,
+            separator=separator,
+            quote_char='"' if quoted else None,
+            infer_schema=False,
+            new_columns=names,
+            glob=False,
         )
     except (pl.exceptions.PolarsError, ValueError) as error:
         raise _bad_csv(path.name, source, separator, quoted, len(names), error) from error
@@ -157,7 +163,8 @@ def _read_jsonl(path: Path, source: Path | io.BytesIO, pick: Pick) -> RawTable:
     # ids are read as strings: 5 and "x5" in one column, or 20 digits, would be damaged by a number type
     ids = {name for meaning in ("user_id", "item_id") if (name := find_column(list(first), meaning))}
     try:
-        frame = pl.read_ndjson(source, schema_overrides=dict.fromkeys(ids, pl.String), infer_schema_length=None)
+        with _stream(source) as stream:  # not the path: read_ndjson has no glob=False
+            frame = pl.read_ndjson(stream, schema_overrides=dict.fromkeys(ids, pl.String), infer_schema_length=None)
     except pl.exceptions.PolarsError as error:
         raise _bad_json(path.name, source, error) from error
     columns = list(pick(frame.columns))

@@ -7,58 +7,53 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from graphllmrec.progress import RunLogger
+from graphllmrec.screen import Screen, can_draw
 from graphllmrec.study.search import Kind
 
 
 class Display:
-    """Bars on a terminal, a line per fit elsewhere (both on stderr).
+    """Bars on a terminal or in a notebook, and everywhere a line per fit (screen.py).
 
     The time left is estimated from the fits made so far: of the same kind, else of the same variant, else of any.
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, quiet=quiet)
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[values]}", style="dim"),
-            console=self.console,
-            disable=quiet or not self.console.is_terminal,
-            redirect_stdout=False,  # stdout carries results only
-        )
-        self._all = self._progress.add_task("study", values="")
-        self._current = self._progress.add_task("", visible=False, values="")
+        self._screen = Screen(quiet=quiet, console=console)
+        bars = self._screen.bars
+        self._all = bars.add_task("study", rate="", values="")
+        self._current = bars.add_task("", visible=False, rate="", values="")
         self._times: dict[Kind, list[float]] = {}
         self._left: list[Kind] = []
         self._number, self._began = 0, 0.0
 
+    @classmethod
+    def of_python(cls) -> Display:
+        """The display of a call without one: it draws where it can be seen, and is silent elsewhere."""
+        console = Console(stderr=True)
+        return cls(quiet=not can_draw(console), console=console)
+
     def __enter__(self) -> Display:
         """Start drawing."""
-        self._progress.start()
+        self._screen.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop drawing."""
-        self._progress.stop()
+        self._screen.stop()
 
     def plan(self, kinds: Sequence[Kind], known: dict[Kind, list[float]], done: int) -> None:
         """Kinds of the fits to make, in order; seconds of earlier fits by kind; number of fits that are done."""
         self._left, self._times, self._number = list(kinds), known, done
-        self._progress.update(self._all, total=done + len(kinds), completed=done)
+        self._screen.bars.update(self._all, total=done + len(kinds), completed=done)
 
     def begin(self, label: str) -> None:
         """A fit begins."""
         self._began = time.monotonic()
-        self._progress.update(self._all, description=label, values=self._estimate())
+        self._screen.bars.update(self._all, description=label, values=self._estimate())
 
     def end(self, result: str, kind: Kind, *, failed: bool = False) -> None:
         """The fit is over, with `result`."""
@@ -66,22 +61,24 @@ class Display:
         self._times.setdefault(kind, []).append(seconds)
         self._left.remove(kind)
         self._number += 1
-        self._progress.update(self._all, advance=1, values=self._estimate())
-        self._progress.update(self._current, visible=False)
+        self._screen.bars.update(self._all, advance=1, values=self._estimate())
+        self._screen.bars.update(self._current, visible=False)
         total = self._number + len(self._left)
         self.say(f"[{self._number}/{total}] {result}, {_duration(seconds)}{self._left_text()}", "red" if failed else "")
 
     def say(self, message: str, style: str = "") -> None:
-        """One line above the bars."""
-        self.console.print(Text(message, style=style), soft_wrap=True)
+        """A message, above the bars."""
+        self._screen.say(message, style)
 
     def show(self, name: str, total: int | None) -> None:
         """A new piece of work of the current fit."""
-        self._progress.reset(self._current, total=total, description=f"  {name}", visible=True, values="")
+        self._screen.bars.reset(self._current, total=total, description=f"  {name}", visible=True, values="")
+        self._screen.draw()
 
     def advance(self, steps: int) -> None:
         """`steps` of it are done."""
-        self._progress.update(self._current, advance=steps)
+        self._screen.bars.update(self._current, advance=steps)
+        self._screen.draw(now=False)
 
     def _estimate(self) -> str:
         seconds = remaining(self._left, self._times)

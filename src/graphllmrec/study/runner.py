@@ -51,7 +51,7 @@ def run_study(
     if any(needs_optuna(search.variant.model.tune, plan.study.trials) for search in plan.searches):
         require_optuna()
     write_study_file(plan.out, plan.study)
-    with display or Display(quiet=True) as shown:
+    with display or Display.of_python() as shown:
         for note in plan.notes:
             shown.say(note)
         try:
