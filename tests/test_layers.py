@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "graphllmrec"
 
 # Lowest first. A module belongs to the longest prefix that fits; it may import from its own layer and those below.
 LAYERS = [
-    ("errors", "rng", "io", "settings", "arguments", "terminal"),
+    ("errors", "rng", "io", "settings", "arguments", "terminal", "toml"),
     ("screen",),
     ("progress", "text.config"),  # the screen and two files; settings alone. So `data` and `protocol` may use them
     ("data",),

@@ -223,7 +223,12 @@ def assert_step(stage: TrainingStage, weights: Weights, rows: np.ndarray, expect
 @pytest.mark.parametrize("cosine", [True, False])
 @pytest.mark.parametrize("fusion", ["intra", "late", "text", "graph"])
 def test_a_step_of_histories(monkeypatch: pytest.MonkeyPatch, fusion: str, cosine: bool) -> None:
-    settings = {"fusion": fusion, "cosine": cosine, "item_bias": not cosine, "hidden": 3 if cosine and fusion != "graph" else 0}
+    settings = {
+        "fusion": fusion,
+        "cosine": cosine,
+        "item_bias": not cosine,
+        "hidden": 3 if cosine and fusion != "graph" else 0,
+    }
     _, stages, weights = staged(monkeypatch, **settings, text_dropout=0.0)
     users, items = np.unique(EXAMPLES.user[ROWS]).tolist(), np.unique(EXAMPLES.target[ROWS]).tolist()
 

@@ -34,10 +34,10 @@ from graphllmrec.models.registry import MODELS, model_class
 from graphllmrec.protocol import Model
 from graphllmrec.settings import SAVED, Config
 from graphllmrec.text.config import TextConfig
+from graphllmrec.toml import MAX_DEPTH, check_values, parse_toml, read_toml
 
+_LARGEST_K = 1_000_000
 _LONGEST = 400  # characters of a problem: some of them repeat the value
-_MAX_CHARACTERS = 1_000_000  # of a recipe file
-_UNREADABLE = (RecursionError, ValueError, OverflowError)  # nested too deep, thousands of digits, too long
 
 
 class ModelConfig(Config):
@@ -74,14 +74,14 @@ class ModelConfig(Config):
 class EvaluateConfig(Config):
     """Cut-offs k of the ranking metrics, and the metric that is shown first."""
 
-    ks: tuple[int, ...] = Field((10, 20), min_length=1, description="cut-offs of the ranking metrics")
+    ks: tuple[int, ...] = Field((10, 20), min_length=1, max_length=100, description="cut-offs of the ranking metrics")
     metric: str = Field("ndcg@20", description="the metric that is shown first")
 
     @field_validator("ks")
     @classmethod
     def _positive(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
-        if min(ks) < 1:
-            raise ValueError("every k must be at least 1")
+        if not 1 <= min(ks) <= max(ks) <= _LARGEST_K:
+            raise ValueError(f"every k must be from 1 to {_LARGEST_K:,}")
         return tuple(sorted(set(ks)))
 
     @model_validator(mode="after")
@@ -97,7 +97,9 @@ class Recipe(Config):
 
     title: str = Field("", description="what this run is, in a line")
     notes: str = Field("", description="anything worth knowing about it")
-    seed: int = Field(0, ge=0, description="of every draw: splits, batches, negatives, dropout, initial weights")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="of every draw: splits, batches, negatives, dropout, initial weights"
+    )
     model: ModelConfig
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
@@ -125,7 +127,9 @@ class Recipe(Config):
 
     def idle(self) -> dict[str, str]:
         """Settings without effect of one section because of another: those of [text] where no model reads text."""
-        names = [model for model in (self.model.name, self.unordered.get("name")) if model in MODELS]
+        names, other = [self.model.name], self.unordered.get("name")
+        if isinstance(other, str) and other in MODELS:
+            names.append(other)
         if self.build_model().abilities.reads_text or any(model_class(n).abilities.reads_text for n in names[1:]):
             return {}
         needed = f"a model that reads text ({' and '.join(names)} {'reads' if len(names) == 1 else 'read'} none)"
@@ -166,12 +170,15 @@ def load_recipe(
     if isinstance(source, Recipe):
         values, label = source.values(), "recipe"
     elif isinstance(source, Mapping):
-        values, label = dict(source), "recipe"
+        values, label = check_values(source, "recipe"), "recipe"
     elif isinstance(source, str | Path):
         values, label = _read(source), str(source)
     else:
         raise RecipeError([f"a recipe is a name, a TOML file or a mapping of sections, not {source!r:.80}"])
-    values, overrides = current_recipe(values), _current_overrides(overrides or {}, values)
+    overrides = check_values(overrides or {}, label)
+    if deep := [key for key in overrides if key.count(".") >= MAX_DEPTH]:
+        raise RecipeError([f"{deep[0][:80]}: unknown setting, of {deep[0].count('.'):,} parts"], label)
+    values, overrides = current_recipe(values), _current_overrides(overrides, values)
     for key, value in sorted(overrides.items(), key=lambda entry: entry[0] != "model.name"):
         values = _overridden(values, key.split("."), value, label)
     try:
@@ -217,10 +224,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise RecipeError([f"{text!r} is not of the form section.key=value, e.g. model.l2=50.0"], "--set")
     try:
-        return key.strip(), _parsed(f"value = {value.strip()}")["value"]
+        return key.strip(), parse_toml(f"value = {value.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
-    except _UNREADABLE as error:
+    except (ValueError, RecursionError, OverflowError) as error:
         raise RecipeError([f"{key.strip()}: a value that is no setting ({error})"], "--set") from None
 
 
@@ -230,7 +237,7 @@ def _packaged() -> Any:
 
 def _read(source: str | Path) -> dict[str, Any]:
     path = Path(source)
-    if not path.is_file():
+    if not _is_file(path):
         names = recipe_names()
         if str(source) in names:
             path = Path(str(_packaged() / f"{source}.toml"))
@@ -239,17 +246,14 @@ def _read(source: str | Path) -> dict[str, Any]:
             hint = f"did you mean {close[0]!r}? " if close else ""
             problem = f"no such file, and no packaged recipe of that name; {hint}packaged: {', '.join(names)}"
             raise RecipeError([problem], str(source))
+    return read_toml(path)
+
+
+def _is_file(path: Path) -> bool:
     try:
-        return _parsed(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, *_UNREADABLE) as error:
-        raise RecipeError([f"not valid TOML: {error}"], str(source)) from None
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    """TOML as plain values. Raises TOMLDecodeError, and `_UNREADABLE` for what no recipe holds."""
-    if len(text) > _MAX_CHARACTERS:
-        raise OverflowError(f"{len(text):,} characters; a recipe has at most {_MAX_CHARACTERS:,}")
-    return tomllib.loads(text)
+        return path.is_file()
+    except (OSError, ValueError):  # no name of a file: too long, or with a NUL
+        return False
 
 
 def _variant(values: Mapping[str, Any], ordered: bool) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Config(BaseModel):
     So is a setting that has no effect beside the others: a search over it would be a search over noise.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def conditions(self) -> Iterable[Condition]:
         """What settings of this class need of each other to have an effect."""

@@ -15,7 +15,9 @@ class DataConfig(Config):
 
     split: str = Field("auto", description=f"{', '.join(KINDS)}; see docs/guides/evaluation.md")
     min_rating: float | None = Field(None, description="keep interactions rated at least this; none keeps all")
-    k_core: int = Field(0, ge=0, description="keep only users and items with so many distinct partners; 0 keeps all")
+    k_core: int = Field(
+        0, ge=0, le=1_000_000_000, description="keep only users and items with so many distinct partners; 0 keeps all"
+    )
     valid_ratio: float = Field(
         0.1, ge=0, lt=1, description="share of interactions to validate on (user-ratio, global-time)"
     )

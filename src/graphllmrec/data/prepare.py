@@ -11,7 +11,7 @@ from graphllmrec.data.config import DataConfig
 from graphllmrec.data.read import load_data
 from graphllmrec.data.split import Split, make_split
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Ints
-from graphllmrec.errors import DataError
+from graphllmrec.errors import DataError, RecipeError
 from graphllmrec.progress import RunLogger
 
 
@@ -27,8 +27,8 @@ def read_dataset(data: Dataset | str | Path, config: DataConfig, logger: RunLogg
 
 
 def split_dataset(dataset: Dataset, config: DataConfig, seed: int) -> Split:
-    """The split of the settings. Raises DataError."""
-    return make_split(
+    """The split of the settings. Raises DataError, RecipeError for settings without effect on this split."""
+    split = make_split(
         dataset,
         kind=config.split,
         seed=seed,
@@ -36,6 +36,13 @@ def split_dataset(dataset: Dataset, config: DataConfig, seed: int) -> Split:
         test_ratio=config.test_ratio,
         cold_ratio=config.cold_ratio,
     )
+    idle = config.model_copy(update={"split": split.kind}).idle()  # of the split that "auto" stands for
+    if idle:
+        raise RecipeError(
+            [f"data.{name} has no effect: these data are split by {split.kind}, it needs {needed}"
+             for name, needed in idle.items()]
+        )  # fmt: skip
+    return split
 
 
 def split_in_rows(known: Dataset, other: Dataset, config: DataConfig, seed: int) -> Split:

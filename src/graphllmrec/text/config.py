@@ -19,7 +19,7 @@ class TextConfig(Config):
         "minilm", min_length=1, description='"minilm" (packaged), a Hugging Face name, or a local folder'
     )
     revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face name")
-    max_tokens: int = Field(96, ge=2, description="special tokens included; longer texts are cut")
+    max_tokens: int = Field(96, ge=2, le=1_000_000, description="special tokens included; longer texts are cut")
     columns: list[str] | None = Field(
         None, description="which and in what order; default: title, brand, categories, description, then all other text"
     )
@@ -30,7 +30,10 @@ class TextConfig(Config):
         "auto", description="auto: bfloat16 in the linear layers where the hardware has it, float32 for all the rest"
     )
     batch_tokens: int | None = Field(
-        None, ge=1, description="tokens per batch, padding included; default: 1,024 per CPU thread, 32,768 on a GPU"
+        None,
+        ge=1,
+        le=1_000_000_000,
+        description="tokens per batch, padding included; default: 1,024 per CPU thread, 32,768 on a GPU",
     )
     prompt: str = Field("", description="put before every text, as instruction-tuned embedding models want it")
     device: str = Field("auto", description='"auto", "cpu", "cuda", "cuda:1" or "mps"')

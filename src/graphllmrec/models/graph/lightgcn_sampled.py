@@ -80,6 +80,8 @@ class LightGCNSampledConfig(MonitoredConfig):
         """What settings need of each other."""
         yield Condition("uniformity", self.loss == "directau", 'loss = "directau"')
         yield Condition("temperature", self.cosine, "cosine = true")
+        products = self.loss in ("softmax", "in-batch", "directau") or self.contrast > 0
+        yield Condition("precision", products, "a loss with dense matrix products (softmax, in-batch), or contrast")
         yield Condition("noise", self.contrast > 0, "contrast above 0")
         yield Condition("contrast edge_dropout", self.num_layers > 0, "num_layers of at least 1")
 

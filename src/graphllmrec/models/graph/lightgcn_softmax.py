@@ -68,6 +68,7 @@ class LightGCNSoftmaxConfig(MonitoredConfig):
     def conditions(self) -> Iterator[Condition]:
         """What settings need of each other."""
         yield Condition("temperature", self.cosine, "cosine = true")
+        yield Condition("precision", self.contrast > 0, "contrast above 0; the softmax over all items is in float32")
         yield Condition("noise", self.contrast > 0, "contrast above 0")
         yield Condition("contrast edge_dropout", self.num_layers > 0, "num_layers of at least 1")
 
