@@ -6,7 +6,7 @@ A round takes a packaged recipe, damages it (mutations of `damage`), and loads i
 `--set` arguments; a study in the same way. What is read must come back from its own TOML as the same. What is refused
 must be a RecipeError whose message is short, on printable lines, and does not hold a huge value. The last line is one
 JSON object: rounds, how many were read and refused, other exceptions, slowest round in seconds, largest memory in MB.
-Exit status 1 for any other exception, a message that is not readable, over 10 s, or over 1 GB of memory above the start.
+Exit status 1 for any other exception, a message that is not readable, over 10 s, or over 1 GB more memory.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ STRANGE: list[Any] = [
     [], [[]], [0], ["a", 1, None], {}, {"a": {}}, {"low": 1}, {"": ""}, None, b"bytes", 1 + 2j, {1: 2}, {1, 2},
     [0] * 50_000, ["ease"] * 1_000, object(), float, np.float64(0.5), np.int64(3), np.zeros(3),
 ]  # fmt: skip
+PIECES = ["", "\x00", "[[", "]", "=", '"""', "\u2028", "9" * 4_500, "nan", "é", "\r", "[model]\n"]  # of damaged TOML
 
 
 def nested(depth: int, kind: type) -> Any:

@@ -14,7 +14,7 @@ Dense = NDArray[np.float64]
 
 
 def edges(users: list[int], items: list[int]) -> Interactions:
-    return Interactions.sort(np.array(users, dtype=np.int64), np.array(items, dtype=np.int64))
+    return Interactions(np.array(users, dtype=np.int64), np.array(items, dtype=np.int64)).sorted()
 
 
 def clicks_of(train: Interactions, num_users: int, num_items: int) -> Dense:

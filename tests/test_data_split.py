@@ -19,11 +19,11 @@ def dataset(
         IdMap([f"u{row}" for row in range(max(user) + 1)]),
         IdMap([f"i{row}" for row in range(max(item) + 1)]),
     )
-    table = Interactions.sort(
+    table = Interactions(
         np.array(user, dtype=np.int64),
         np.array(item, dtype=np.int64),
         None if order is None else np.array(order, dtype=np.int64),
-    )
+    ).sorted()
     rows = pl.DataFrame({"item_id": items.ids})
     return Dataset("toy", users, Items(items, rows), table, order=None if order is None else kind, source="toy")
 

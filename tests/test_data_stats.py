@@ -32,7 +32,7 @@ def test_figures_counted_by_hand(toy: Dataset) -> None:
     assert figures["time_span"] == ["1970-01-01T00:00:00Z", "1970-01-03T00:00:00Z"]
     assert figures["split"] == {
         "kind": "leave-last-out",
-        "settings": {},
+        "settings": {"ties": "hash", "tied_users": 0.0},
         "train": 3,
         "valid": 1,
         "test": 1,

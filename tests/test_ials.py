@@ -112,7 +112,7 @@ def test_strangers_are_folded_in_like_users_and_order_and_repeats_do_not_count()
 
 def test_a_repeated_click_of_the_training_part_counts_once() -> None:
     train = SPLIT.train
-    twice = Interactions.sort(np.tile(train.user, 2), np.tile(train.item, 2))
+    twice = Interactions(np.tile(train.user, 2), np.tile(train.item, 2)).sorted()
     model = fitted("ials", Task(replace(SPLIT, train=twice)), embedding_dim=4)
     assert torch.equal(model.items, fitted("ials", embedding_dim=4).items)
 

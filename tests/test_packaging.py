@@ -1,4 +1,4 @@
-"""What users install: extras that exist and are used, a description that an index can show, a complete source archive."""
+"""What users install: extras that are used, a description that an index can show, a complete archive."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_a_new_item_is_found_by_its_text_at_once(text):
         ([{"item_id": "i3", "title": "x"}], "already in the catalogue"),
         ([{"item_id": "a", "titls": "x"}], "column .titls.: new item 1: the catalogue has no such column"),
         ([{"item_id": "a", "title": ""}], "new item 1 has no text"),
-        ([{"item_id": "a", "title": ["x"]}], "do not fit the catalogue"),
+        ([{"item_id": "a", "title": ["x"]}], "column .title.: new item 1 does not fit the catalogue"),
     ],
 )
 def test_bad_new_items_are_refused_and_nothing_is_added(text, rows, message):

@@ -31,8 +31,10 @@ from graphllmrec.text.config import TextConfig
 from graphllmrec.text.encoder import encode_items
 
 QUICK = {  # of every model that has them: small, and trained for a few epochs
-    "epochs": 4, "min_steps": 0, "validate_every": 1, "warmup": 0, "batch_size": 16, "embedding_dim": 6, "text_dim": 4, "hidden": 5,
-    "id_dim": 4, "negatives": 9, "rank": 4, "sweeps": 2, "learning_rate": 0.2, "warmup_epochs": 1, "align_size": 6,
+    "epochs": 4, "min_steps": 0, "validate_every": 1, "warmup": 0,
+    "batch_size": 16, "embedding_dim": 6, "text_dim": 4,
+    "hidden": 5, "id_dim": 4, "negatives": 9, "rank": 4, "sweeps": 2, "learning_rate": 0.2, "warmup_epochs": 1,
+    "align_size": 6,
 }  # fmt: skip
 SMALL_EXPERTS = {"sign": {"epochs": 2, "text_dim": 4, "hidden": 5, "min_steps": 0, "warmup": 0}}
 OTHER: dict[str, Any] = {  # values where the schema has none to choose from

@@ -146,7 +146,7 @@ def test_reviews_stay_with_their_rows_through_filters(tmp_path):
             strict=True,
         )
     ]
-    assert found == [("b", "x", "bx4"), ("b", "y", "by9"), ("a", "x", "ax1"), ("a", "y", "ay3")]
+    assert found == [("a", "x", "ax1"), ("a", "y", "ay3"), ("b", "x", "bx4"), ("b", "y", "by9")]
 
 
 def test_a_part_without_reviews_has_none(tmp_path):
@@ -164,9 +164,9 @@ def test_tags_of_a_user_are_what_the_user_wrote(tmp_path):
     tags = "userId,movieId,tag,timestamp\n1,10,slow,1\n1,10,sad,2\n1,10,slow,3\n2,20,funny,4\n3,10,odd,5\n"
     (tmp_path / "tags.csv").write_text(tags)
     data = load_data(tmp_path)
-    assert data.interactions.review.to_list() == ["slow, sad", None, None]  # 2 did not rate 20, 3 nothing at all
+    assert data.interactions.review.to_list() == ["sad, slow", None, None]  # 2 did not rate 20, 3 nothing at all
     assert "tags.csv: tags serve as reviews of 1 rows of interactions" in data.notes
-    assert data.items.table["tags"].to_list() == [["slow", "sad", "odd"], ["funny"]]
+    assert data.items.table["tags"].to_list() == [["slow", "odd", "sad"], ["funny"]]
 
 
 # run folders

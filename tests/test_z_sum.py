@@ -52,9 +52,9 @@ def test_z_sum_is_the_weighted_sum_of_its_experts() -> None:
 def test_the_board_ranks_like_a_loop_over_all_items() -> None:
     variants = [Variant(fitted(name, decay=DECAY), decay) for name in ("ease", "text-knn") for decay in (1.0, 0.5)]
     users = np.array([0, 2, 3, 7, 11])
-    two_targets = Interactions.sort(
+    two_targets = Interactions(
         np.concatenate([SPLIT.valid.user, SPLIT.test.user]), np.concatenate([SPLIT.valid.item, SPLIT.test.item])
-    )
+    ).sorted()
     split = replace(SPLIT, valid=two_targets)
     weights = torch.tensor([0.3, 0.7])
     gains = []

@@ -33,6 +33,7 @@ class Abilities:
     needs_text: bool = False  # fit() requires task.text
     uses_text: bool = False  # reads item text where there is some
     uses_user_text: bool = False  # reads what users wrote where there is some
+    uses_weights: bool = False  # learns more from clicks of a larger weight (Interactions.weight)
     needs_order: bool = False  # fit() refuses interactions without an order
     ranks_cold_items: bool = False  # gives an item without training clicks a score of its own
 

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from graphllmrec import run_folder as run
 from graphllmrec.arguments import id_list, list_length
 from graphllmrec.data.new_items import new_item_table
-from graphllmrec.data.prepare import read_dataset, split_dataset, split_in_rows
+from graphllmrec.data.prepare import read_and_split, read_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
 from graphllmrec.data.tables import Dataset, Histories, IdMap, Ints, Items
 from graphllmrec.errors import ArgumentError, CheckpointError, GraphLLMRecError, Interrupted, UnknownIdError
@@ -76,8 +75,7 @@ class Recommender:
             run.require_free(path, overwrite)
         with open_logger(logger) as logger:
             logger.new_run()
-            dataset = read_dataset(data, self._given.data, logger)
-            split = split_dataset(dataset, self._given.data, self._given.seed)
+            dataset, split = read_and_split(data, self._given.data, self._given.seed, logger)
             self.recipe = self._given.for_data(split.ordered)
             model = self.recipe.build_model()
             if path is None:
@@ -121,7 +119,7 @@ class Recommender:
         with open_logger(logger) as logger:
             logger.new_run()
             if data is not None:
-                dataset = read_dataset(data, tables.recipe.data, logger)
+                dataset, _ = read_and_split(data, tables.recipe.data, tables.recipe.seed, logger)
                 if run.fingerprint(dataset) != tables.fingerprint:
                     raise CheckpointError(f"the data changed since {path} was begun; fit again with --overwrite")
             checkpoints = Checkpoints(path / "checkpoint", every=save_every)
@@ -246,12 +244,12 @@ class Recommender:
         """
         table = new_item_table(rows, self.dataset.items, needs_text=self.model.abilities.needs_text)
         model, dataset, split = self._get()
-        new, recipe = Items(IdMap(table["item_id"]), table), self.recipe
+        new, recipe = Items(IdMap(table["item_id"]), table, dataset.items.roles), self.recipe
         with open_logger(logger) as logger:
             model.add_items(
                 prepare_new_text(model.abilities, new, dataset.items, split, recipe.text, recipe.seed, logger)
             )
-        items = Items(dataset.items.ids.extended(new.ids.ids.to_list()), pl.concat([dataset.items.table, table]))
+        items = dataset.items.extended(table)
         self._set(model, replace(dataset, items=items), replace(split, num_items=len(items)))
 
     def _get(self) -> tuple[Model, Dataset, Split]:
@@ -278,6 +276,8 @@ class Recommender:
         if path is not None:
             logger.write_to(path)
         text, user_text = prepare_text(model.abilities, dataset, split, recipe.text, recipe.seed, logger)
+        if split.train.weight is not None and not model.abilities.uses_weights:
+            logger.say(f"note: {model.name} counts all clicks the same; the weights of the data are not used")
         logger.begin(f"fit {model.name}")
         began = time.monotonic()
         model.fit(Task(split, text, recipe.seed, logger, checkpoints, user_text=user_text, encoder=recipe.text))

@@ -1,7 +1,7 @@
 """The run folder: all that a fitted recommender needs, without references to other files.
 
     recipe.toml           the whole recipe, defaults written out
-    data.json             name of the data, how it was split, its fingerprint
+    data.json             name of the data, the roles of its columns, how it was split, its fingerprint
     users.parquet         user ids, row by row
     items.parquet         the catalogue, row by row
     interactions.parquet  user and item rows, part (train, valid, test), order, rating, review where there is one
@@ -24,7 +24,7 @@ import shutil
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from graphllmrec import legacy
+from graphllmrec.data.roles import ColumnRole
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
 from graphllmrec.errors import CheckpointError
@@ -136,7 +137,8 @@ def load_tables(path: Path) -> Tables:
         users = IdMap(pl.read_parquet(path / "users.parquet")["user_id"])
     with _readable(path / "items.parquet"):
         table = pl.read_parquet(path / "items.parquet")
-        items = Items(IdMap(table["item_id"]), table)
+        roles = tuple(ColumnRole(**role) for role in about.get("columns", ()))  # none in runs of version 0.1
+        items = Items(IdMap(table["item_id"]), table, roles)
     with _readable(path / "interactions.parquet"):
         parts = _read_parts(pl.read_parquet(path / "interactions.parquet"))
     with _readable(path / "data.json"):
@@ -210,6 +212,7 @@ def _write_tables(folder: Path, dataset: Dataset, split: Split) -> None:
         "name": dataset.name,
         "source": dataset.source,
         "order": dataset.order,
+        "columns": [asdict(role) for role in dataset.items.roles],
         "split": {
             "kind": split.kind,
             "valid_in_history": split.valid_in_history,
@@ -222,15 +225,24 @@ def _write_tables(folder: Path, dataset: Dataset, split: Split) -> None:
 
 
 def _parts_table(split: Split) -> pl.DataFrame:
-    """The interactions of all parts; a column `review` only where there is at least one."""
+    """The interactions of all parts; columns `review` and `weight` only where there are some."""
     parts = (split.train, split.valid, split.test)
-    kinds = {"user": pl.Int64, "item": pl.Int64, "order": pl.Int64, "rating": pl.Float32, "review": pl.String}
+    kinds = {
+        "user": pl.Int64,
+        "item": pl.Int64,
+        "order": pl.Int64,
+        "rating": pl.Float32,
+        "review": pl.String,
+        "weight": pl.Float32,
+    }
     frames = [
         pl.DataFrame(vars(part), schema=kinds).with_columns(part=pl.lit(name, dtype=pl.Enum(PARTS)))
         for name, part in zip(PARTS, parts, strict=True)
     ]
     table = pl.concat(frames)
-    return table.drop("review") if all(part.review is None for part in parts) else table
+    if all(part.review is None for part in parts):
+        table = table.drop("review")
+    return table.drop("weight") if all(part.weight is None for part in parts) else table
 
 
 def _read_parts(table: pl.DataFrame) -> dict[str, Interactions]:
@@ -244,6 +256,7 @@ def _read_parts(table: pl.DataFrame) -> dict[str, Interactions]:
             None if rows["order"].null_count() else order,
             None if rows["rating"].null_count() else rating,
             rows["review"] if "review" in rows.columns else None,
+            rows["weight"].to_numpy(writable=True) if "weight" in rows.columns else None,
         )
     return parts
 

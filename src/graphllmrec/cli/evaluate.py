@@ -96,12 +96,12 @@ def stats(
     data: Annotated[Path, typer.Argument(help="A data folder.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Statistics of a data set: sizes, density, text, order, and the split that `fit` makes by default."""
+    """Statistics of a data set: sizes, density, text, order, the role of every item column, and the default split."""
     from rich.console import Console
 
     from graphllmrec.data.read import load_data
     from graphllmrec.data.split import make_split
-    from graphllmrec.data.stats import statistics, statistics_table
+    from graphllmrec.data.stats import columns_table, statistics, statistics_table
 
     dataset = load_data(data)
     split = make_split(dataset)
@@ -109,6 +109,8 @@ def stats(
         print_json(statistics(dataset, split))
         return
     Console().print(statistics_table(dataset, split))
+    if len(dataset.items.table.columns) > 1:
+        Console().print(columns_table(dataset))
     say(f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items, {len(dataset.interactions):,} "
         f"interactions. Next: graphllmrec fit ease --data {data} --out runs/ease", "bold")  # fmt: skip
 

@@ -20,6 +20,10 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "timestamp": ("timestamp", "unix_review_time", "unix_time", "time", "ts", "datetime", "date"),
     "position": ("position", "pos"),
     "rating": ("rating", "overall", "stars", "score"),
+    "weight": ("weight", "confidence"),
+    "count": ("count", "play_count", "plays", "quantity"),
+    "event": ("event", "event_type", "behavior", "behavior_type"),
+    "label": ("label",),  # 1: clicked, 0 or -1: not
     "title": ("title", "item_title", "movie_title", "product_title", "name", "item_name"),
     "tag": ("tag",),
     "review": ("review", "review_text", "text", "comment"),  # the user's text about the item

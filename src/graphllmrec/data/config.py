@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pydantic import Field, field_validator
 
 from graphllmrec.data.split import KINDS
+from graphllmrec.data.ties import Ties
+from graphllmrec.data.weights import Repeats, Scale
 from graphllmrec.settings import Condition, Config
 
 
@@ -15,6 +17,21 @@ class DataConfig(Config):
 
     split: str = Field("auto", description=f"{', '.join(KINDS)}; see docs/guides/evaluation.md")
     min_rating: float | None = Field(None, description="keep interactions rated at least this; none keeps all")
+    ties: Ties = Field(
+        "hash", description='what sorts clicks of one user at one time: a "hash" of the ids, or the rows of the "file"'
+    )
+    weights: Scale = Field(
+        "log",
+        description='how columns weight and count weigh a click: "log" of 1 + value, "linear", "none": not at all',
+    )
+    events: dict[str, float] = Field(
+        default_factory=dict,
+        description="weight per type in the column event, e.g. {view = 1, buy = 5}; others are left out",
+    )
+    half_life: float = Field(0.0, ge=0, description="days in which the weight of a click halves; 0: no fading")
+    repeats: Repeats = Field(
+        "first", description='a repeated pair counts once ("first"), or its occurrences "add" up to a weight'
+    )
     k_core: int = Field(
         0, ge=0, le=1_000_000_000, description="keep only users and items with so many distinct partners; 0 keeps all"
     )
@@ -31,6 +48,15 @@ class DataConfig(Config):
         shares = ("auto", "user-ratio", "global-time")  # "auto" is one of them where the interactions have no order
         yield Condition("valid_ratio test_ratio", self.split in shares, 'split "user-ratio" or "global-time"')
         yield Condition("cold_ratio", self.split == "cold-item", 'split = "cold-item"')
+
+    @field_validator("events")
+    @classmethod
+    def _positive(cls, events: dict[str, float]) -> dict[str, float]:
+        if bad := [name for name, weight in events.items() if not 0 < weight <= 1e6]:
+            raise ValueError(
+                f"weight of {bad[0]!r} must be above 0 and at most 1e6; leave out events that do not count"
+            )
+        return events
 
     @field_validator("split")
     @classmethod

@@ -1,4 +1,4 @@
-"""Remove interactions: repeated pairs, and those outside the k-core."""
+"""Remove interactions outside the k-core."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
+from graphllmrec.data.tables import Dataset, IdMap, Interactions
 from graphllmrec.errors import DataError
-
-
-def drop_repeats(interactions: Interactions, num_items: int) -> Interactions:
-    """Keep the first occurrence of every (user, item) pair, in the order of the table."""
-    pairs = interactions.user * np.int64(num_items) + interactions.item
-    first = pl.Series(pairs).is_first_distinct().to_numpy()
-    return interactions if first.all() else interactions.where(first)
 
 
 def k_core(interactions: Interactions, num_users: int, num_items: int, k: int) -> NDArray[np.bool_]:
@@ -42,12 +35,11 @@ def k_core_dataset(dataset: Dataset, k: int) -> Dataset:
     rest = dataset.interactions.where(keep)
     users = np.bincount(rest.user, minlength=dataset.num_users) > 0
     items = np.bincount(rest.item, minlength=dataset.num_items) > 0
-    kept_items = pl.Series(items)
     note = f"{k}-core: {int((~users).sum()):,} users and {int((~items).sum()):,} items left out"
     return replace(
         dataset,
         users=IdMap(dataset.users.ids.filter(pl.Series(users))),
-        items=Items(IdMap(dataset.items.ids.ids.filter(kept_items)), dataset.items.table.filter(kept_items)),
+        items=dataset.items.filter(items),
         interactions=replace(rest, user=(np.cumsum(users) - 1)[rest.user], item=(np.cumsum(items) - 1)[rest.item]),
         notes=(*dataset.notes, note),
     )

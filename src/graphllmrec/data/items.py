@@ -1,4 +1,4 @@
-"""The items table: one row per item, every other column text (a string, or a list of strings)."""
+"""The items table: one row per item; every other column is text or an attribute (roles.py)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from graphllmrec.data.checks import Problems, check_ids
 from graphllmrec.data.columns import base_name, match_columns
 from graphllmrec.data.files import parse_name
 from graphllmrec.data.formats import RawTable, check_short_rows, column_type, read_table
+from graphllmrec.data.roles import ColumnRole, read_column
 from graphllmrec.errors import DataError
 
-MAX_TAGS = 10  # per item, the most frequent ones
 
+def read_items(path: Path) -> tuple[pl.DataFrame, list[ColumnRole], list[str]]:
+    """Items in file order: item_id, title (null where there is none) and the other columns; their roles; and notes.
 
-def read_items(path: Path, tags: Path | None = None) -> tuple[pl.DataFrame, list[str]]:
-    """Items in file order: item_id, title (null where there is none) and every other column as text; and notes.
-
-    Numbers become text, lists stay lists, columns of objects are left out. MovieLens' genres are split at "|", and the
-    tags of the file `tags` (item_id, tag) become a list column, most frequent first. Raises DataError for a missing
-    item_id and for two different rows with the same one.
+    Text columns are String or List(String), attributes have a type of their own (roles.py); columns of objects, bytes
+    and vectors are left out. MovieLens' genres are split at "|". Raises DataError for a missing item_id and for two
+    different rows of one item.
     """
     columns: dict[str, str] = {}
 
@@ -35,36 +34,37 @@ def read_items(path: Path, tags: Path | None = None) -> tuple[pl.DataFrame, list
     problems.raise_any()
     keep = pl.Series(ids.code >= 0)
     item_id = ids.ids.gather(ids.code[ids.code >= 0]).alias("item_id")
-    texts, dropped = _texts(table.frame.drop(columns["item_id"]).filter(keep), columns.get("title"), path.name)
-    frame = pl.DataFrame([item_id, *texts])
     stem, kind = parse_name(path) or ("", "")
+    raw = table.frame.drop(columns["item_id"]).filter(keep)
+    if stem == "movies" and raw.schema.get("genres") == pl.String:
+        raw = raw.with_columns(_movielens_genres(raw["genres"]))
+    described, roles = _described(raw, columns.get("title"), path.name)
+    frame = pl.DataFrame([item_id, *described])
     if kind in ("csv", "tsv") and table.frame[:, -1].null_count():
         check_short_rows(path)  # a line break in a text would make two wrong items of one row
-    notes = [f"{path.name}: column {name} holds objects or bytes, left out" for name in dropped]
-    if stem == "movies" and "genres" in frame.columns:
-        frame = frame.with_columns(_movielens_genres(frame["genres"]))
+    notes = [f"{path.name}: column {role.column} {role.reason}, left out" for role in roles if role.role == "left out"]
+    attributes = [role.column for role in roles if role.role == "attribute"]
+    if attributes:
+        notes.append(f"{path.name}: read as attributes, not as text: {', '.join(attributes)}")
     frame, repeated = _distinct(frame, table, keep)
     if repeated:
         notes.append(f"{path.name}: {repeated:,} rows repeat an item word for word, first kept")
-    return (_with_tags(frame, tags) if tags else frame), notes
+    return frame, roles, notes
 
 
-def _texts(frame: pl.DataFrame, title: str | None, file: str) -> tuple[list[pl.Series], list[str]]:
-    """Every column as text, title first; and the names of those that cannot be converted."""
-    texts, dropped = [], []
+def _described(frame: pl.DataFrame, title: str | None, file: str) -> tuple[list[pl.Series], list[ColumnRole]]:
+    """The columns that are kept, title first, and the role of every column."""
+    kept, roles = [], []
     names = sorted(frame.columns, key=lambda name: name != title)
     _refuse_collisions(names, title, file)
     for name in names:
-        column = frame[name]
-        if column_type(name) == "token_seq" and name != title:
-            column = column.str.split(" ")
-        if isinstance(column.dtype, (pl.Struct, pl.Object, pl.Array, pl.Binary)) or (
-            isinstance(column.dtype, pl.List) and (column.dtype.inner.is_nested() or column.dtype.inner == pl.Binary)
-        ):
-            dropped.append(name)
-        elif base_name(name):  # a trailing separator makes a column with an empty name
-            texts.append(_as_text(column).alias("title" if name == title else base_name(name)))
-    return texts, dropped
+        own = "title" if name == title else base_name(name)
+        if own:  # a trailing separator makes a column with an empty name
+            values, role = read_column(frame[name].alias(own), own, column_type(name))
+            roles.append(role)
+            if values is not None:
+                kept.append(values.alias(own))
+    return kept, roles
 
 
 def _refuse_collisions(names: Sequence[str], title: str | None, file: str) -> None:
@@ -75,16 +75,6 @@ def _refuse_collisions(names: Sequence[str], title: str | None, file: str) -> No
         if own and first.setdefault(own, name) != name:
             what = f"the columns {first[own]!r} and {name!r} are both named {own!r} here"
             raise DataError(what, file=file, line=1, hint="rename one of them")
-
-
-def _as_text(column: pl.Series) -> pl.Series:
-    """Strings, or lists of strings; empty ones become null."""
-    if isinstance(column.dtype, pl.List):
-        entry = pl.element().str.strip_chars()
-        lists = column.cast(pl.List(pl.String)).list.eval(entry.filter(entry != ""))
-        return pl.select(pl.when(lists.list.len() > 0).then(lists)).to_series()
-    text = column.cast(pl.String)
-    return pl.select(pl.when(text.str.strip_chars() != "").then(text)).to_series()
 
 
 def _movielens_genres(genres: pl.Series) -> pl.Series:
@@ -111,24 +101,3 @@ def _distinct(frame: pl.DataFrame, table: RawTable, keep: pl.Series) -> tuple[pl
             count=len(twice),
         )
     return whole.drop(number), len(rows) - len(whole)
-
-
-def _with_tags(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
-    """The items with a list column `tags`: distinct, in lower case, most frequent first, at most MAX_TAGS."""
-    columns: dict[str, str] = {}
-
-    def pick(names: Sequence[str]) -> Sequence[str]:
-        columns.update(match_columns(names, ("item_id", "tag"), (), path.name))
-        return list(columns.values())
-
-    table = read_table(path, pick)
-    problems = Problems(table)
-    ids = check_ids(problems, columns["item_id"])
-    problems.raise_any()
-    used = ids.code >= 0
-    tags = _as_text(table.frame[columns["tag"]]).filter(pl.Series(used)).str.strip_chars().str.to_lowercase()
-    pairs = pl.DataFrame({"item_id": ids.ids.gather(ids.code[used]), "tags": tags}).drop_nulls()
-    counted = pairs.group_by("item_id", "tags", maintain_order=True).len()
-    counted = counted.sort("len", descending=True, maintain_order=True)  # ties keep the order of the file
-    lists = counted.group_by("item_id", maintain_order=True).agg(pl.col("tags").head(MAX_TAGS))
-    return frame.join(lists, on="item_id", how="left", maintain_order="left")

@@ -8,16 +8,26 @@ from typing import Any
 import polars as pl
 
 from graphllmrec.data.ids import clean_id, is_missing
+from graphllmrec.data.roles import fitting
 from graphllmrec.data.tables import Items
 from graphllmrec.errors import DataError
 
+_NO_SERIES = (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError)
+_HELD: dict[pl.DataType | type[pl.DataType], str] = {
+    pl.String: "text",
+    pl.List(pl.String): "lists of texts",
+    pl.Int64: "numbers",
+    pl.Float64: "numbers",
+    pl.Boolean: "true or false",
+}
 _WANTED = 'give a list of rows, e.g. [{"item_id": "b7", "title": "…"}], or a polars or pandas DataFrame'
 
 
 def new_item_table(rows: Any, items: Items, *, needs_text: bool) -> pl.DataFrame:
-    """New rows (a list of mappings, or a DataFrame) as a table with the columns of the catalogue.
+    """New rows (a list of mappings, or a DataFrame) as a table with the columns of the catalogue, in their types.
 
-    Missing values of pandas (NaN, NA) are missing. Raises DataError naming the row (counted from 1).
+    Missing values of pandas (NaN, NA) are missing; a column of whole numbers may get fractions. Raises DataError naming
+    the row (counted from 1), and the column and value where a value does not fit.
     """
     known: list[dict[str, Any]] = []
     ids: set[str] = set()
@@ -28,11 +38,34 @@ def new_item_table(rows: Any, items: Items, *, needs_text: bool) -> pl.DataFrame
         known.append(row)
     if not known:
         raise DataError("no items to add")
+    return pl.DataFrame([
+        _column(name, [row.get(name) for row in known], kind) for name, kind in items.table.schema.items()
+    ])  # fmt: skip
+
+
+def _column(name: str, values: list[Any], kind: pl.DataType) -> pl.Series:
+    """The values of one column in its type. Raises DataError naming the first row whose value does not fit."""
     try:
-        return pl.DataFrame(known, schema=items.table.schema)
-    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-        kinds = ", ".join(f"{name} {kind}" for name, kind in items.table.schema.items())
-        raise DataError("new items do not fit the catalogue", hint=f"columns are {kinds} ({error})") from None
+        column = fitting(pl.Series(name, values), kind)
+        if column.null_count() == values.count(None):
+            return column
+    except _NO_SERIES:  # values of several types
+        pass
+    parts = [_value(f"new item {number}", name, value, kind) for number, value in enumerate(values, start=1)]
+    return pl.concat([part.to_frame() for part in parts], how="vertical_relaxed").to_series()
+
+
+def _value(where: str, name: str, value: Any, kind: pl.DataType) -> pl.Series:
+    """One value as a column of one row."""
+    try:
+        column = fitting(pl.Series(name, [value]), kind)
+    except _NO_SERIES:
+        column = pl.Series(name, [None], kind)
+    empty = value is None or (isinstance(value, str | list | tuple) and not value)
+    if column.null_count() and not empty:
+        held = _HELD.get(kind, f"dates or times ({kind})" if kind.is_temporal() else str(kind))
+        raise DataError(f"{where} does not fit the catalogue", column=name, value=value, hint=f"{name} holds {held}")
+    return column
 
 
 def _mappings(rows: Any) -> Sequence[Mapping[str, Any]]:

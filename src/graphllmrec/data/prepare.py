@@ -10,7 +10,8 @@ import numpy as np
 from graphllmrec.data.config import DataConfig
 from graphllmrec.data.read import load_data
 from graphllmrec.data.split import Split, make_split
-from graphllmrec.data.tables import Dataset, IdMap, Interactions, Ints
+from graphllmrec.data.tables import Dataset, IdMap, Ints
+from graphllmrec.data.tags import without_held_out_tags
 from graphllmrec.errors import DataError, RecipeError
 from graphllmrec.progress import RunLogger
 
@@ -20,10 +21,34 @@ def read_dataset(data: Dataset | str | Path, config: DataConfig, logger: RunLogg
     if isinstance(data, Dataset):
         return data
     logger.begin("reading data")
-    dataset = load_data(data, min_rating=config.min_rating, k_core=config.k_core)
+    dataset = load_data(
+        data,
+        min_rating=config.min_rating,
+        k_core=config.k_core,
+        ties=config.ties,
+        weights=config.weights,
+        events=config.events,
+        half_life=config.half_life,
+        repeats=config.repeats,
+    )
     for note in dataset.notes:
         logger.say(f"note: {note}")
     return dataset
+
+
+def read_and_split(
+    data: Dataset | str | Path, config: DataConfig, seed: int, logger: RunLogger
+) -> tuple[Dataset, Split]:
+    """The dataset that a model may see, and its split: item texts hold nothing written at held-out interactions.
+
+    Raises DataError.
+    """
+    read = read_dataset(data, config, logger)
+    split = split_dataset(read, config, seed)
+    dataset = without_held_out_tags(read, split)
+    for note in dataset.notes[len(read.notes) :]:
+        logger.say(f"note: {note}")
+    return dataset, split
 
 
 def split_dataset(dataset: Dataset, config: DataConfig, seed: int) -> Split:
@@ -51,7 +76,7 @@ def split_in_rows(known: Dataset, other: Dataset, config: DataConfig, seed: int)
     items = _rows_in(known.items.ids, other.items.ids, "items", other.source)
     split = split_dataset(other, config, seed)
     train, valid, test = (
-        Interactions.sort(users[part.user], items[part.item], part.order, part.rating, part.review)
+        replace(part, user=users[part.user], item=items[part.item]).sorted()
         for part in (split.train, split.valid, split.test)
     )
     return replace(split, num_users=len(known.users), num_items=len(known.items), train=train, valid=valid, test=test)

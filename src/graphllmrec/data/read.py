@@ -1,14 +1,14 @@
 """Read a data folder: find the files, check every value, number users and items.
 
 Formats (details in files.py and columns.py): `interactions.*` with user_id, item_id and maybe timestamp or position
-and rating, or a ready-made `train.*`, `test.*`, `valid.*`; `items.*` with item_id, title and any other text columns;
-MovieLens and RecBole folders as published. csv, tsv, jsonl (.gz, .zst) and parquet. Items are in the order of their
-table, then those that occur in interactions only (without text); users in order of first appearance.
+and rating, or a ready-made `train.*`, `test.*`, `valid.*`; `items.*` with item_id, title and any other columns;
+MovieLens and RecBole folders as published. csv, tsv, jsonl (.gz, .zst) and parquet. Users and items are numbered by
+their sorted ids; items that occur in interactions only have no text. The order of rows in the files does not matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,17 +29,29 @@ from graphllmrec.data.checks import (
 )
 from graphllmrec.data.columns import match_columns
 from graphllmrec.data.files import find_tables, parse_name
-from graphllmrec.data.filters import drop_repeats, k_core_dataset
+from graphllmrec.data.filters import k_core_dataset
 from graphllmrec.data.formats import check_short_rows, read_table
 from graphllmrec.data.items import read_items
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
+from graphllmrec.data.tags import add_tags, read_tags
+from graphllmrec.data.ties import Ties, break_ties, tied_users
+from graphllmrec.data.weights import Floats, Repeats, Scale, Weighting, fade, read_weights, settle_repeats
 from graphllmrec.errors import DataError
 
 PARTS = ("train", "valid", "test")
 
 
 def load_data(
-    path: str | Path, *, min_rating: float | None = None, k_core: int = 0, name: str | None = None
+    path: str | Path,
+    *,
+    min_rating: float | None = None,
+    k_core: int = 0,
+    name: str | None = None,
+    ties: Ties = "hash",
+    weights: Scale = "log",
+    events: Mapping[str, float] | None = None,
+    half_life: float = 0.0,
+    repeats: Repeats = "first",
 ) -> Dataset:
     """Read and check a data folder (or one interactions file without item text).
 
@@ -49,33 +61,50 @@ def load_data(
         k_core: keep only users and items with at least this many distinct partners, repeated until stable; the other
             items leave the catalogue as well. Not for a ready-made split.
         name: name of the dataset; default: the folder's.
+        ties: what sorts interactions of one user at one time (data/ties.py): "hash" of the ids, or the rows of the
+            "file". All interactions of a user are at one time where there is no order.
+        weights: how columns weight and count become the weight of a click (data/weights.py): "log" of 1 + their value,
+            "linear", or "none": every click counts the same.
+        events: weight per type in the column event, e.g. {"view": 1, "buy": 5}; other types are left out.
+        half_life: days in which the weight of a click halves; 0: no fading.
+        repeats: a repeated (user, item) pair counts once ("first"), or its occurrences "add" up to a weight. Where
+            there are weights, counts or events, they add up always.
 
-    Repeated (user, item) pairs keep their first occurrence in time, or in the file where there is no order.
+    Users and items are numbered by their sorted ids, so the order of rows in the files does not matter. Repeated pairs
+    keep their first occurrence in time.
     Raises DataError (file, line, column, value, hint, number of bad rows) and then loads nothing.
     """
-    folder = Path(path)
+    folder, weighting = Path(path), Weighting(weights, dict(events or {}), half_life, repeats)
     tables = find_tables(folder)
     ready = "interactions" not in tables
     if ready and k_core > 0:
         raise DataError("a ready-made split cannot be k-core filtered", file=str(folder), hint="set k_core to 0")
     parts = {
-        part: _read_interactions(tables[part], min_rating)
+        part: _read_interactions(tables[part], min_rating, weighting)
         for part in (PARTS if ready else ("interactions",))
         if part in tables
     }
-    if "tags" in tables:
-        parts = {part: _tags_as_reviews(rows, tables["tags"], part) for part, rows in parts.items()}
+    tags = read_tags(tables["tags"]) if "tags" in tables else None
+    if tags is not None:
+        parts = {part: _tags_as_reviews(rows, tags, tables["tags"].name, part) for part, rows in parts.items()}
     order = _common_order(folder, parts)
-    catalogue, notes = read_items(tables["items"], tables.get("tags")) if "items" in tables else (None, [])
-    dataset = _number_rows(parts, catalogue, ready, order)
+    if half_life and order != "timestamp":
+        raise DataError("half_life needs timestamps", file=str(folder), hint="leave half_life out")
+    catalogue, roles, notes = read_items(tables["items"]) if "items" in tables else (None, [], [])
+    dataset = _number_rows(parts, catalogue, ready, order, weighting, ties)
     notes = [note for rows in parts.values() for note in rows.notes] + notes
     dataset = replace(
         dataset,
         name=name or folder.name.split(".")[0] or folder.resolve().name,
         source=str(folder),
+        items=replace(dataset.items, roles=tuple(roles)),
         notes=tuple(notes),
     )
-    return k_core_dataset(dataset, k_core) if k_core > 0 else dataset
+    if tags is not None and catalogue is not None:
+        dataset = add_tags(dataset, tags, tables["tags"].name)
+    if k_core > 0:
+        dataset = k_core_dataset(dataset, k_core)
+    return _in_seconds(_with_ties_told(dataset), parts)
 
 
 def demo_data() -> Dataset:
@@ -96,16 +125,19 @@ class _Rows:
     order: OrderColumn | None
     rating: NDArray[np.float32] | None
     review: pl.Series | None  # String
+    weight: Floats | None
     order_kind: str | None  # "timestamp", "position" or None
     notes: list[str]
 
 
-def _read_interactions(path: Path, min_rating: float | None) -> _Rows:
+def _read_interactions(path: Path, min_rating: float | None, weighting: Weighting) -> _Rows:
     columns: dict[str, str] = {}
 
     def pick(names: Sequence[str]) -> Sequence[str]:
         _refuse_sessions(names, path.name)
-        optional = ("timestamp", "position", "rating", "review", "summary")
+        optional = (
+            "timestamp", "position", "rating", "review", "summary", "weight", "count", "event", "label",
+        )  # fmt: skip
         columns.update(match_columns(names, ("user_id", "item_id"), optional, path.name))
         return list(columns.values())
 
@@ -117,21 +149,27 @@ def _read_interactions(path: Path, min_rating: float | None) -> _Rows:
     if kind is not None:
         order = (check_timestamp if kind == "timestamp" else check_position)(problems, columns[kind])
     rating = check_ratings(problems, columns["rating"]) if "rating" in columns else None
+    notes = [f"{path.name}: {order.note}"] if order is not None and order.note else []
+    weight, keep = read_weights(problems, columns, weighting, notes)
     problems.raise_any()
     if problems.blank.all():
         raise DataError("no rows, only column names", file=path.name, hint="is the export complete?")
-    keep = ~problems.blank
+    keep &= ~problems.blank
     if min_rating is not None:
         if rating is None:
             raise DataError("no rating column for min_rating", file=path.name, hint="leave min_rating out")
         keep &= rating >= np.float32(min_rating)
         if not keep.any():
             raise DataError(f"no interaction has a rating >= {min_rating:g}", file=path.name, column=columns["rating"])
-    notes = [f"{path.name}: {order.note}"] if order is not None and order.note else []
+    elif rating is not None and (low := int(((rating <= 0) & keep).sum())):
+        notes.append(
+            f"{path.name}: {low:,} ratings of 0 or less count as clicks like all others; "
+            "keep the good ones only with data.min_rating"
+        )
     if kind == "timestamp" and "position" in columns:
         notes.append(f"{path.name}: ordered by {columns['timestamp']}; column {columns['position']} is not used")
     review = _reviews(problems, path, columns, notes)
-    return _select(_Rows(users, items, order, rating, review, kind, notes), keep)
+    return _select(_Rows(users, items, order, rating, review, weight, kind, notes), keep)
 
 
 def _reviews(problems: Problems, path: Path, columns: dict[str, str], notes: list[str]) -> pl.Series | None:
@@ -156,37 +194,26 @@ def _reviews(problems: Problems, path: Path, columns: dict[str, str], notes: lis
     return review
 
 
-def _tags_as_reviews(rows: _Rows, path: Path, part: str) -> _Rows:
+def _tags_as_reviews(rows: _Rows, tags: pl.DataFrame, file: str, part: str) -> _Rows:
     """The tags of a user for an item as the review of that interaction; unchanged where there are reviews already.
 
-    Needs tags with user ids. Tags without a rating of the same user describe the item only.
+    Needs tags with user ids. Tags without an interaction of the same user describe the item only.
     """
-    columns: dict[str, str] = {}
-
-    def pick(names: Sequence[str]) -> Sequence[str]:
-        columns.update(match_columns(names, ("item_id", "tag"), ("user_id",), path.name))
-        return list(columns.values())
-
-    table = read_table(path, pick)
-    problems = Problems(table)  # never raised: a tag without user or item is not used here
-    tags = check_text(problems, columns["tag"])
-    if rows.review is not None or "user_id" not in columns or tags is None:
+    if rows.review is not None:
         return rows
-    users, items = check_ids(problems, columns["user_id"]), check_ids(problems, columns["item_id"])
-    known = (users.code >= 0) & (items.code >= 0)
-    given = pl.DataFrame({
-        "user": find_rows(rows.users.ids, users.ids)[users.code[known]],
-        "item": find_rows(rows.items.ids, items.ids)[items.code[known]],
-        "review": tags.filter(pl.Series(known)),
-    })  # fmt: skip
-    given = given.filter((pl.col("user") >= 0) & (pl.col("item") >= 0)).drop_nulls().unique(maintain_order=True)
-    joined = given.group_by("user", "item", maintain_order=True).agg(pl.col("review").str.join(", "))
+    given = tags.drop_nulls().unique().sort("tag")
+    given = given.select(
+        pl.Series("user", find_rows(rows.users.ids, given["user_id"])),
+        pl.Series("item", find_rows(rows.items.ids, given["item_id"])),
+        pl.col("tag"),
+    )
+    joined = given.group_by("user", "item", maintain_order=True).agg(pl.col("tag").str.join(", "))
     pairs = pl.DataFrame({"user": rows.users.code, "item": rows.items.code})
-    review = pairs.join(joined, on=["user", "item"], how="left", maintain_order="left")["review"]
+    review = pairs.join(joined, on=["user", "item"], how="left", maintain_order="left")["tag"]
     written = len(review) - review.null_count()
     if not written:
         return rows
-    note = f"{path.name}: tags serve as reviews of {written:,} rows of {part}"
+    note = f"{file}: tags serve as reviews of {written:,} rows of {part}"
     return replace(rows, review=review, notes=[*rows.notes, note])
 
 
@@ -211,6 +238,7 @@ def _select(rows: _Rows, keep: NDArray[np.bool_]) -> _Rows:
         None if rows.order is None else replace(rows.order, ticks=rows.order.ticks[keep]),
         None if rows.rating is None else rows.rating[keep],
         None if rows.review is None else rows.review.filter(pl.Series(keep)),
+        None if rows.weight is None else rows.weight[keep],
         rows.order_kind,
         rows.notes,
     )
@@ -232,22 +260,34 @@ def _common_order(folder: Path, parts: dict[str, _Rows]) -> str | None:
     return kinds.pop()
 
 
-def _number_rows(parts: dict[str, _Rows], catalogue: pl.DataFrame | None, ready: bool, order: str | None) -> Dataset:
-    """Row numbers for users and items over all parts, and the parts as Interactions."""
-    users = pl.concat([rows.users.ids for rows in parts.values()]).unique(maintain_order=True)
+def _number_rows(
+    parts: dict[str, _Rows],
+    catalogue: pl.DataFrame | None,
+    ready: bool,
+    order: str | None,
+    weighting: Weighting,
+    ties: Ties,
+) -> Dataset:
+    """Row numbers for users and items over all parts, and the parts as Interactions, ordered by their ticks."""
+    users = pl.concat([rows.users.ids for rows in parts.values()]).unique().sort()
     listed = [] if catalogue is None else [catalogue["item_id"]]
-    items = pl.concat([*listed, *(rows.items.ids for rows in parts.values())]).unique(maintain_order=True)
+    items = pl.concat([*listed, *(rows.items.ids for rows in parts.values())]).unique().sort()
+    newest = max(
+        float(rows.order.ticks.max()) / rows.order.per_second if rows.order else 0.0 for rows in parts.values()
+    )
     numbered: dict[str, Interactions] = {}
-    repeats = 0
+    read = 0
     for part, rows in parts.items():
         user = find_rows(users, rows.users.ids)[rows.users.code]
         item = find_rows(items, rows.items.ids)[rows.items.code]
         ticks = None if rows.order is None else rows.order.ticks
-        numbered[part] = drop_repeats(Interactions.sort(user, item, ticks, rows.rating, rows.review), len(items))
-        repeats += len(user) - len(numbered[part])
-        if rows.order is not None and rows.order.per_second > 1:
-            numbered[part] = _in_seconds(numbered[part], rows.order.per_second)
-    every = Interactions.joined(list(numbered.values())) if ready else numbered["interactions"]
+        clicks = Interactions(user, item, ticks, rows.rating, rows.review, rows.weight).sorted()
+        if ties == "hash":
+            clicks = break_ties(clicks, users, items)
+        if weighting.half_life and rows.order is not None:
+            clicks = fade(clicks, weighting.half_life, newest, rows.order.per_second)
+        numbered[part] = settle_repeats(clicks, len(items), weighting)
+        read += len(user)
     table = items.alias("item_id").to_frame()
     if catalogue is not None:
         table = table.join(catalogue, on="item_id", how="left", maintain_order="left")
@@ -255,13 +295,35 @@ def _number_rows(parts: dict[str, _Rows], catalogue: pl.DataFrame | None, ready:
         name="",
         users=IdMap(users),
         items=Items(IdMap(items), table),
-        interactions=every,
+        interactions=Interactions.joined(list(numbered.values())) if ready else numbered["interactions"],
         ready=numbered if ready else {},
         order=order,
-        repeats=repeats,
+        repeats=read - sum(map(len, numbered.values())),
+        ties=ties,
     )
 
 
-def _in_seconds(interactions: Interactions, per_second: int) -> Interactions:
-    order = None if interactions.order is None else interactions.order // per_second
+def _with_ties_told(dataset: Dataset) -> Dataset:
+    """The dataset with its share of tied users, and a note where there are any."""
+    share = tied_users(dataset.ready["train"] if dataset.ready else dataset.interactions)
+    if not share:
+        return dataset
+    how = "a fixed hash of the ids decides" if dataset.ties == "hash" else "the order of rows in the file decides"
+    note = f"the newest two interactions of {share:.0%} of the users have the same {dataset.order}; {how} (data.ties)"
+    return replace(dataset, tied_users=share, notes=(*dataset.notes, note))
+
+
+def _in_seconds(dataset: Dataset, parts: dict[str, _Rows]) -> Dataset:
+    """The dataset with times in unix seconds; the finer times have sorted it."""
+    units = {part: 1 if rows.order is None else rows.order.per_second for part, rows in parts.items()}
+    if all(unit == 1 for unit in units.values()):
+        return dataset
+    if not dataset.ready:
+        return replace(dataset, interactions=_divided(dataset.interactions, units["interactions"]))
+    ready = {part: _divided(rows, units[part]) for part, rows in dataset.ready.items()}
+    return replace(dataset, ready=ready, interactions=Interactions.joined(list(ready.values())))
+
+
+def _divided(interactions: Interactions, by: int) -> Interactions:
+    order = None if interactions.order is None else interactions.order // by
     return replace(interactions, order=order)

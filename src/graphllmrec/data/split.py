@@ -71,7 +71,8 @@ def make_split(
     """Divide the interactions of a dataset into train, valid and test.
 
     - auto: ready-made if the dataset is, else leave-last-out if it has an order, else user-ratio.
-    - leave-last-out: of users with three or more interactions, the last is in test and the second last in valid.
+    - leave-last-out: of users with three or more interactions, the last is in test and the second last in valid; of
+      equal times, the one that comes later by data/ties.py.
     - user-ratio: of each user, random shares `test_ratio` and `valid_ratio` (rounded; at least one stays in train).
     - global-time: the newest `test_ratio` of all interactions is test, the newest `valid_ratio` before it valid; equal
       times are in the same part. Needs timestamps, because positions of different users cannot be compared.
@@ -88,6 +89,7 @@ def make_split(
     if kind == "ready-made":
         return _ready_made(dataset)
     if kind == "leave-last-out":
+        settings = {"ties": dataset.ties, "tied_users": round(dataset.tied_users, 4)}
         label = _leave_last_out(dataset)
     elif kind == "user-ratio":
         settings = {"seed": seed, "valid_ratio": valid_ratio, "test_ratio": test_ratio}

@@ -5,11 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import polars as pl
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
+from graphllmrec.data.roles import as_strings, role_by_type
 from graphllmrec.data.split import Split
-from graphllmrec.data.tables import Dataset, Ints
+from graphllmrec.data.tables import Dataset, Ints, Items
+from graphllmrec.data.weights import Floats
+from graphllmrec.terminal import visible
 
+_EXAMPLE = 40  # characters of an example that are shown
 QUANTILES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 
 
@@ -37,13 +44,37 @@ def statistics(dataset: Dataset, split: Split | None = None) -> dict[str, Any]:
         "items_without_click": int((per_item == 0).sum()),
         "items_clicked_without_text": int((~has_text & (per_item > 0)).sum()),
         "text_columns": dataset.items.text_columns,
+        "columns": column_statistics(dataset.items),
         "order": dataset.order,
+        "tied_users": dataset.tied_users,
+        "ties": dataset.ties,
+        "weights": _quantiles(clicks.weight) if clicks.weight is not None else None,
         "time_span": _time_span(clicks.order) if dataset.order == "timestamp" else None,
         "notes": list(dataset.notes),
     }
     if split is not None:
         out["split"] = _split_statistics(split)
     return out
+
+
+def column_statistics(items: Items) -> list[dict[str, Any]]:
+    """The columns of the items table: column, role, reason, share of items that have a value, and an example."""
+    known = {role.column: role for role in items.roles}
+    kept = [known.get(name) or role_by_type(items.table[name]) for name in items.table.columns if name != "item_id"]
+    dropped = [role for role in items.roles if role.role == "left out"]
+    return [
+        {"column": role.column, "role": role.role, "reason": role.reason, **_filled(items.table, role.column)}
+        for role in (*kept, *dropped)
+    ]
+
+
+def _filled(table: pl.DataFrame, column: str) -> dict[str, Any]:
+    if column not in table.columns:  # left out
+        return {"filled": None, "example": None}
+    values = table[column].drop_nulls()
+    example = as_strings(values.head(1)).to_list() if len(values) else [None]
+    shown = ", ".join(map(str, example[0])) if isinstance(example[0], list) else example[0]
+    return {"filled": len(values) / max(len(table), 1), "example": shown}
 
 
 def items_with_text(dataset: Dataset) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -54,7 +85,7 @@ def items_with_text(dataset: Dataset) -> np.ndarray[tuple[int], np.dtype[np.bool
     return has_text
 
 
-def _quantiles(counts: Ints) -> dict[str, float]:
+def _quantiles(counts: Ints | Floats) -> dict[str, float]:
     if not len(counts):
         return {}
     values = np.quantile(counts, list(QUANTILES.values()))
@@ -94,6 +125,19 @@ def statistics_table(dataset: Dataset, split: Split | None = None) -> Table:
     return table
 
 
+def columns_table(dataset: Dataset) -> Table:
+    """The role of every column of the items table, and why, as a table."""
+    table = Table(title="columns of the items", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("column", "role", "reason", "filled", "example"):
+        table.add_column(name, justify="right" if name == "filled" else "left", overflow="fold")
+    for row in column_statistics(dataset.items):
+        filled = "" if row["filled"] is None else f"{row['filled']:.0%}"
+        example = visible((row["example"] or "").replace("\n", " "))
+        shown = example if len(example) <= _EXAMPLE else example[: _EXAMPLE - 1] + "…"
+        table.add_row(*map(escape, (visible(row["column"]), row["role"], row["reason"], filled, shown)))
+    return table
+
+
 def _lines(figures: dict[str, Any]) -> list[tuple[str, str]]:
     columns = ", ".join(figures["text_columns"]) or "none"
     lines = [
@@ -107,6 +151,10 @@ def _lines(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("clicked, but without text", f"{figures['items_clicked_without_text']:,}"),
         ("order", figures["order"] or "none"),
     ]
+    if figures["order"]:
+        lines.append(("users with their newest two tied", f"{figures['tied_users']:.1%} (sorted by {figures['ties']})"))
+    if figures["weights"]:
+        lines.append(("weight per click", _spread(figures["weights"], ",.3g")))
     if figures["time_span"]:
         lines.append(("time span", " to ".join(bound[:10] for bound in figures["time_span"])))
     if "split" in figures:
@@ -114,11 +162,11 @@ def _lines(figures: dict[str, Any]) -> list[tuple[str, str]]:
     return lines + [("note", note) for note in figures["notes"]]
 
 
-def _spread(quantiles: dict[str, float]) -> str:
+def _spread(quantiles: dict[str, float], shape: str = ",.0f") -> str:
     if not quantiles:
         return "none"
     median, mean, p95 = (quantiles[name] for name in ("median", "mean", "p95"))
-    return f"median {median:,.0f}, mean {mean:,.1f}, p95 {p95:,.0f}, max {quantiles['max']:,.0f}"
+    return f"median {median:{shape}}, mean {mean:,.1f}, p95 {p95:{shape}}, max {quantiles['max']:{shape}}"
 
 
 def _split_lines(split: dict[str, Any]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ Outside the package an id is a string. Inside, users and items are row numbers (
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from graphllmrec.data.ids import clean_id
+from graphllmrec.data.roles import ColumnRole
 from graphllmrec.errors import UnknownIdError
 
 Ints = NDArray[np.int64]
@@ -114,26 +115,36 @@ class Histories:
 
 @dataclass(frozen=True)
 class Interactions:
-    """Pairs of user and item rows, sorted by (user, order, position in the file)."""
+    """Pairs of user and item rows, sorted by (user, order); equal orders by data/ties.py."""
 
     user: Ints  # (n,)
     item: Ints  # (n,)
     order: Ints | None = None  # (n,) unix seconds or position; None when the data has no order
     rating: NDArray[np.float32] | None = None  # (n,)
     review: pl.Series | None = None  # (n,) String, null without a review; None: no row has one
+    weight: NDArray[np.float32] | None = None  # (n,) strength of the click, positive; None: all count the same
 
     def __len__(self) -> int:
         return len(self.user)
 
     def where(self, keep: NDArray[np.bool_]) -> Interactions:
         """The rows where `keep` is true, order unchanged."""
+        return self.take(np.flatnonzero(keep))
+
+    def take(self, index: Ints) -> Interactions:
+        """These rows, in this order: it must leave them sorted."""
         return Interactions(
-            self.user[keep],
-            self.item[keep],
-            None if self.order is None else self.order[keep],
-            None if self.rating is None else self.rating[keep],
-            None if self.review is None else self.review.filter(pl.Series(keep)),
+            self.user[index],
+            self.item[index],
+            None if self.order is None else self.order[index],
+            None if self.rating is None else self.rating[index],
+            None if self.review is None else self.review.gather(index),
+            None if self.weight is None else self.weight[index],
         )
+
+    def relative_weight(self) -> NDArray[np.float32] | None:
+        """Weights (n,) with a mean of 1; None where all interactions count the same."""
+        return None if self.weight is None else self.weight / self.weight.mean(dtype=np.float64).astype(np.float32)
 
     def histories(self, num_users: int) -> Histories:
         """The item rows of every user, oldest first. Uses the sort order of this class."""
@@ -144,39 +155,27 @@ class Interactions:
         """Number of interactions per item (num_items,)."""
         return np.bincount(self.item, minlength=num_items).astype(np.int64)
 
-    @staticmethod
-    def sort(
-        user: Ints,
-        item: Ints,
-        order: Ints | None = None,
-        rating: NDArray[np.float32] | None = None,
-        review: pl.Series | None = None,
-    ) -> Interactions:
-        """Interactions from unsorted columns; the sort is stable, so equal orders keep their place in the file."""
-        index = np.argsort(_sort_key(user, order), kind="stable") if len(user) else np.empty(0, dtype=np.int64)
-        return Interactions(
-            user[index],
-            item[index],
-            None if order is None else order[index],
-            None if rating is None else rating[index],
-            None if review is None else review.gather(index),
-        )
+    def sorted(self) -> Interactions:
+        """The same rows by (user, order); equal orders keep their sequence."""
+        return self.take(np.argsort(sort_key(self.user, self.order), kind="stable")) if len(self) else self
 
     @staticmethod
     def joined(parts: Sequence[Interactions]) -> Interactions:
         """Several tables as one, sorted again; equal orders keep the sequence of the parts.
 
-        Has no order or ratings where any part has none; reviews where any part has some.
+        Has no order, ratings or weights where any part has none; reviews where any part has some.
         """
         orders = [part.order for part in parts if part.order is not None]
         ratings = [part.rating for part in parts if part.rating is not None]
-        return Interactions.sort(
+        weights = [part.weight for part in parts if part.weight is not None]
+        return Interactions(
             np.concatenate([part.user for part in parts]),
             np.concatenate([part.item for part in parts]),
             np.concatenate(orders) if len(orders) == len(parts) else None,
             np.concatenate(ratings) if len(ratings) == len(parts) else None,
             _joined_reviews(parts),
-        )
+            np.concatenate(weights) if len(weights) == len(parts) else None,
+        ).sorted()
 
 
 def _joined_reviews(parts: Sequence[Interactions]) -> pl.Series | None:
@@ -188,7 +187,7 @@ def _joined_reviews(parts: Sequence[Interactions]) -> pl.Series | None:
     )
 
 
-def _sort_key(user: Ints, order: Ints | None) -> Ints:
+def sort_key(user: Ints, order: Ints | None) -> Ints:
     """One integer per row that sorts like (user, order): a third of the time of np.lexsort over ten million rows."""
     if order is None:
         return user
@@ -204,10 +203,15 @@ def _sort_key(user: Ints, order: Ints | None) -> Ints:
 
 @dataclass(frozen=True)
 class Items:
-    """The catalogue. Row i of `table` describes item row i; an item without text has nulls in every text column."""
+    """The catalogue. Row i of `table` describes item row i; an item without text has nulls in every text column.
+
+    A column is text (String or List(String)) or an attribute in its own type (data/roles.py). Text is encoded;
+    attributes are for filters: `items.table.filter(pl.col("price") < 20)`.
+    """
 
     ids: IdMap
-    table: pl.DataFrame  # item_id, and where known title, description, brand, categories, … (String or List(String))
+    table: pl.DataFrame  # item_id, and where known title, description, brand, price, …
+    roles: tuple[ColumnRole, ...] = ()  # of the columns as read; strings of which no role is known are text
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -219,11 +223,28 @@ class Items:
 
     @property
     def text_columns(self) -> list[str]:
-        """Columns that hold text (everything but item_id that is a String or a list of String)."""
+        """Columns that hold text, in the order of the table."""
+        attributes = {role.column for role in self.roles if role.role != "text"}
         return [
             name for name, kind in self.table.schema.items()
-            if name != "item_id" and kind in (pl.String, pl.List(pl.String))
+            if name != "item_id" and kind in (pl.String, pl.List(pl.String)) and name not in attributes
         ]  # fmt: skip
+
+    @property
+    def attribute_columns(self) -> list[str]:
+        """Columns that are no text, in the order of the table; item_id is none."""
+        text = {"item_id", *self.text_columns}
+        return [name for name in self.table.columns if name not in text]
+
+    def filter(self, keep: NDArray[np.bool_]) -> Items:
+        """The items where `keep` (num_items,) is true, in their order."""
+        kept = pl.Series(keep)
+        return replace(self, ids=IdMap(self.ids.ids.filter(kept)), table=self.table.filter(kept))
+
+    def extended(self, new: pl.DataFrame) -> Items:
+        """The items of `new` appended: a table with these columns. Whole numbers meet fractions as fractions."""
+        table = pl.concat([self.table, new], how="vertical_relaxed")
+        return replace(self, ids=self.ids.extended(new["item_id"].to_list()), table=table)
 
 
 @dataclass(frozen=True)
@@ -238,6 +259,9 @@ class Dataset:
     order: str | None = None  # "timestamp", "position" or None
     source: str = ""  # folder or file it came from
     repeats: int = 0  # repeated (user, item) pairs that were dropped
+    ties: str = "file"  # what sorts interactions of one user and time: "hash" of the ids or rows of the "file"
+    tags: pl.DataFrame | None = None  # user_id (or null), item_id, tag: what the list column `tags` was made of
+    tied_users: float = 0.0  # share of users whose newest two interactions are at one time
     notes: tuple[str, ...] = ()  # decisions and conversions made while reading
 
     @property

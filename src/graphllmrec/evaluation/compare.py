@@ -196,12 +196,27 @@ def _check_same(a: Evaluation, b: Evaluation, metric: str) -> None:
         raise EvaluationError(
             f"{a.name} and {b.name} cannot be compared: users, targets or masked items differ\n"
             f"  {a.name}: {protocol_line(a.protocol)}\n  {b.name}: {protocol_line(b.protocol)}\n"
-            "  hint: evaluate both on the same data folder, split and part"
+            f"  hint: {_way_out(a, b)}"
         )
     for evaluation in (a, b):
         if metric not in evaluation.overall_ci:
             known = ", ".join(evaluation.overall_ci)
             raise EvaluationError(f"{evaluation.name} was not evaluated with {metric!r} per user; it has: {known}")
+
+
+def _way_out(a: Evaluation, b: Evaluation) -> str:
+    """What to change so that the two can be compared."""
+    one, other = (evaluation.protocol["split_settings"] for evaluation in (a, b))
+    differ = {key: (one.get(key), other.get(key)) for key in sorted({*one, *other}) if one.get(key) != other.get(key)}
+    if "seed" in differ:
+        drawn = "{} and {}".format(*differ["seed"])
+        return (
+            f"the random split was drawn with seeds {drawn}; use one seed, or give train.* and test.* to fix the split"
+        )
+    if differ:
+        listed = ", ".join(f"{key}: {mine} and {yours}" for key, (mine, yours) in differ.items())
+        return f"the settings of the split differ ({listed}); use the same"
+    return "evaluate both on the same data folder, split and part"
 
 
 def _corrected(found: dict[str, Comparison]) -> dict[str, Comparison]:

@@ -253,8 +253,18 @@ def protocol_line(protocol: dict[str, Any]) -> str:
     return (
         f"{protocol['split']} split, {protocol['part']} part · {protocol['users']:,} users, "
         f"{protocol['targets']:,} targets · all {protocol['items']:,} items ranked, {protocol['masked']} masked"
+        + _ties_told(protocol["split_settings"])
         + (f" · placebo: {placebo} instead of text" if placebo else "")
     )
+
+
+def _ties_told(split_settings: dict[str, Any]) -> str:
+    """What decided between targets at one time, where that concerns any user."""
+    share = split_settings.get("tied_users", 0.0)
+    if not share:
+        return ""
+    rule = "a hash of the ids" if split_settings["ties"] == "hash" else "the order of rows"
+    return f" · newest two at one time for {share:.0%} of users, sorted by {rule}"
 
 
 def shared_protocol_line(evaluations: Mapping[str, Evaluation]) -> str:

@@ -87,6 +87,19 @@ def clicked_matrix(train: Interactions, num_users: int, num_items: int) -> sp.cs
     return matrix
 
 
+def weighted_matrix(train: Interactions, num_users: int, num_items: int) -> sp.csr_array:
+    """`clicked_matrix` with the relative weight of each click (mean 1) in place of its 1, where there are weights.
+
+    Expects distinct (user, item) pairs.
+    """
+    matrix, weight = clicked_matrix(train, num_users, num_items), train.relative_weight()
+    if weight is None:
+        return matrix
+    weighted = sp.csr_array(sp.coo_array((weight, (train.user, train.item)), shape=matrix.shape))
+    weighted.sum_duplicates()
+    return weighted
+
+
 def _reweighted(matrix: Tensor, weight: Tensor) -> Tensor:
     """The CSR matrix with every entry multiplied by its `weight` (nnz,); the index arrays are shared."""
     crow, columns, values = matrix.crow_indices(), matrix.col_indices(), matrix.values() * weight

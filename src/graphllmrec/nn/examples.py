@@ -16,6 +16,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from graphllmrec.data.tables import Histories, Ints
@@ -56,8 +57,9 @@ class UnclickedItems:
 class UserClicks:
     """Training examples "user -> all clicks of this user", one per user with a click."""
 
-    def __init__(self, known: Histories) -> None:
-        self.known = known
+    def __init__(self, known: Histories, weight: NDArray[np.float32] | None = None) -> None:
+        """`weight` (nnz,) of the clicks; None: all count the same."""
+        self.known, self.weight = known, weight
         self.user = np.flatnonzero(known.lengths)  # (num_examples,)
 
     def __len__(self) -> int:
@@ -66,6 +68,13 @@ class UserClicks:
     def clicks(self, examples: Ints) -> Histories:
         """The clicks (B rows) of these examples."""
         return self.known.take(self.user[examples])
+
+    def weights(self, examples: Ints) -> NDArray[np.float32] | None:
+        """The weights (n,) of `clicks(examples)`; None where all count the same."""
+        if self.weight is None:
+            return None
+        entries = Histories(self.known.indptr, np.arange(len(self.known.items), dtype=np.int64))
+        return self.weight[entries.take(self.user[examples]).items]
 
 
 class NextClicks:

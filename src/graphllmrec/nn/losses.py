@@ -27,35 +27,47 @@ SLK_TEMPERATURE = 2.25  # its τ_w, on the scale of scores; of cosines / τ: 2.2
 _ROWS = 256  # queries whose scores slk_thresholds holds at a time
 
 
-def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
+def mean_loss(losses: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean () of the losses (B,) of a batch, each times the weight (B,) of its click (with a mean of 1 over all)."""
+    return losses.mean() if weight is None else (losses * weight).mean()
+
+
+def bpr_loss(positive: Tensor, negative: Tensor, weight: Tensor | None = None) -> Tensor:
     """Bayesian personalised ranking (Rendle et al. 2009, arXiv:1205.2618): mean of -log σ(s_ui - s_uj).
 
-    positive (B,): scores of clicked items; negative (B,): scores of items the same users did not click.
+    positive (B,): scores of clicked items; negative (B,): scores of items the same users did not click; `weight` (B,)
+    of the clicks.
     """
-    return F.softplus(negative - positive).mean()
+    return mean_loss(F.softplus(negative - positive), weight)
 
 
-def softmax_loss(scores: Tensor, targets: Tensor) -> Tensor:
+def softmax_loss(scores: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
     """Cross-entropy of the clicked item among all items: mean of log Σ_j exp(s_uj) - s_ui.
 
-    scores (B, num_items), targets (B,) item rows.
+    scores (B, num_items), targets (B,) item rows, `weight` (B,) of the clicks.
     """
-    return F.cross_entropy(scores, targets)
+    if weight is None:
+        return F.cross_entropy(scores, targets)
+    return mean_loss(F.cross_entropy(scores, targets, reduction="none"), weight)
 
 
-def sampled_softmax_loss(positive: Tensor, negative: Tensor, num_items: int) -> Tensor:
+def sampled_softmax_loss(
+    positive: Tensor, negative: Tensor, num_items: int, click_weight: Tensor | None = None
+) -> Tensor:
     """Softmax over the clicked item and N items drawn uniformly from all, corrected for those that were not drawn.
 
     positive (B,), negative (B, N): scores of the drawn items, -inf where the clicked item itself was drawn. Every draw
     stands for num_items / N items, and that is its weight in the partition function (Jean et al. 2015,
-    arXiv:1412.2007, eq. 9), which so is that of `softmax_loss` in expectation.
+    arXiv:1412.2007, eq. 9), which so is that of `softmax_loss` in expectation. `click_weight` (B,): of the clicks.
     """
     weight = math.log(num_items / negative.shape[1])
     scores = torch.cat([positive[:, None], negative + weight], dim=1)  # (B, 1 + N)
-    return F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.int64, device=scores.device))
+    return softmax_loss(scores, torch.zeros(len(scores), dtype=torch.int64, device=scores.device), click_weight)
 
 
-def drawn_softmax_loss(queries: Tensor, items: Tensor, bias: Tensor, nodes: Tensor, num_items: int) -> Tensor:
+def drawn_softmax_loss(
+    queries: Tensor, items: Tensor, bias: Tensor, nodes: Tensor, num_items: int, click_weight: Tensor | None = None
+) -> Tensor:
     """`sampled_softmax_loss` of vectors: B queries, their B targets and N drawn items, with scores q · v + bias.
 
     queries (B, d); nodes (B + N,): item rows, the targets first; items (B + N, d), bias (B + N,) of `nodes`. Where the
@@ -65,10 +77,12 @@ def drawn_softmax_loss(queries: Tensor, items: Tensor, bias: Tensor, nodes: Tens
     positive = (queries * items[:size]).sum(1) + bias[:size]  # (B,)
     negative = queries @ items[size:].T + bias[size:]  # (B, N)
     negative = negative.masked_fill(nodes[None, size:] == nodes[:size, None], -torch.inf)
-    return sampled_softmax_loss(positive, negative, num_items)
+    return sampled_softmax_loss(positive, negative, num_items, click_weight)
 
 
-def in_batch_softmax_loss(scores: Tensor, targets: Tensor, popularity: Tensor | None = None) -> Tensor:
+def in_batch_softmax_loss(
+    scores: Tensor, targets: Tensor, popularity: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
     """InfoNCE with the batch's other targets as negatives: mean of log Σ_b exp(s_ab) - s_aa.
 
     scores (B, B): query a against the target of query b; targets (B,) item rows. A negative that is the same item as
@@ -76,13 +90,15 @@ def in_batch_softmax_loss(scores: Tensor, targets: Tensor, popularity: Tensor | 
     is affinity and not popularity: items that are rarely clicked are not pushed down. `popularity` (B,), the logarithm
     of the targets' clicks, takes that back (the logQ correction; Yi et al. 2019, "Sampling-bias-corrected neural
     modeling for large corpus item recommendations", RecSys, eq. 3): a share c of it leaves a factor popularity^(1-c).
+    `weight` (B,): of the clicks.
     """
     same = targets[:, None] == targets[None, :]
     same.fill_diagonal_(False)
     if popularity is not None:
         others = ~torch.eye(len(targets), dtype=torch.bool, device=scores.device)
         scores = scores - popularity[None, :] * others  # (B, B); the positive was not drawn, so it is not corrected
-    return F.cross_entropy(scores.masked_fill(same, -torch.inf), torch.arange(len(targets), device=scores.device))
+    own = torch.arange(len(targets), device=scores.device)
+    return softmax_loss(scores.masked_fill(same, -torch.inf), own, weight)
 
 
 def log_partition(queries: Tensor, items: Tensor) -> Tensor:

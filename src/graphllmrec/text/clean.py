@@ -14,6 +14,8 @@ from typing import Any
 
 import polars as pl
 
+from graphllmrec.data.roles import as_strings
+from graphllmrec.data.tables import Items
 from graphllmrec.errors import TextError
 
 FIRST = ("title", "brand", "categories", "description")
@@ -57,12 +59,26 @@ _SHOP_SENTENCE = (
 )
 
 
+def catalogue_texts(items: Items, columns: Sequence[str] | None = None, max_tokens: int = 96) -> pl.Series:
+    """One clean text per item (num_items,) String, as `item_texts`; by default of the columns whose role is text.
+
+    An attribute that `columns` names is read as text too.
+    """
+    names = reading_order(items.text_columns) if columns is None else columns
+    return item_texts(items.table, names, max_tokens)
+
+
+def reading_order(columns: Sequence[str]) -> list[str]:
+    """Title, brand, categories and description first, then the others as they come."""
+    return [name for name in FIRST if name in columns] + [name for name in columns if name not in FIRST]
+
+
 def item_texts(table: pl.DataFrame, columns: Sequence[str] | None = None, max_tokens: int = 96) -> pl.Series:
     """One clean text per row of `table` (n,) String; null where all columns are empty.
 
-    `columns`: which, in this order; default title, brand, categories, description, then every other text column except
-    item_id. `max_tokens`: the token limit of the encoder; when a row is longer than that, its longest field is
-    shortened so that the fields after it are still read. Raises TextError for a column the table does not have.
+    `columns`: which, in this order, of any type; default all columns of strings except item_id, in `reading_order`.
+    `max_tokens`: the token limit of the encoder; when a row is longer than that, its longest field is shortened so that
+    the fields after it are still read. Raises TextError for a column the table does not have.
     """
     names = _columns(table, columns)
     if not names:
@@ -97,21 +113,17 @@ def _plain(value: Any) -> str | list[str] | None:
 
 
 def _columns(table: pl.DataFrame, columns: Sequence[str] | None) -> list[str]:
-    text = [
-        name
-        for name, kind in table.schema.items()
-        if name != "item_id" and kind in (pl.String, pl.List(pl.String))
-    ]  # fmt: skip
+    others = [name for name in table.columns if name != "item_id"]
     if columns is None:
-        return [name for name in FIRST if name in text] + [name for name in text if name not in FIRST]
-    if missing := [name for name in columns if name not in text]:
-        raise TextError(f"items have no text column {missing[0]!r}; text columns: {', '.join(text) or 'none'}")
+        return reading_order([name for name in others if table.schema[name] in (pl.String, pl.List(pl.String))])
+    if missing := [name for name in columns if name not in others]:
+        raise TextError(f"items have no text column {missing[0]!r}; columns: {', '.join(others) or 'none'}")
     return list(columns)
 
 
 def _field(table: pl.DataFrame, name: str, max_tokens: int) -> pl.Series:
     """One column (n,), cleaned; null where it is empty then."""
-    text = table[name]
+    text = as_strings(table[name])
     if text.dtype != pl.String:
         text = text.list.drop_nulls().list.join(" > " if name == "categories" else ", ")
     text = _without_markup(text.str.slice(0, max_tokens * _CHARS_PER_TOKEN * 4))  # markup may be most of it

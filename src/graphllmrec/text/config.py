@@ -21,7 +21,9 @@ class TextConfig(Config):
     revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face name")
     max_tokens: int = Field(96, ge=2, le=1_000_000, description="special tokens included; longer texts are cut")
     columns: list[str] | None = Field(
-        None, description="which and in what order; default: title, brand, categories, description, then all other text"
+        None,
+        description="which and in what order, attributes too; default: title, brand, categories, description, then all "
+        "other columns whose role is text",
     )
     pooling: Literal["auto", "mean", "cls", "last"] = Field(
         "auto", description="auto: what the model says, else mean for encoders and last for decoders"

@@ -26,7 +26,7 @@ from graphllmrec.data.tables import Items
 from graphllmrec.errors import TextError
 from graphllmrec.protocol import Logger, SilentLogger, TextVectors
 from graphllmrec.text.cache import Floats, VectorCache, default_folder, text_key
-from graphllmrec.text.clean import item_texts
+from graphllmrec.text.clean import catalogue_texts
 from graphllmrec.text.config import TextConfig
 from graphllmrec.text.loading import Source, find_source, load_model, load_tokenizer
 
@@ -47,7 +47,7 @@ def encode_items(
     Raises TextError when no item has text, the model cannot be loaded, or a vector is zero or not finite (naming ids).
     """
     config = config or TextConfig()
-    texts = item_texts(items.table, config.columns, config.max_tokens)  # (num_items,) null without text
+    texts = catalogue_texts(items, config.columns, config.max_tokens)  # (num_items,) null without text
     present = texts.is_not_null().to_numpy()
     if not present.any():
         columns = ", ".join(config.columns or items.text_columns) or "none"

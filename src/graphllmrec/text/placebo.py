@@ -45,7 +45,7 @@ from graphllmrec.nn.histories import aggregate
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import TextVectors
 from graphllmrec.rng import rng
-from graphllmrec.text.clean import item_texts
+from graphllmrec.text.clean import catalogue_texts
 from graphllmrec.text.config import Placebo, TextConfig
 
 DIM = 384  # of vectors that no encoder made: that of the default encoder
@@ -57,7 +57,7 @@ SMOOTHING = 0.75  # α
 
 def without_encoder(items: Items, config: TextConfig) -> TextVectors:
     """Which items have text, and vectors of no dimensions (num_items, 0): all that random and item2vec need."""
-    present = item_texts(items.table, config.columns, config.max_tokens).is_not_null().to_numpy()
+    present = catalogue_texts(items, config.columns, config.max_tokens).is_not_null().to_numpy()
     return TextVectors(torch.zeros(len(items), 0), torch.from_numpy(present))
 
 
@@ -103,7 +103,7 @@ class TextPlacebo:
         chosen = [int(written[rng(self.seed, f"text/shuffled/{id_}").integers(len(written))]) for id_ in new.ids.ids]
         others = catalogue.table[chosen].drop("item_id")
         texts = others.select(pl.when(pl.lit(pl.Series(present))).then(pl.all()).name.keep())
-        return Items(new.ids, texts.insert_column(0, new.table["item_id"]))
+        return Items(new.ids, texts.insert_column(0, new.table["item_id"]), catalogue.roles)
 
     def _drawn(self, text: TextVectors, ids: IdMap, whose: str) -> TextVectors:
         if self.kind == "shuffled":

@@ -21,7 +21,7 @@ def prepare_text(
     Raises TextError where the model needs text and no item has any.
     """
     placebo, items, users = TextPlacebo(config.placebo, seed, split), None, None
-    if _reads_item_text(abilities, dataset.items):
+    if _reads_item_text(abilities, dataset.items, config):
         items = _encode(dataset.items, config, placebo, logger)
         if config.reviews:
             items = with_reviews(items, split, config, logger=logger)
@@ -36,7 +36,7 @@ def prepare_new_text(
     abilities: Abilities, new: Items, catalogue: Items, split: Split, config: TextConfig, seed: int, logger: Logger
 ) -> TextVectors:
     """Vectors (len(new) rows) of items that are added to the catalogue; no dimensions where the model reads none."""
-    if not _reads_item_text(abilities, new):
+    if not _reads_item_text(abilities, new, config):
         return TextVectors(torch.zeros(len(new), 0), torch.zeros(len(new), dtype=torch.bool))
     placebo = TextPlacebo(config.placebo, seed, split)
     if placebo.kind == "shuffled":
@@ -44,9 +44,9 @@ def prepare_new_text(
     return placebo.new_items(_encode(new, config, placebo, logger), new.ids)
 
 
-def _reads_item_text(abilities: Abilities, items: Items) -> bool:
-    """Does the model need item text, or use it and these items have some?"""
-    return abilities.needs_text or bool(abilities.uses_text and items.text_columns)
+def _reads_item_text(abilities: Abilities, items: Items, config: TextConfig) -> bool:
+    """Does the model need item text, or use it where there are columns of text?"""
+    return abilities.needs_text or bool(abilities.uses_text and (config.columns or items.text_columns))
 
 
 def _encode(items: Items, config: TextConfig, placebo: TextPlacebo, logger: Logger) -> TextVectors:

@@ -2,11 +2,12 @@
 
 Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data" (WWW, arXiv:1905.03375):
 
-    P = (XᵀX + l2·I)⁻¹                  X (num_users, num_items): binary training clicks
+    P = (XᵀX + l2·I)⁻¹                  X (num_users, num_items): training clicks, 1 or their weight
     B_ij = −P_ij / P_jj,  B_jj = 0      (num_items, num_items)
     score(u, j) = Σ_{i in history of u} decay^(steps back of i) · B_ij
 
-which minimises |X − XB|² + l2·|B|² subject to diag(B) = 0. Difference from the paper: when scoring, the history may
+which minimises |X − XB|² + l2·|B|² subject to diag(B) = 0. Weights are relative: their mean is 1. Queries have none.
+Differences from the paper: X is binary there, and when scoring, the history may
 fade with its steps back (decay 1 is the paper); the fit is the paper's.
 
 Memory: one dense (num_items, num_items) float32 matrix (586 MB for 12,101 items), which holds XᵀX, its factor, P and
@@ -30,7 +31,7 @@ from scipy.linalg import lapack
 from torch import Tensor
 
 from graphllmrec.errors import RecipeError
-from graphllmrec.graph.bipartite import clicked_matrix
+from graphllmrec.graph.bipartite import weighted_matrix
 from graphllmrec.models.scoring import Decay, history_state, load_history_state, settle_decay
 from graphllmrec.nn.histories import recency_weights
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
@@ -57,7 +58,7 @@ class EASE:
 
     name: ClassVar[str] = "ease"
     config_class: ClassVar[type[Config]] = EASEConfig
-    abilities = Abilities()
+    abilities = Abilities(uses_weights=True)
 
     def __init__(self, config: EASEConfig) -> None:
         self.config = config
@@ -68,7 +69,7 @@ class EASE:
     def fit(self, task: Task) -> None:
         """Solve for B, l2 and decay from the validation part. Raises RecipeError when B does not fit into memory."""
         split = task.split
-        clicks = clicked_matrix(split.train, split.num_users, split.num_items)
+        clicks = weighted_matrix(split.train, split.num_users, split.num_items)
         gram = (clicks.T @ clicks).tocsr()
         self.num_items = split.num_items
         self._solve(gram, self._settle_l2(gram, task), task)

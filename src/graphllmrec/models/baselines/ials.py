@@ -4,19 +4,21 @@ Hu, Koren & Volinsky 2008, "Collaborative Filtering for Implicit Feedback Datase
 frequency-scaled regularisation of Rendle, Krichene, Zhang & Koren 2021, "Revisiting the Performance of iALS on Item
 Recommendation Benchmarks" (arXiv:2110.14037):
 
-    L(W, H) = Σ_{(u,i) clicked} (w_u · h_i − 1)² + α₀ Σ_{all u,i} (w_u · h_i)² + Σ_u λ_u |w_u|² + Σ_i λ_i |h_i|²
+    L(W, H) = Σ_{(u,i) clicked} c_ui (w_u · h_i − 1)² + α₀ Σ_{all u,i} (w_u · h_i)² + Σ_u λ_u |w_u|² + Σ_i λ_i |h_i|²
     λ_u = l2 (n_u + α₀ |I|)^ν      λ_i = l2 (n_i + α₀ |U|)^ν            n: clicks of the user, of the item
-    w_u = (Σ_{i clicked by u} h_i h_iᵀ + α₀ HᵀH + λ_u I)⁻¹ Σ_{i clicked by u} h_i       and items in the same way
+    w_u = (Σ_{i clicked by u} c_ui h_i h_iᵀ + α₀ HᵀH + λ_u I)⁻¹ Σ_{i clicked by u} c_ui h_i     and items as well
+
+c_ui is 1, or the click's weight relative to the mean (the confidence of Hu et al.; 1 for the clicks of a query).
 
 A sweep solves all users, then all items; H starts as noise of standard deviation `init_scale` / sqrt(dim). Clicks have
 no order and a repeated one counts once. Every query, of a known user or not, is folded in: w_u of the history, against
 the H of the last sweep. An item without clicks solves to the zero vector: it scores 0, as do items added since the fit.
 
 How it is solved: HᵀH = Q diag(e) Qᵀ once per half sweep, and H rotated to H Q, make the part of the equations that all
-users share diagonal, D_u = diag(α₀ e + λ_u). With the n clicked rows X = H_clicked D_u^-1/2, a user with n ≤ dim clicks
-then needs a system of n equations instead of dim, exactly (the push-through identity):
+users share diagonal, D_u = diag(α₀ e + λ_u). With the n clicked rows X = c^1/2 H_clicked D_u^-1/2, a user with n ≤ dim
+clicks then needs a system of n equations instead of dim, exactly (the push-through identity):
 
-    w_u = D_u^-1/2 Xᵀ (X Xᵀ + I)⁻¹ 1 = D_u^-1/2 (XᵀX + I)⁻¹ Xᵀ 1
+    w_u = D_u^-1/2 Xᵀ (X Xᵀ + I)⁻¹ c^1/2 = D_u^-1/2 (XᵀX + I)⁻¹ Xᵀ c^1/2
 
 Most users and items of real data have so few, so that the cost hardly depends on dim³. Users of similar n share a
 batch. Scores do not change when H and w are rotated by the same Q, so the model keeps the rotated H.
@@ -35,7 +37,7 @@ from torch import Tensor
 
 from graphllmrec.data.tables import Ints
 from graphllmrec.errors import RecipeError
-from graphllmrec.graph.bipartite import clicked_matrix
+from graphllmrec.graph.bipartite import weighted_matrix
 from graphllmrec.models.scoring import Sparse
 from graphllmrec.nn.histories import history_matrix
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
@@ -69,7 +71,7 @@ class IALS:
 
     name: ClassVar[str] = "ials"
     config_class: ClassVar[type[Config]] = IALSConfig
-    abilities = Abilities()
+    abilities = Abilities(uses_weights=True)
 
     def __init__(self, config: IALSConfig) -> None:
         self.config = config
@@ -84,7 +86,7 @@ class IALS:
         Raises RecipeError when rounding spoils a solve.
         """
         split, l2 = task.split, self.config.l2
-        clicks = clicked_matrix(split.train, split.num_users, split.num_items)
+        clicks = weighted_matrix(split.train, split.num_users, split.num_items)
         by_item: Sparse = sp.csr_array(clicks.T)
         self.known = split.num_items
         if l2 == "tune" and len(split.valid):
@@ -119,6 +121,7 @@ class IALS:
         clicks = history_matrix(queries.histories, len(self.items))[
             :, : self.known
         ]  # without items added since the fit
+        clicks.data[:] = 1.0  # a repeated click counts once
         return solve_rows(clicks, self.items, self.spectrum, self.settings, self.known)
 
     def scores(self, queries: Queries) -> Tensor:
@@ -147,7 +150,7 @@ def rotate(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def solve_rows(clicks: Sparse, vectors: Tensor, spectrum: Tensor, config: IALSConfig, others: int) -> Tensor:
-    """One half sweep: the least-squares vector (n, dim) of every row of `clicks` (n, m), all entries counting 1.
+    """One half sweep: the least-squares vector (n, dim) of every row of `clicks` (n, m), whose entries are weights c.
 
     `vectors` (m or more, dim) are those of the other side, rotated, with their `spectrum` (dim,); `others` is |I| or
     |U|. Rows without clicks are zero. Raises RecipeError when a system has become singular in rounding.
@@ -162,8 +165,9 @@ def solve_rows(clicks: Sparse, vectors: Tensor, spectrum: Tensor, config: IALSCo
         items = np.where(place < lengths[rows][:, None], clicks.indices[entry], len(vectors))  # (B, width)
         index = torch.from_numpy(items.reshape(-1).astype(np.int64)).to(vectors.device)
         clicked = padded.index_select(0, index).view(*items.shape, -1)  # (B, width, dim)
+        root = torch.from_numpy(np.sqrt(clicks.data[entry])).to(vectors)[:, :, None]  # (B, width, 1) c^1/2
         diagonal = config.unobserved * spectrum + torch.from_numpy(penalty[rows]).to(vectors)[:, None]  # (B, dim)
-        out.index_copy_(0, torch.from_numpy(rows).to(vectors.device), _solve_batch(clicked, diagonal))
+        out.index_copy_(0, torch.from_numpy(rows).to(vectors.device), _solve_batch(clicked, root, diagonal))
     if not torch.isfinite(out).all():
         raise RecipeError([f"model.l2: {config.l2} is too small for this data, a solve broke down; raise it"])
     return out
@@ -183,18 +187,20 @@ def _batches(lengths: Ints, dim: int) -> Iterator[Ints]:
         start = stop
 
 
-def _solve_batch(clicked: Tensor, diagonal: Tensor) -> Tensor:
-    """w (B, dim) from the clicked vectors (B, width, dim), zero rows for none, and D (B, dim); NaN if singular."""
+def _solve_batch(clicked: Tensor, root: Tensor, diagonal: Tensor) -> Tensor:
+    """w (B, dim) from the clicked vectors (B, width, dim), zero rows for none, c^1/2 (B, width, 1) and D (B, dim).
+
+    NaN where the system is singular.
+    """
     scale = diagonal.rsqrt()  # D^-1/2
-    x = clicked * scale[:, None]  # (B, width, dim)
+    x = clicked * scale[:, None] * root  # (B, width, dim)
     few = x.shape[1] <= x.shape[2]
     system = x @ x.mT if few else x.mT @ x  # (B, width, width) or (B, dim, dim)
     system.diagonal(dim1=1, dim2=2).add_(1)
     factor, failed = torch.linalg.cholesky_ex(system)
     if few:
-        ones = x.new_ones(*x.shape[:2], 1)  # at the zero rows too: they are multiplied by zero next
-        solution = x.mT @ torch.cholesky_solve(ones, factor)
+        solution = x.mT @ torch.cholesky_solve(root, factor)  # at the zero rows of x too: they count for nothing
     else:
-        solution = torch.cholesky_solve(x.sum(1)[:, :, None], factor)
+        solution = torch.cholesky_solve(x.mT @ root, factor)
     vectors = scale * solution.squeeze(2)  # (B, dim)
     return vectors.masked_fill_((failed != 0)[:, None], torch.nan)

@@ -3,7 +3,7 @@
 Deshpande & Karypis 2004, "Item-based top-N recommendation algorithms" (TOIS 22), with the shrinkage of Bell & Koren
 2007 in the form used by Ferrari Dacrema et al. 2019 (RecSys, arXiv:1907.06902):
 
-    S_ij = (x_i · x_j) / (|x_i| |x_j| + shrink),  i ≠ j          x_i (num_users,): column i of the binary click matrix X
+    S_ij = (x_i · x_j) / (|x_i| |x_j| + shrink),  i ≠ j          x_i (num_users,): clicks on i, 1 or their weight
     S keeps the `neighbours` largest values of every row i (ties: the lower item row)
     score(u, j) = Σ_{i in history of u} decay^(steps back of i) · S_ij
 
@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from pydantic import Field
 from torch import Tensor
 
-from graphllmrec.graph.bipartite import clicked_matrix
+from graphllmrec.graph.bipartite import weighted_matrix
 from graphllmrec.models.scoring import Decay, Sparse, empty_csr, load_weights, settle_decay, sparse_scores, weight_state
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Config
@@ -42,7 +42,7 @@ class ItemKNN:
 
     name: ClassVar[str] = "item-knn"
     config_class: ClassVar[type[Config]] = ItemKNNConfig
-    abilities = Abilities()
+    abilities = Abilities(uses_weights=True)
 
     def __init__(self, config: ItemKNNConfig) -> None:
         self.config = config
@@ -53,7 +53,7 @@ class ItemKNN:
     def fit(self, task: Task) -> None:
         """Neighbours from the training clicks, decay from the validation part."""
         split = task.split
-        clicks = clicked_matrix(split.train, split.num_users, split.num_items)  # X (num_users, num_items)
+        clicks = weighted_matrix(split.train, split.num_users, split.num_items)  # X (num_users, num_items)
         self.weights = neighbours(clicks, self.config.neighbours, self.config.shrink)
         self.num_items = split.num_items
         settle_decay(self, task)
@@ -78,7 +78,7 @@ class ItemKNN:
 def neighbours(clicks: Sparse, keep: int, shrink: float) -> Sparse:
     """S (num_items, num_items): shrunk cosine of the columns of `clicks` (num_users, num_items), `keep` per row."""
     columns = clicks.T.tocsr()  # (num_items, num_users)
-    norms = np.sqrt(np.asarray(columns.sum(axis=1), dtype=np.float32))
+    norms = np.sqrt(np.asarray(columns.multiply(columns).sum(axis=1), dtype=np.float32))
     blocks = [
         _largest_per_row(_cosines(columns, clicks, norms, start, shrink), keep)
         for start in range(0, len(norms), _BLOCK)

@@ -1,8 +1,9 @@
 """Popularity: all users get the most clicked items. The baseline that any personalised model has to beat.
 
-    score(j) = Σ_{clicks c on j} 2^(-age(c) / half_life)
+    score(j) = Σ_{clicks c on j} w(c) 2^(-age(c) / half_life)
 
-age(c) is the time from click c to the newest training click; without a half-life every click counts 1
+w(c) is 1, or the weight of the click relative to the mean; age(c) is the time from click c to the newest training
+click; without a half-life 2^(…) is 1
 (Ji et al. 2020, "A Re-visit of the Popularity Baseline in Recommender Systems", SIGIR, arXiv:2005.13829, show that the
 time-aware form is the fair baseline). New items score 0, like catalogue items without clicks.
 """
@@ -40,7 +41,7 @@ class Popularity:
 
     name: ClassVar[str] = "popularity"
     config_class: ClassVar[type[Config]] = PopularityConfig
-    abilities = Abilities()
+    abilities = Abilities(uses_weights=True)
 
     def __init__(self, config: PopularityConfig) -> None:
         self.config = config
@@ -49,7 +50,10 @@ class Popularity:
     def fit(self, task: Task) -> None:
         """Count the training clicks. Raises RecipeError for a half-life on data without timestamps."""
         train = task.split.train
-        weights = None if self.config.half_life_days is None else _age_weights(train, self.config.half_life_days)
+        relative = train.relative_weight()
+        weights = np.ones(len(train)) if relative is None else relative.astype(np.float64)
+        if self.config.half_life_days is not None:
+            weights = weights * _age_weights(train, self.config.half_life_days)
         counts = np.bincount(train.item, weights=weights, minlength=task.split.num_items)
         self.counts = torch.from_numpy(counts.astype(np.float32))
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -119,6 +120,7 @@ class Hybrid:
     def __init__(self, config: HybridConfig) -> None:
         self.config = config
         self.sum = ZSum(config.as_sum())
+        self.abilities = replace(Hybrid.abilities, uses_weights=self.sum.abilities.uses_weights)
         self.gate = ContextGate(len(config.as_sum().experts), len(ITEM_FEATURES), len(QUERY_FEATURES))
         self.degree = torch.empty(0)  # (num_items,) training clicks
         self.agreement = torch.empty(0)  # (num_items,) cosine of an item's text with that of its co-clicked items

@@ -85,6 +85,7 @@ class ZSum:
             ZSum.abilities,
             uses_text=any(part.needs_text for part in parts),
             uses_user_text=any(part.uses_user_text for part in parts),
+            uses_weights=any(part.uses_weights for part in parts),
         )
         self.experts: dict[str, Model] = {}
         self.weights = torch.empty(0)  # (num_experts,), in the order of `experts`

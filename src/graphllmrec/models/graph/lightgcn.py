@@ -80,7 +80,7 @@ class LightGCN:
 
     name: ClassVar[str] = "lightgcn"
     config_class: ClassVar[type[Config]] = LightGCNConfig
-    abilities = Abilities()
+    abilities = Abilities(uses_weights=True)
 
     def __init__(self, config: LightGCNConfig) -> None:
         self.config = config
@@ -93,24 +93,28 @@ class LightGCN:
         split, clicks, device = task.split, task.split.train, resolve_device(self.config.device)
         graph = Bipartite.of(clicks, split.num_users, split.num_items).to(device)
         net = Embeddings(split.num_users, split.num_items, self.config, task.seed)
+        weight = clicks.relative_weight()
         unclicked = UnclickedItems(clicks.histories(split.num_users), split.num_items)
 
         def loss(rows: Ints, at: At) -> Tensor:
             user, clicked = clicks.user[rows], clicks.item[rows]  # (B,)
             other = unclicked.draw(user, *at)  # (B,)
-            return self._loss(net, graph, *(to_device(part, device) for part in (user, clicked, other)))
+            triple = to_device(user, device), to_device(clicked, device), to_device(other, device)
+            return self._loss(net, graph, *triple, None if weight is None else to_device(weight[rows], device))
 
         train_model(self, task, net, len(clicks), loss, lambda: self._export_vectors(net, graph), stage="graph")
 
-    def _loss(self, net: Embeddings, graph: Bipartite, user: Tensor, clicked: Tensor, other: Tensor) -> Tensor:
-        """Eq. 15 of the pairs (user, clicked item, other item), (B,) each: the mean over the batch."""
+    def _loss(
+        self, net: Embeddings, graph: Bipartite, user: Tensor, clicked: Tensor, other: Tensor, weight: Tensor | None
+    ) -> Tensor:
+        """Eq. 15 of the pairs (user, clicked item, other item), (B,) each: a mean weighted by click."""
         z_users, z_items = net(graph)  # (num_users, d), (num_items, d)
         item = torch.cat([clicked, other])  # (2B,)
         z_user, z_item = z_users.index_select(0, user), z_items.index_select(0, item)  # (B, d), (2B, d)
         positive, negative = (z_user.repeat(2, 1) * z_item).sum(1).split(len(user))  # (B,), (B,)
         layer_0 = net.users.index_select(0, user), net.items.index_select(0, item)
         penalty = layer_0[0].square().sum() + layer_0[1].square().sum()
-        return bpr_loss(positive, negative) + self.config.l2 / 2 * penalty / len(user)
+        return bpr_loss(positive, negative, weight) + self.config.l2 / 2 * penalty / len(user)
 
     @torch.no_grad()
     def _export_vectors(self, net: Embeddings, graph: Bipartite) -> None:

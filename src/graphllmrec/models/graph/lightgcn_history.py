@@ -93,7 +93,7 @@ class LightGCNHistory:
 
     name: ClassVar[str] = "lightgcn-history"
     config_class: ClassVar[type[Config]] = LightGCNHistoryConfig
-    abilities = Abilities()
+    abilities = Abilities(uses_weights=True)
 
     def __init__(self, config: LightGCNHistoryConfig) -> None:
         self.config, self.scale = config, Scale(config.cosine, config.temperature)
@@ -108,14 +108,18 @@ class LightGCNHistory:
         graph = Bipartite.of(split.train, split.num_users, split.num_items).to(device)
         net = Network(self.config, graph, task.seed)
         clicks = NextClicks(split.train.histories(split.num_users), split.ordered, self.config.max_history)
+        weight = split.train.relative_weight()
 
         def loss(rows: Ints, at: At) -> Tensor:
-            return self._loss(net, graph, clicks, rows, at)
+            click_weight = None if weight is None else to_device(weight[clicks.entry[rows]], device)
+            return self._loss(net, graph, clicks, rows, at, click_weight)
 
         train_model(self, task, net, len(clicks), loss, lambda: self._export_vectors(net, graph), stage="graph")
 
-    def _loss(self, net: Network, graph: Bipartite, clicks: NextClicks, rows: Ints, at: At) -> Tensor:
-        """Mean cross-entropy of the items clicked next, in the examples `rows` (B,)."""
+    def _loss(
+        self, net: Network, graph: Bipartite, clicks: NextClicks, rows: Ints, at: At, click_weight: Tensor | None
+    ) -> Tensor:
+        """Mean cross-entropy of the items clicked next, in the examples `rows` (B,), weighted by click (B,)."""
         config, target, device = self.config, clicks.target[rows], net.items.device
         averages = Averages.of(clicks.histories(rows), len(net.items), self.decay).to(device)
         items = net(graph.drop_edges(config.edge_dropout, *at) if config.edge_dropout else graph)  # (num_items, d)
@@ -124,11 +128,11 @@ class LightGCNHistory:
         query = self.scale.queries(dropout(query, config.dropout, at.torch_rng("dropout")))
         items = self.scale.items(items)
         if not config.negatives or config.negatives >= len(items):
-            return softmax_loss(query @ items.T + net.item_bias, to_device(target, device))
+            return softmax_loss(query @ items.T + net.item_bias, to_device(target, device), click_weight)
         drawn = uniform_items(config.negatives, len(items), *at)
         nodes = to_device(np.concatenate([target, drawn]), device)  # (B + negatives,)
         bias = net.item_bias.index_select(0, nodes)
-        return drawn_softmax_loss(query, items.index_select(0, nodes), bias, nodes, len(items))
+        return drawn_softmax_loss(query, items.index_select(0, nodes), bias, nodes, len(items), click_weight)
 
     @torch.no_grad()
     def _export_vectors(self, net: Network, graph: Bipartite) -> None:

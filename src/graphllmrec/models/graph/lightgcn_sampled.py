@@ -91,10 +91,11 @@ class LightGCNSampled:
 
     name: ClassVar[str] = "lightgcn-sampled"
     config_class: ClassVar[type[Config]] = LightGCNSampledConfig
-    abilities = Abilities()
+    abilities = Abilities(uses_weights=True)  # but for DirectAU
 
     def __init__(self, config: LightGCNSampledConfig) -> None:
         self.config, self.scale = config, Scale(config.cosine, config.temperature)
+        self.abilities = Abilities(uses_weights=config.loss != "directau")
         self.items = torch.empty(0, 0)  # (num_items, embedding_dim + 1) z_i and its bias
         self.users = torch.empty(0, 0)  # (num_users, embedding_dim) z_u
         self.fold_in = torch.empty(0, 0)  # (num_items, embedding_dim) what an item adds to z of an unknown user
@@ -154,6 +155,7 @@ class _Training:
         self.log_clicks = log_popularity(graph.item_degree)  # (num_items,)
         self.bias = config.popularity * self.log_clicks  # (num_items,)
         self.user, self.item = split.train.user, split.train.item
+        self.weight = split.train.relative_weight()
         self.unclicked = UnclickedItems(split.train.histories(split.num_users), split.num_items)
         self.neighbours = None
         if config.fanouts:
@@ -165,15 +167,16 @@ class _Training:
         user, item = (to_device(side[rows], self.device) for side in (self.user, self.item))  # (B,)
         nodes = torch.cat([item, to_device(self._drawn(self.user[rows], at), self.device)])  # (B + drawn,)
         users, items, contrast = self._vectors(user, nodes, at)  # (B, d), (B + drawn, d)
+        weight = None if self.weight is None else to_device(self.weight[rows], self.device)  # (B,)
         query, items, bias = scale.queries(users), scale.items(items), self.bias.index_select(0, nodes)
         if config.loss == "bpr":
             scores = (query.repeat(2, 1) * items).sum(1) + bias  # (2B,)
-            value = bpr_loss(scores[: len(item)], scores[len(item) :])
+            value = bpr_loss(scores[: len(item)], scores[len(item) :], weight)
         elif config.loss == "softmax":
-            value = drawn_softmax_loss(query, items, bias, nodes, self.num_items)
+            value = drawn_softmax_loss(query, items, bias, nodes, self.num_items, weight)
         elif config.loss == "in-batch":
             scores = query @ items.T + bias  # (B, B)
-            value = in_batch_softmax_loss(scores, item, self.log_clicks.index_select(0, item))
+            value = in_batch_softmax_loss(scores, item, self.log_clicks.index_select(0, item), weight)
         else:
             value = direct_au_loss(unit(users), unit(items), config.uniformity)
         penalised = nodes if config.loss == "bpr" else item

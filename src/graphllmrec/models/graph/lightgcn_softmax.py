@@ -78,7 +78,7 @@ class LightGCNSoftmax:
 
     name: ClassVar[str] = "lightgcn-softmax"
     config_class: ClassVar[type[Config]] = LightGCNSoftmaxConfig
-    abilities = Abilities()
+    abilities = Abilities(uses_weights=True)
 
     def __init__(self, config: LightGCNSoftmaxConfig) -> None:
         self.config, self.scale = config, Scale(config.cosine, config.temperature)
@@ -95,7 +95,7 @@ class LightGCNSoftmax:
         )
         if config.loss == "slk":  # a buffer, so that a resumed training has the same
             net.register_buffer("threshold", torch.zeros(split.num_users))  # β_u
-        examples = UserClicks(split.train.histories(split.num_users))
+        examples = UserClicks(split.train.histories(split.num_users), split.train.relative_weight())
         bias = config.popularity * log_popularity(graph.item_degree)  # (num_items,)
 
         def loss(rows: Ints, at: At) -> Tensor:
@@ -119,6 +119,8 @@ class LightGCNSoftmax:
         query = self.scale.queries(users.index_select(0, user))  # (B, d)
         partition, positive = click_scores(query, self.scale.items(items), bias, row, item)  # (B,), (n,)
         weight = (clicks.lengths ** (config.user_weight - 1.0)).astype(np.float32)[clicks.row_of_entry]  # (n,)
+        if (click_weight := examples.weights(rows)) is not None:
+            weight = weight * click_weight
         if config.loss == "slk":
             tau = SLK_TEMPERATURE / config.temperature if config.cosine else SLK_TEMPERATURE
             threshold = net.get_buffer("threshold").index_select(0, user)  # (B,)
