@@ -24,7 +24,7 @@ LAYERS = [
     ("train",),
     ("models",),
     ("recipe", "run_folder", "legacy"),
-    ("recommendation", "recommender"),
+    ("recommendation", "recommender", "proposal"),
     ("evaluate",),  # the import path of version 0.1; nothing imports it
     ("report",),
     ("study", "grokking.lab"),  # both run many trainings, and draw with `report`

@@ -18,6 +18,7 @@ from graphllmrec.cli.doctor import doctor
 from graphllmrec.cli.evaluate import compare, evaluate, report, stats
 from graphllmrec.cli.fit import fit
 from graphllmrec.cli.grok_lab import grok_lab
+from graphllmrec.cli.init import init
 from graphllmrec.cli.recommend import explain, recommend, similar
 from graphllmrec.cli.study import study
 from graphllmrec.errors import GraphLLMRecError, Interrupted
@@ -82,6 +83,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 app.command("demo", rich_help_panel="Start")(demo)
 app.command("doctor", rich_help_panel="Start")(doctor)
+app.command("init", rich_help_panel="Start")(init)
 app.command("grok-lab", rich_help_panel="Start")(grok_lab)
 app.command("fit", rich_help_panel="Train and evaluate")(fit)
 app.command("evaluate", rich_help_panel="Train and evaluate")(evaluate)

@@ -116,7 +116,11 @@ def _split_statistics(split: Split) -> dict[str, Any]:
 
 def statistics_table(dataset: Dataset, split: Split | None = None) -> Table:
     """The same figures as a table: `rich.print(statistics_table(dataset))`."""
-    figures = statistics(dataset, split)
+    return figures_table(statistics(dataset, split))
+
+
+def figures_table(figures: dict[str, Any]) -> Table:
+    """The figures of `statistics` as a table."""
     table = Table(title=figures["name"], show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column()
