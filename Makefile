@@ -29,8 +29,9 @@ format: $(VENV)/.for-development ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.for-demo ## write the tables of models, settings and formats in docs/ from the code
+docs: $(VENV)/.for-demo ## write the tables of models, settings and formats, and the pages of the studies, in docs/
 	$(BIN)/python docs/settings.py --write
+	$(BIN)/python docs/studies.py --write
 
 # Without the variable, mkdocs-material prints an announcement about mkdocs 2 with every build.
 site: $(VENV)/.for-site ## build the documentation as a web site in site/; a warning is an error

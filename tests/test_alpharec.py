@@ -136,7 +136,7 @@ def test_a_new_item_scores_as_an_unclicked_one_with_its_text(query: str) -> None
     model = build("alpharec", {"batch_size": 64, "epochs": 1, "min_steps": 0, "query": query})
     model.fit(world.task(seed=7))
     cold = world.cold[0]
-    model.add_items(TextVectors(world.text.vectors[[cold]], torch.ones(1, dtype=torch.bool)))
+    model = model.with_items(TextVectors(world.text.vectors[[cold]], torch.ones(1, dtype=torch.bool)))
     for history in ([12, 13], [int(cold), 3]):
         scores = model.scores(Queries.anonymous(Histories.from_lists([history])))
         assert float(scores[0, -1]) == pytest.approx(float(scores[0, cold]), abs=1e-5)

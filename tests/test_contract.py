@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import GraphLLMRecError
+from graphllmrec.models.explain import explain_item, similarities
 from graphllmrec.models.registry import MODELS, build, model_class
 from graphllmrec.protocol import BranchModel, Model, Queries, VectorModel
 from world import World, block_world
@@ -139,7 +140,7 @@ def test_cold_items_are_placed_by_their_text(name: str) -> None:
 def test_a_new_item_is_an_ordinary_item(name: str) -> None:
     model = fitted(name)
     before = model.scores(EVERYBODY)
-    model.add_items(WORLD.new_text(block=2))
+    model = model.with_items(WORLD.new_text(block=2))
     scores = model.scores(EVERYBODY)
     assert scores.shape == (len(before), before.shape[1] + 1)
     assert torch.isfinite(scores).all()
@@ -153,9 +154,25 @@ def test_a_new_item_is_an_ordinary_item(name: str) -> None:
     assert torch.isfinite(model.scores(clicked)).all()
 
 
-def test_added_items_survive_saving(name: str) -> None:
+def test_a_model_that_is_asked_or_grows_stays_as_it_is(name: str) -> None:
+    """Several threads read one model, and one makes a larger one of it: nothing of the first may change."""
     model = fitted(name)
-    model.add_items(WORLD.new_text(block=4))
+    state, scores = save(model.state()), model.scores(EVERYBODY)
+    larger = model.with_items(WORLD.new_text(block=2))
+    larger_state = save(larger.state())
+    for each in (larger, model):
+        query = Queries(EVERYBODY.users[[3]], EVERYBODY.histories.take(np.array([3])))
+        explain_item(each, query, 1)
+        similarities(each, 1)
+        each.with_items(WORLD.new_text(block=1)).scores(query)
+        each.scores(EVERYBODY).fill_(-1.0)  # scores belong to the caller
+    assert torch.equal(model.scores(EVERYBODY), scores)
+    assert save(model.state()) == state
+    assert save(larger.state()) == larger_state
+
+
+def test_added_items_survive_saving(name: str) -> None:
+    model = fitted(name).with_items(WORLD.new_text(block=4))
     restored = unfitted(name)
     restored.restore(load(save(model.state())))
     assert torch.equal(restored.scores(EVERYBODY), model.scores(EVERYBODY))

@@ -64,8 +64,7 @@ def fitted(name: str, device: str, settings: dict[str, Any], task: Task = TASK) 
 def assert_same(there: Model, here: Model) -> None:
     """Same scores, of users of the training, of unknown users and for a new item; all that is kept is on the CPU."""
     assert all(type(value) is torch.Tensor and value.device.type == "cpu" for value in there.state().values())
-    for model in (there, here):
-        model.add_items(WORLD.new_text(3))
+    there, here = (model.with_items(WORLD.new_text(3)) for model in (there, here))
     for queries in (KNOWN, UNKNOWN):
         torch.testing.assert_close(there.scores(queries), here.scores(queries), atol=1e-5, rtol=1e-5)
 

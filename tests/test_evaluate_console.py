@@ -60,6 +60,22 @@ def test_a_comparison_shows_every_stratum_and_fits_a_terminal():
     assert all(line.count("…") <= 1 for line in text.splitlines())  # one … separates the ends of the interval
 
 
+def test_where_every_model_has_0_nothing_is_bold():
+    evaluations = {name: evaluate_model(Oracle(SPLIT, 1.0, 2, name), SPLIT) for name in ("a", "b")}
+    screen = io.StringIO()
+    Console(width=80, file=screen, force_terminal=True, color_system="standard").print(models_table(evaluations))
+    rows = [line for line in screen.getvalue().splitlines() if line.startswith(("a ", "b "))]
+    assert len(rows) == 2
+    assert not any("\x1b[1m" in row for row in rows)
+
+
+def test_a_long_name_takes_two_lines_before_a_figure_is_cut():
+    name = "amazon-industrial-lightgcn-softmax-with-a-long-name"
+    text = printed(models_table({name: MODELS["popularity"], "b": MODELS["hybrid-static"]}))
+    assert "…" not in text
+    assert f"{MODELS['popularity'].overall['ndcg@20']:.4f}".removeprefix("0") in text
+
+
 @pytest.mark.parametrize(("p", "text"), [(0.0002, "p<.001"), (0.0342, "p .034"), (1.0, "p 1.000")])
 def test_p_values_as_text(p, text):
     assert p_text(p) == text

@@ -123,7 +123,7 @@ def test_the_item_graph_blurs_with_any_powers(user_power: float, item_power: flo
 def test_added_items_score_zero_and_say_nothing() -> None:
     model = fitted("graph-filter", rank=3, decay=1.0)
     before = model.scores(QUERIES)
-    model.add_items(torch.empty(2))
+    model = model.with_items(torch.empty(2))
     after = model.scores(QUERIES)
     assert torch.equal(after[:, :ITEMS], before)
     assert not after[:, ITEMS:].any()

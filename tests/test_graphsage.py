@@ -200,7 +200,7 @@ def test_without_text_it_learns_from_clicks_alone() -> None:
     model.fit(world.task(seed=7, with_text=False))
     assert evaluate_model(model, world.split, ks=(10,)).overall["recall@10"] > 0.9
     before = model.item_vectors()
-    model.add_items(TextVectors(torch.zeros(2, 0), torch.zeros(2, dtype=torch.bool)))
+    model = model.with_items(TextVectors(torch.zeros(2, 0), torch.zeros(2, dtype=torch.bool)))
     assert torch.equal(model.item_vectors()[:-2], before)
     assert torch.equal(model.item_vectors()[-2:], before[world.cold[:2]])  # as items that nobody has clicked
 

@@ -161,7 +161,7 @@ def test_gamma_is_the_share_of_the_text_experts_and_contexts_those_of_the_clicks
 @torch.no_grad()
 def test_a_new_item_is_scored_by_a_bias_and_weights_of_its_own() -> None:
     model = stir(tiny_hybrid())
-    model.add_items(TextVectors(TEXT.vectors[[0]], TEXT.present[[0]], (TEXTS[0],)))
+    model = model.with_items(TextVectors(TEXT.vectors[[0]], TEXT.present[[0]], (TEXTS[0],)))
     new, clicked = [UNCLICKED, ITEMS], [item for item in range(ITEMS) if item != UNCLICKED]
     (parts, _), before = model._parts(KNOWN), model.scores(KNOWN)
     model.gate.context_bias[0] += 0.7
@@ -342,7 +342,7 @@ def test_experts_that_cannot_be_are_refused(settings: dict[str, Any], message: s
 def test_an_added_item_is_scored_like_its_twin_by_text() -> None:
     model = stir(tiny_hybrid())
     twin = TextVectors(TEXT.vectors[[UNCLICKED]], TEXT.present[[UNCLICKED]], (TEXTS[UNCLICKED],))
-    model.add_items(twin)
+    model = model.with_items(twin)
     scores = model.scores(KNOWN)
     torch.testing.assert_close(scores[:, ITEMS], scores[:, UNCLICKED], rtol=1e-5, atol=1e-5)
     new, old = model.explain(STRANGER, ITEMS), model.explain(STRANGER, UNCLICKED)
@@ -353,7 +353,7 @@ def test_an_added_item_is_scored_like_its_twin_by_text() -> None:
 
 def test_an_item_without_text_can_be_added_and_all_of_it_survives_saving() -> None:
     model = stir(tiny_hybrid())
-    model.add_items(TextVectors(torch.zeros(1, DIM), torch.zeros(1, dtype=torch.bool)))
+    model = model.with_items(TextVectors(torch.zeros(1, DIM), torch.zeros(1, dtype=torch.bool)))
     assert torch.isfinite(model.scores(KNOWN)).all()
     again = build("hybrid", model.config.model_dump())
     again.restore(model.state())

@@ -122,7 +122,7 @@ def test_items_without_clicks_are_zero_and_added_ones_change_nothing() -> None:
     model = fitted("ials", Task(replace(SPLIT, train=train)), embedding_dim=4)
     assert not model.items[5].any()
     before = model.scores(QUERIES)
-    model.add_items(TASK.text)
+    model = model.with_items(TASK.text)
     scores = model.scores(QUERIES)
     torch.testing.assert_close(scores[:, :ITEMS], before, rtol=0, atol=1e-6)
     assert not scores[:, ITEMS:].any()

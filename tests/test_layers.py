@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "graphllmrec"
 LAYERS = [
     ("errors", "rng", "io", "settings", "arguments", "terminal", "toml"),
     ("screen",),
+    ("report.format", "report.elements", "report.render", "report.notebook"),  # plain data to text and HTML
     ("progress", "text.config"),  # the screen and two files; settings alone. So `data` and `protocol` may use them
     ("data",),
     ("protocol",),  # agrees on Split, Histories and TextConfig; computes nothing, so that all below `models` may use it
@@ -24,7 +25,7 @@ LAYERS = [
     ("train",),
     ("models",),
     ("recipe", "run_folder", "legacy"),
-    ("recommendation", "recommender", "proposal"),
+    ("recommendation", "fitted", "lists_file", "recommender", "proposal"),
     ("evaluate",),  # the import path of version 0.1; nothing imports it
     ("report",),
     ("study", "grokking.lab"),  # both run many trainings, and draw with `report`

@@ -164,7 +164,7 @@ def test_an_added_item_comes_last_in_every_ranking(monkeypatch: pytest.MonkeyPat
     histories = [[0], [8], list(range(ITEMS)), [3] * 2, list(range(ITEMS))[::-1]]
     unknown = Queries.anonymous(Histories.from_lists(histories))
     for _ in range(2):
-        model.add_items(TextVectors(torch.ones(1, 5), torch.ones(1, dtype=torch.bool)))
+        model = model.with_items(TextVectors(torch.ones(1, 5), torch.ones(1, dtype=torch.bool)))
         for queries in (unknown, KNOWN):
             scores = model.scores(queries)
             assert (scores[:, -1] < scores[:, :-1].min(1).values).all()
@@ -177,7 +177,7 @@ def test_a_long_history_does_not_reach_below_an_added_item(name: str) -> None:
     model = build(name, USER_MODELS[name] | {"num_layers": 1})
     side = torch.tensor([1.0] * 50 + [-1.0] * 50)[:, None]
     model.restore({"items": torch.cat([side, torch.zeros(100, 1)], dim=1), "users": side[::50] * 0.1, "fold_in": side})
-    model.add_items(TextVectors(torch.ones(1, 5), torch.ones(1, dtype=torch.bool)))
+    model = model.with_items(TextVectors(torch.ones(1, 5), torch.ones(1, dtype=torch.bool)))
     scores = model.scores(Queries.anonymous(Histories.from_lists([list(range(50))])))
     assert scores[0, -1] < scores[0, :-1].min()
 

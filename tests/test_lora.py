@@ -231,14 +231,13 @@ def test_recmind_with_adapters_reads_new_items_after_loading(tmp_path: Path) -> 
     assert torch.equal(model.scores(QUERIES), loaded.scores(QUERIES))
     assert save(model.state()) == save(loaded.state())
     new = TextVectors(torch.ones(1, 16), torch.ones(1, dtype=torch.bool), ("gear tulip",))
-    for either in (model, loaded):
-        either.add_items(new)
+    model, loaded = model.with_items(new), loaded.with_items(new)
     assert torch.equal(model.scores(QUERIES), loaded.scores(QUERIES))
     assert model.scores(QUERIES).shape[1] == ITEMS + 1
     with pytest.raises(TextError, match="needs the texts themselves"):
-        loaded.add_items(replace(new, texts=None))
+        loaded.with_items(replace(new, texts=None))
     unheard = TextVectors(torch.zeros(1, 16), torch.zeros(1, dtype=torch.bool), (None,))
-    loaded.add_items(unheard)
+    loaded = loaded.with_items(unheard)
     assert torch.isfinite(loaded.scores(QUERIES)).all()
 
 
@@ -254,7 +253,7 @@ def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:
     config = tmp_path / "one" / "config.json"
     config.write_text(config.read_text() + "\n")  # the folder's hash is another one now
     with pytest.raises(TextError, match="fit again"):
-        loaded.add_items(TextVectors(torch.ones(1, 16), torch.ones(1, dtype=torch.bool), ("gear",)))
+        loaded.with_items(TextVectors(torch.ones(1, 16), torch.ones(1, dtype=torch.bool), ("gear",)))
 
 
 def test_without_texts_or_model_there_is_nothing_to_adapt(tmp_path: Path) -> None:

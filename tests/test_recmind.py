@@ -376,7 +376,7 @@ def test_texts_of_users_stand_in_for_the_mean_of_their_items(monkeypatch: pytest
 def test_new_items_are_their_text(monkeypatch: pytest.MonkeyPatch, fusion: str) -> None:
     model, _, weights = staged(monkeypatch, fusion=fusion, query="user", loss="bpr", cosine=False)
     before = model.scores(Queries.anonymous(Histories.from_lists(QUERY)))
-    model.add_items(TextVectors(TEXT.vectors[:2], torch.tensor([True, False])))
+    model = model.with_items(TextVectors(TEXT.vectors[:2], torch.tensor([True, False])))
     share = {"intra": LAYERS / (LAYERS + 1), "graph": 0.0}.get(fusion, 1.0)
     expected = [share * projected(FEATURES[0], weights), share * weights["stand_in"]]
     np.testing.assert_allclose(model.item_vectors()[-2:, :-1].numpy(), expected, atol=1e-6)

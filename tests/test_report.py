@@ -15,9 +15,22 @@ from evaluation_toys import Oracle, random_split
 from graphllmrec.errors import EvaluationError
 from graphllmrec.evaluation.evaluation import evaluate_model, protocol_line
 from graphllmrec.report.elements import difference_cell, number_cells
-from graphllmrec.report.format import interval, number, p_value, percent, relative, short, signed, spread
+from graphllmrec.report.format import (
+    against_text,
+    are_best,
+    interval,
+    leaders,
+    listed,
+    number,
+    p_value,
+    percent,
+    relative,
+    short,
+    signed,
+    spread,
+)
 from graphllmrec.report.plots.look import looks, spread_labels
-from graphllmrec.report.plots.training import GateTable, gate_shares, stage_curves
+from graphllmrec.report.plots.training import GateTable, curves_by_stage, gate_shares, stage_curves
 from graphllmrec.report.render import write_page
 from graphllmrec.report.run_report import ReportEntry, write_report
 
@@ -211,6 +224,44 @@ def test_stages_with_different_losses_are_different_curves():
     assert stage_curves(log, "ndcg@20") == []
 
 
+def staged_log(*stages):
+    return [
+        {"event": "epoch", "stage": stage, "epoch": epoch, "loss": 5.0 - epoch} for stage in stages for epoch in (1, 2)
+    ]
+
+
+def test_stages_of_one_training_have_figures_of_their_own(tmp_path):
+    logs = {"hybrid": staged_log("sign", "gate"), "sign": staged_log("sign"), "graph": staged_log("graph")}
+    found = curves_by_stage(logs, "loss")
+    assert {stage: list(group) for stage, group in found.items()} == {
+        "": ["graph"],
+        "sign": ["hybrid", "sign"],
+        "gate": ["hybrid"],
+    }
+    assert found["gate"]["hybrid"].own_epochs == [1, 2]
+    rows = entries()
+    page = tmp_path / "a.html"
+    write_report(
+        page, "A", [ReportEntry(n, row.evaluation, log) for (n, log), row in zip(logs.items(), rows, strict=True)]
+    )
+    titles = re.findall(r"<h3>(Loss by epoch.*?)</h3>", page.read_text(encoding="utf-8"))
+    assert titles == ["Loss by epoch", "Loss by epoch, sign", "Loss by epoch, gate"]
+
+
+def test_stages_without_a_name_are_numbered():
+    log = [{"epoch": epoch, "loss": 1.0} for epoch in (1, 2, 1, 2)]
+    assert list(curves_by_stage({"old": log}, "loss")) == ["stage 1", "stage 2"]
+
+
+def test_a_curve_that_repeats_another_is_dashed_on_it(tmp_path):
+    weak, strong, _ = entries()
+    for other, dashed in ((CURVES, True), (CURVES[:-1], False)):
+        rows = [ReportEntry("a", weak.evaluation, CURVES), ReportEntry("b", strong.evaluation, other)]
+        write_report(tmp_path / "a.html", "A", rows)
+        loss = (tmp_path / "a.html").read_text(encoding="utf-8").split("<h3>Loss by epoch</h3>")[1]
+        assert ("stroke-dasharray" in loss.split("</figure>")[0]) == dashed
+
+
 def branch_log(event=None):
     """Three validations of a model with two branches; the text is given a share of the gate from the second on."""
     lines = [
@@ -256,6 +307,64 @@ def test_models_with_the_same_contexts_share_a_figure(tmp_path):
     assert text.count("<h3>Contexts by training clicks</h3>") == 2
     assert "with so many clicks, strong and twin." in text
     assert "with so many clicks, weak &lt;b&gt;." in text
+
+
+# nothing is called best for nothing
+
+
+class Silent(Oracle):
+    """Ranks the test targets last: every metric is 0."""
+
+    def __init__(self, split, name):
+        super().__init__(split, 0.0, name=name)
+        self.matrix = -self.matrix
+
+
+def test_where_every_model_has_0_none_is_best(tmp_path):
+    split = random_split(num_users=80, num_items=200)
+    rows = [ReportEntry(name, evaluate_model(Silent(split, name), split)) for name in ("popularity", "ease")]
+    write_report(tmp_path / "a.html", "A", rows)
+    body = (tmp_path / "a.html").read_text(encoding="utf-8").split("<body>")[1]
+    assert "No test item of any user is among the first 20 of 200 items: ndcg@20 is 0 for every model." in body
+    assert "best" not in body.split("<h2>Overall</h2>")[0]
+    assert "<td><b>" not in body
+    assert "both 0" in body
+
+
+def test_where_the_rarest_items_are_found_by_no_model_none_is_best_there(tmp_path):
+    split = random_split(num_users=300, num_items=1_000)
+    rare = split.item_degree() <= 3
+    rows = []
+    for name, noise in (("popularity", 0.2), ("ease", 0.1)):
+        model = Oracle(split, noise, name=name)
+        model.matrix[:, rare] = -9.0
+        rows.append(ReportEntry(name, evaluate_model(model, split)))
+    write_report(tmp_path / "a.html", "A", rows)
+    said = (tmp_path / "a.html").read_text(encoding="utf-8").split("<h2>Overall</h2>")[0]
+    assert re.search(r"where that item had (no training click|1-3 training clicks), for none\.", said)
+    assert "best there" not in said
+
+
+def test_models_that_are_equal_are_both_named(tmp_path):
+    weak, strong, _ = entries()
+    rows = [weak, ReportEntry("a", strong.evaluation), ReportEntry("b", strong.evaluation)]
+    write_report(tmp_path / "a.html", "A", rows)
+    assert "<strong>a and b</strong> rank best, all with ndcg@20" in (tmp_path / "a.html").read_text(encoding="utf-8")
+
+
+def test_who_leads():
+    assert leaders({"a": 0.1, "b": 0.3, "c": 0.3}) == ["b", "c"]
+    assert leaders({"a": 0.0, "b": 0.0}) == leaders({}) == []
+    assert are_best([0.0, 0.0]) == are_best([0.2, 0.2]) == [False, False]
+    assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+    assert against_text(0.08, 0.01, "ease") == "+8.0 % against ease"
+    assert against_text(None, 0.01, "ease") == "against 0.0000 of ease"
+
+
+def test_the_fixed_column_has_nothing_beside_it(page):
+    [rule] = re.findall(r"^\.scroll \{(.*?)\}", page, flags=re.MULTILINE)
+    assert "padding" not in rule  # figures that scroll would show between the edge and the column
+    assert "tr.heading td:first-child { max-width: 0;" in page  # nor is the column as wide as a heading
 
 
 # parts of pages
@@ -307,6 +416,7 @@ def test_a_difference_from_zero_is_said_in_words():
     assert relative(None, 0.0) == "both 0"
     assert (difference_cell(None, 0.0, 1.0).text, difference_cell(None, 0.0, 1.0).note) == ("both 0", "")
     assert difference_cell(None, 0.1, 0.001).note == "p .001"
+    assert difference_cell(None, 0.0004, 1.0).note == "(not significant)"  # "from 0 p 1.000" says nothing
     kinds = [difference_cell(share, share, p).kind for share, p in ((0.1, 0.01), (-0.1, 0.01), (0.1, 0.2))]
     assert kinds == ["good", "bad", "same"]
 

@@ -271,7 +271,7 @@ def test_what_its_clicker_alone_clicked_plays_an_item_that_nobody_has(
     owner = torch.tensor([13]) if leave_one_out else None
     with torch.no_grad():
         vector, degree = stage.loss._encode(torch.tensor([ONLY_ONE]), owner, torch.ones(ITEMS, dtype=torch.bool))
-    model.add_items(TextVectors(VECTORS[ONLY_ONE : ONLY_ONE + 1], torch.ones(1, dtype=torch.bool)))
+    model = model.with_items(TextVectors(VECTORS[ONLY_ONE : ONLY_ONE + 1], torch.ones(1, dtype=torch.bool)))
     assert degree.tolist() == [0.0 if leave_one_out else 1.0]
     assert torch.allclose(vector[0], model.items[-1], atol=1e-6) == leave_one_out
     assert torch.allclose(vector[0], model.items[ONLY_ONE], atol=1e-6) != leave_one_out
@@ -300,7 +300,7 @@ def test_served_scores(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 def test_new_items_score_as_they_would_if_nobody_had_clicked_them(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, weights = staged(monkeypatch, TASK, "sign", SEED, **SMALL)
     asked, before = model.query_vectors(QUERIES), model.scores(QUERIES)
-    model.add_items(TASK.text)
+    model = model.with_items(TASK.text)
     scores = model.scores(QUERIES)
     assert torch.equal(model.query_vectors(QUERIES), asked)
     torch.testing.assert_close(scores[:, :ITEMS], before, rtol=0, atol=1e-6)
@@ -315,7 +315,7 @@ def test_new_items_score_as_they_would_if_nobody_had_clicked_them(monkeypatch: p
 
 def test_more_items_can_be_added_than_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, _ = staged(monkeypatch, TASK, "sign", SEED, **SMALL)
-    model.add_items(TextVectors(VECTORS.repeat(3, 1), TASK.text.present.repeat(3)))
+    model = model.with_items(TextVectors(VECTORS.repeat(3, 1), TASK.text.present.repeat(3)))
     new = model.scores(QUERIES)[:, ITEMS:]
     assert new.shape[1] == 3 * ITEMS
     torch.testing.assert_close(new, new[:, :ITEMS].repeat(1, 3), rtol=0, atol=1e-6)
@@ -332,9 +332,8 @@ def test_a_restored_model_scores_and_grows_the_same(
     assert save(restored.state()) == state
     assert "net.ids" not in load(state)
     assert torch.equal(restored.scores(QUERIES), model.scores(QUERIES))
-    for each in (model, restored):
-        each.add_items(TextVectors(VECTORS[:2], torch.ones(2, dtype=torch.bool)))
-    assert torch.equal(restored.scores(QUERIES), model.scores(QUERIES))
+    new = TextVectors(VECTORS[:2], torch.ones(2, dtype=torch.bool))
+    assert torch.equal(restored.with_items(new).scores(QUERIES), model.with_items(new).scores(QUERIES))
 
 
 # data that lack something

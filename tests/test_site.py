@@ -77,6 +77,15 @@ def test_the_pictures_are_those_of_the_figures():
     assert words <= set(recipe_names())
 
 
+def test_the_pages_of_the_studies_are_those_of_the_figures():
+    studies = load_script("studies")
+    assert studies.names() == sorted(path.stem for path in DOCS.glob("studies/*.md"))
+    for name in studies.names():
+        assert read(DOCS / "studies" / f"{name}.md") == studies.page(name), (
+            f"{name}: run python docs/studies.py --write"
+        )
+
+
 # what the documents say
 
 
@@ -205,5 +214,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
     NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
-    printed = [output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.name == "stdout"]
+    printed = [
+        output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.get("name") == "stdout"
+    ]
     assert len("".join(printed).splitlines()) > 4

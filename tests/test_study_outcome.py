@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,7 @@ from front_door_world import encode_first_word, write_world
 from graphllmrec.evaluation.compare import compare, compare_values, holm
 from graphllmrec.evaluation.evaluation import Evaluation
 from graphllmrec.report.plots.evaluation import Difference, forest_figure
-from graphllmrec.report.study_report import study_markdown, write_study
+from graphllmrec.report.study_report import study_markdown, verdict, write_study
 from graphllmrec.study import run_study
 from graphllmrec.study.display import remaining
 from graphllmrec.study.outcome import _mean_by_user
@@ -180,6 +181,56 @@ def test_a_seed_that_changes_nothing_is_told_from_one_that_hardly_does(found, tm
     assert rows == ["±0", "±0"]
 
 
+def with_trials(outcome, **trials):
+    """The outcome as if these models had been tuned, and `graph` were first."""
+    outcome = copy.deepcopy(outcome)
+    for entry in outcome["entries"]:
+        entry["trials"] = trials.get(entry["label"], 0)
+        entry["test"]["ndcg@10"]["mean"] = 0.9 if entry["label"] == "graph" else 0.5
+    return outcome
+
+
+def test_a_difference_of_models_tuned_unequally_is_marked_and_never_headlined(found, tmp_path):
+    outcome = with_trials(found[1], graph=5)
+    said = verdict(outcome, "books")
+    assert said.startswith("books: graph has the highest ndcg@10, 0.9000 (")
+    assert "tuned with 5 trials; ease, the baseline, with none." in said
+    assert not re.search(r"first|[+−]\d|%|Holm|significant", said)
+    text = study_markdown(outcome)
+    assert "† The two models were tuned with unequal numbers of trials" in text
+    assert re.search(r"^\| graph \| .*? % † \| ", text, re.MULTILINE)
+    assert not re.search(r"^\| popularity \| .*†", text, re.MULTILINE)  # tuned alike: with no trial
+    assert "| vs ease | p | trials | fit, s |" in text
+    write_study(tmp_path, outcome)
+    page = (tmp_path / "index.html").read_text()
+    assert page.index('class="verdict"') < page.index('class="protocol"')
+    assert "† and grey: tuned with unequal numbers of trials." in page
+    for cell in re.findall(r'<span class="(\w+)">[^<]*†</span>', page):
+        assert cell == "same"
+
+
+def test_models_tuned_alike_are_headlined_and_not_marked(found):
+    for outcome in (with_trials(found[1]), with_trials(found[1], graph=5, ease=5, popularity=5)):
+        assert verdict(outcome, "books").startswith("books: graph is first with ndcg@10 0.9000 (")
+        assert "against ease (" in verdict(outcome, "books")
+        assert "†" not in study_markdown(outcome)
+
+
+def test_a_study_in_which_nothing_is_found_names_no_winner(found):
+    outcome = copy.deepcopy(found[1])
+    for entry in outcome["entries"]:
+        entry["test"]["ndcg@10"]["mean"] = 0.0
+    assert verdict(outcome, "books") == "books: ndcg@10 is 0 for every model."
+
+
+def test_unequal_differences_are_drawn_grey():
+    row = Difference("a vs b", 0.1, (0.02, 0.18), 0.1, 0.01)
+    assert "var(--good)" in forest_figure([row], "t")
+    drawn = forest_figure([replace(row, unequal=True)], "t")
+    assert "var(--good)" not in drawn
+    assert ">+10.0 % †  p .010<" in drawn
+
+
 def test_a_script_in_any_text_of_a_study_is_escaped(found, tmp_path):
     bad = "<script>alert(1)</script>"
     text = json.dumps(found[1]).replace('"graph"', json.dumps(bad)).replace('"ease"', json.dumps(bad + " 2"))
@@ -201,3 +252,13 @@ def test_the_time_left_is_estimated_from_fits_of_the_same_kind_then_model_then_a
 @pytest.fixture(autouse=True)
 def no_language_model(monkeypatch):
     monkeypatch.setattr("graphllmrec.text.prepare.encode_items", encode_first_word)
+
+
+def test_a_stratum_that_one_model_lacks_is_an_empty_cell(found, tmp_path):
+    outcome = copy.deepcopy(found[1])
+    [entry] = [e for e in outcome["entries"] if (e["data"], e["label"]) == ("books", "graph")]
+    first = next(iter(outcome["entries"][0]["strata"]["item_degree"]))
+    del entry["strata"]["item_degree"][first]
+    assert re.search(r"^\| graph \|  \| 0\.\d{4}", study_markdown(outcome), re.MULTILINE)
+    write_study(tmp_path, outcome)
+    assert "NaN" not in (tmp_path / "index.html").read_text()

@@ -92,7 +92,7 @@ def test_a_new_item_scores_as_an_unclicked_one_with_its_text() -> None:
     world = block_world()
     model = build("textgcn", {"num_layers": 2, "decay": 0.7})
     model.fit(world.task())
-    model.add_items(TextVectors(world.text.vectors[[cold]], torch.ones(1, dtype=torch.bool)))
+    model = model.with_items(TextVectors(world.text.vectors[[cold]], torch.ones(1, dtype=torch.bool)))
     queries = Queries.of(world.split.known("test"), np.arange(world.split.num_users))
     scores = model.scores(queries)
     torch.testing.assert_close(scores[:, -1], scores[:, cold], atol=1e-6, rtol=0)

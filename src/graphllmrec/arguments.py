@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from numbers import Integral
-from typing import Any
+from typing import Any, get_args
 
 from graphllmrec.errors import ArgumentError
 
 
 def id_list(ids: Any, what: str) -> list[object]:
-    """Ids of any iterable as a list. Raises ArgumentError for one string, and for what is no iterable."""
+    """Ids of any iterable as a list. Raises ArgumentError for one string, a table, lists of lists, and no iterable."""
+    if type(ids).__name__ in ("DataFrame", "LazyFrame"):
+        raise ArgumentError(f"{what} is a list of ids, e.g. one column of the table, not a {type(ids).__name__}")
     if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
         raise ArgumentError(f"{what} is a list of ids, not {ids!r:.80}")
-    return list(ids)
+    try:
+        found = list(ids)
+    except TypeError:  # an array without dimensions
+        raise ArgumentError(f"{what} is a list of ids, not {ids!r:.80}") from None
+    for value in found:
+        _check_single(value, f"{what} is one list of ids; it holds")
+    return found
+
+
+def one_id(value: Any, what: str) -> object:
+    """One id. Raises ArgumentError for a list of them."""
+    _check_single(value, f"{what} is one id, not")
+    return value
+
+
+def _check_single(value: Any, problem: str) -> None:
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        raise ArgumentError(f"{problem} {value!r:.80}")
 
 
 def list_length(k: Any) -> int:
@@ -21,3 +40,11 @@ def list_length(k: Any) -> int:
     if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
         raise ArgumentError(f"k is the length of the list, a whole number of at least 1, not {k!r:.80}")
     return int(k)
+
+
+def one_of(value: Any, choices: Any, what: str, *, optional: bool = False) -> Any:
+    """The value, one of the strings of the Literal `choices` (or None). Raises ArgumentError naming them."""
+    known = get_args(choices)
+    if not (optional and value is None) and value not in known:
+        raise ArgumentError(f"{what} is one of {', '.join(map(repr, known))}, not {value!r:.80}")
+    return value

@@ -7,6 +7,9 @@ A model is a settings object (`Config`) plus tensors. It is fitted on a `Task` a
 Most models are *vector models*: one vector per item, a light encoder that turns a query into a vector, score = dot
 product. They implement `item_vectors` and `query_vectors`; `scores` follows. The others implement `scores` themselves.
 
+Once fitted, a model is only read, by several threads at once: `fit` and `restore` set its attributes, all other methods
+leave them and the tensors as they are. More items make another model (`with_items`) that shares what did not change.
+
 Every ability is declared: what a model needs and reads in its `abilities`, what it can do besides in one of the
 protocols `BranchModel`, `GatedModel`, `ExplainingModel`, `ComparingModel`, `FadingModel`, checked with `isinstance`.
 """
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -149,8 +152,8 @@ class Model(Protocol):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Load tensors written by `state`."""
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append len(text) items without clicks. Without text they score as unclicked items do."""
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with len(text) more items, without clicks. Without text they score as unclicked items do."""
 
 
 @runtime_checkable

@@ -8,41 +8,62 @@ recommender.recommend(users=["A3L1RF2"], k=10)
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, overload
 
-import numpy as np
-from numpy.typing import NDArray
+import polars as pl
 
 from graphllmrec import run_folder as run
-from graphllmrec.arguments import id_list, list_length
+from graphllmrec.arguments import id_list, list_length, one_id, one_of
 from graphllmrec.data.new_items import new_item_table
 from graphllmrec.data.prepare import read_and_split, read_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
-from graphllmrec.data.tables import Dataset, Histories, IdMap, Ints, Items
-from graphllmrec.errors import ArgumentError, CheckpointError, GraphLLMRecError, Interrupted, UnknownIdError
+from graphllmrec.data.tables import Dataset, Histories, IdMap, Items
+from graphllmrec.errors import ArgumentError, CheckpointError, GraphLLMRecError, Interrupted
 from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model
-from graphllmrec.evaluation.rank import top_k
+from graphllmrec.fitted import Fitted, Unknown
 from graphllmrec.io import discard
-from graphllmrec.models.explain import explain_item, similarities
+from graphllmrec.lists_file import write_lists
+from graphllmrec.models.explain import explain_item
 from graphllmrec.progress import RunLogger, open_logger
 from graphllmrec.protocol import Model, Queries, Task
 from graphllmrec.recipe import Recipe, differences, load_recipe
-from graphllmrec.recommendation import Explanation, Recommendation
+from graphllmrec.recommendation import Explanation, FrameKind, Recommendation
+from graphllmrec.report.format import integer
+from graphllmrec.report.notebook import View, notebook_html
 from graphllmrec.text.prepare import prepare_new_text, prepare_text
 from graphllmrec.train.checkpoint import EVERY, Checkpoints
 
 
 class Recommender:
-    """A recipe, and after `fit` or `load` a fitted model with its catalogue and users."""
+    """A recipe, and after `fit` or `load` a fitted model with its catalogue and users.
+
+    Once fitted, it can be used by any number of threads at once: every answer comes from one state of model and
+    catalogue, and `add_items` puts another in its place in one step; several threads that add items take turns. `fit`
+    is for a recommender that is not in use. Processes have a recommender each.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = self._given = recipe  # after `fit`, `recipe` has [unordered] merged in, or dropped
-        self._fitted: tuple[Model, Dataset, Split] | None = None
-        self._histories: Histories | None = None  # all that is known of each user
+        self._fitted: Fitted | None = None  # never changed, only replaced
+        self._adding = Lock()  # held by the thread that adds items
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the lock: a copy and an unpickled recommender have their own."""
+        return {name: value for name, value in vars(self).items() if name != "_adding"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _adding=Lock())
+
+    def __repr__(self) -> str:
+        if self._fitted is None:
+            return f"Recommender({self.recipe.model.name}, not fitted)"
+        return f"Recommender({self.recipe.model.name}, fitted on {self.dataset!r})"
+
+    def _repr_html_(self) -> str:
+        return notebook_html(_view(self))
 
     @classmethod
     def from_recipe(cls, source: str | Path | Mapping[str, Any] | Recipe = "hybrid", **overrides: Any) -> Recommender:
@@ -135,22 +156,23 @@ class Recommender:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a complete run folder in one step. Raises CheckpointError when `path` is taken."""
-        run.save_run(Path(path), self.recipe, self.dataset, self.split, self.model, overwrite=overwrite)
+        now = self._get()
+        run.save_run(Path(path), self.recipe, now.dataset, now.split, now.model, overwrite=overwrite)
 
     @property
     def model(self) -> Model:
         """The fitted model."""
-        return self._get()[0]
+        return self._get().model
 
     @property
     def dataset(self) -> Dataset:
         """Users, catalogue (added items included) and interactions."""
-        return self._get()[1]
+        return self._get().dataset
 
     @property
     def split(self) -> Split:
         """The split the model was fitted on."""
-        return self._get()[2]
+        return self._get().split
 
     def evaluate(
         self,
@@ -166,19 +188,50 @@ class Recommender:
         all its users and items must be known. Raises DataError for unknown ones, EvaluationError without any target.
         """
         with open_logger(logger) as logger:
-            known = self.split
+            now = self._get()
+            known = now.split
             if data is not None:
                 other = read_dataset(data, self.recipe.data, logger)
-                known = split_in_rows(self.dataset, other, self.recipe.data, self.recipe.seed)
+                known = split_in_rows(now.dataset, other, self.recipe.data, self.recipe.seed)
             return evaluate_model(
-                self.model,
+                now.model,
                 known,
                 split,
                 ks=self.recipe.evaluate.ks,
                 branch=branch,
-                placebo=self.recipe.text.placebo if self.model.abilities.reads_text else "none",
+                placebo=self.recipe.text.placebo if now.model.abilities.reads_text else "none",
                 logger=logger,
-            )
+            ).with_ids(now.dataset.users, now.dataset.items.ids)
+
+    @overload
+    def recommend(
+        self,
+        users: Iterable[object] | None = None,
+        history: Iterable[object] | None = None,
+        k: int = 10,
+        *,
+        exclude: Iterable[object] = (),
+        candidates: Iterable[object] | None = None,
+        filter: str | pl.Expr | None = None,
+        allow_seen: bool = False,
+        unknown: Unknown = "error",
+        as_frame: None = None,
+    ) -> list[list[Recommendation]]: ...
+
+    @overload
+    def recommend(
+        self,
+        users: Iterable[object] | None = None,
+        history: Iterable[object] | None = None,
+        k: int = 10,
+        *,
+        exclude: Iterable[object] = (),
+        candidates: Iterable[object] | None = None,
+        filter: str | pl.Expr | None = None,
+        allow_seen: bool = False,
+        unknown: Unknown = "error",
+        as_frame: FrameKind,
+    ) -> Any: ...
 
     def recommend(
         self,
@@ -188,34 +241,116 @@ class Recommender:
         *,
         exclude: Iterable[object] = (),
         candidates: Iterable[object] | None = None,
+        filter: str | pl.Expr | None = None,
         allow_seen: bool = False,
-    ) -> list[list[Recommendation]]:
+        unknown: Unknown = "error",
+        as_frame: FrameKind | None = None,
+    ) -> Any:
         """The k best items per user, or for one unknown user with a `history` (item ids, oldest first).
 
         Ids come in any iterable: a list, a NumPy array, a column of pandas or polars. The history of a known user is
-        all of the data; history items are recommended with `allow_seen` only. `exclude`: items that are in no list;
-        `candidates`: the only items that may be. Returns one list per user (one list for `history`), shorter than k
-        where the catalogue ends. Raises ArgumentError, UnknownIdError for a user that is not in the data and for a
-        history or candidates without any known item; other unknown items are named in a warning and ignored.
+        all of the data; a repeated item of a history counts once, and items of the history are recommended with
+        `allow_seen` only. Which items lists may hold:
+
+        - `candidates`: these alone; with `allow_seen` and `k=len(candidates)` each of them gets a score and a place;
+        - `exclude`: not these;
+        - `filter`: those for which a condition on the columns of the catalogue is true, in SQL
+          ("price < 20 AND brand = 'Lego'", "array_contains(categories, 'Garden')") or as a polars expression.
+
+        `unknown` says what is for a user who is not in the data, or a history without any known item: an "error", an
+        empty list ("skip"), or the most popular items of the training data ("popular"); a warning names them.
+
+        Returns one list per user (one list for `history`), shorter than k where the catalogue ends; with
+        `as_frame="polars"` or `"pandas"` one table: user_id (for a history: query), rank, item_id, title, score.
+
+        Raises ArgumentError, UnknownIdError for a user that is not in the data and for a history or candidates without
+        any known item; other unknown items are named in a warning and ignored.
         """
-        length = list_length(k)
+        length, now = list_length(k), self._get()
+        one_of(unknown, Unknown, "unknown")
+        one_of(as_frame, FrameKind, "as_frame", optional=True)
         if (users is None) == (history is None):
             raise ArgumentError("give either users=[…] or history=[…]")
+        limits = now.limits(exclude, candidates, filter, allow_seen=allow_seen)
         if users is not None:
-            queries = self._user_queries(id_list(users, "users"))
+            names, rows = now.find_users(id_list(users, "users"), unknown)
+            found = now.for_users(names, rows, length, limits, unknown)
         else:
-            queries = self._history_query(id_list(history, "history"))
-        seen = Histories.from_lists([[]] * len(queries)) if allow_seen else queries.histories
-        rows, scores = top_k(self.model, queries, seen, length, allowed=self._allowed(exclude, candidates))
-        return Recommendation.from_lists(self.dataset.items, rows, scores)
+            found = now.for_history(id_list(history, "history"), length, limits, unknown)
+        return found.answer(as_frame)
 
-    def similar(self, item: object, k: int = 10) -> list[Recommendation]:
-        """The k items that the model finds most similar to `item`, best first. Raises ArgumentError, UnknownIdError."""
-        k, row = list_length(k), self.dataset.items.ids.row(item, "item")
-        scores = similarities(self.model, row).numpy().copy()
-        scores[row] = -np.inf
-        best = np.argsort(-scores, kind="stable")[:k]
-        return Recommendation.from_rows(self.dataset.items, best, scores[best])
+    def recommend_all(
+        self,
+        out: str | Path,
+        k: int = 10,
+        *,
+        users: Iterable[object] | None = None,
+        exclude: Iterable[object] = (),
+        candidates: Iterable[object] | None = None,
+        filter: str | pl.Expr | None = None,
+        allow_seen: bool = False,
+        unknown: Unknown = "error",
+        overwrite: bool = False,
+        logger: RunLogger | None = None,
+    ) -> Path:
+        """Write the k best items of every user (or of `users`) into the file `out`; options as in `recommend`.
+
+        A row per entry: user_id, rank, item_id, title, score, users in the order of the data. The ending says how it is
+        written: .parquet, .csv, .tsv or .jsonl; the last three may be compressed (.gz, .zst). Memory does not grow with
+        the number of users. What is ready is kept beside `out`, in a folder `OUT.parts`: the same call after a kill
+        goes on from there, and `out` is there only when it is complete. Returns its path.
+
+        Raises ArgumentError (also for a file that exists, unless `overwrite`), UnknownIdError.
+        """
+        length, now = list_length(k), self._get()
+        one_of(unknown, Unknown, "unknown")
+        limits = now.limits(exclude, candidates, filter, allow_seen=allow_seen)
+        asked = now.dataset.users.ids.to_list() if users is None else id_list(users, "users")
+        with open_logger(logger) as logger:
+            return write_lists(now, Path(out), asked, length, limits, unknown, logger, overwrite=overwrite)
+
+    @overload
+    def similar(
+        self,
+        item: object,
+        k: int = 10,
+        *,
+        exclude: Iterable[object] = (),
+        candidates: Iterable[object] | None = None,
+        filter: str | pl.Expr | None = None,
+        as_frame: None = None,
+    ) -> list[Recommendation]: ...
+
+    @overload
+    def similar(
+        self,
+        item: object,
+        k: int = 10,
+        *,
+        exclude: Iterable[object] = (),
+        candidates: Iterable[object] | None = None,
+        filter: str | pl.Expr | None = None,
+        as_frame: FrameKind,
+    ) -> Any: ...
+
+    def similar(
+        self,
+        item: object,
+        k: int = 10,
+        *,
+        exclude: Iterable[object] = (),
+        candidates: Iterable[object] | None = None,
+        filter: str | pl.Expr | None = None,
+        as_frame: FrameKind | None = None,
+    ) -> Any:
+        """The k items that the model finds most similar to `item`, best first; the options are those of `recommend`.
+
+        With `as_frame` a table: query (the item), rank, item_id, title, score. Raises ArgumentError, UnknownIdError.
+        """
+        length, now = list_length(k), self._get()
+        one_of(as_frame, FrameKind, "as_frame", optional=True)
+        found = now.similar(one_id(item, "item"), length, now.limits(exclude, candidates, filter))
+        return found.lists()[0] if as_frame is None else found.answer(as_frame)
 
     def explain(
         self, user: object | None = None, item: object = None, *, history: Iterable[object] | None = None
@@ -228,38 +363,41 @@ class Recommender:
             raise ArgumentError("give either a user or history=[…]")
         if item is None:
             raise ArgumentError("give the item to explain: explain(user, item) or explain(item=…, history=[…])")
-        row = self.dataset.items.ids.row(item, "item")
-        query = self._user_queries([user]) if history is None else self._history_query(id_list(history, "history"))
+        now = self._get()
+        row = now.items.ids.row(one_id(item, "item"), "item")
+        if history is None:
+            query = now.user_query(one_id(user, "user"))
+        else:
+            query = now.history_query(id_list(history, "history"))
         if row in query.histories.items:  # otherwise an item would be explained by itself
             query = Queries(query.users, Histories.from_lists([query.histories.items[query.histories.items != row]]))
-        return Explanation.from_row(self.dataset.items, row, explain_item(self.model, query, row))
+        return Explanation.from_row(now.items, row, explain_item(now.model, query, row))
 
     def add_items(self, rows: Any, *, logger: RunLogger | None = None) -> None:
         """Append items to the catalogue; they can be recommended at once.
 
-        `rows`: a list such as [{"item_id": "b7", "title": "…"}], or a polars or pandas DataFrame.
+        `rows`: a list such as [{"item_id": "b7", "title": "…"}], or a polars or pandas DataFrame. Other threads see the
+        catalogue before or after all of them.
 
         Raises DataError for missing, repeated or already known ids, unknown columns, and (for a model that ranks by
         text) an item without text; nothing is added then.
         """
-        table = new_item_table(rows, self.dataset.items, needs_text=self.model.abilities.needs_text)
-        model, dataset, split = self._get()
-        new, recipe = Items(IdMap(table["item_id"]), table, dataset.items.roles), self.recipe
-        with open_logger(logger) as logger:
-            model.add_items(
-                prepare_new_text(model.abilities, new, dataset.items, split, recipe.text, recipe.seed, logger)
-            )
-        items = dataset.items.extended(table)
-        self._set(model, replace(dataset, items=items), replace(split, num_items=len(items)))
+        recipe = self.recipe
+        with self._adding, open_logger(logger) as logger:
+            now = self._get()
+            abilities = now.model.abilities
+            table = new_item_table(rows, now.items, needs_text=abilities.needs_text)
+            new = Items(IdMap(table["item_id"]), table, now.items.roles)
+            text = prepare_new_text(abilities, new, now.items, now.split, recipe.text, recipe.seed, logger)
+            self._fitted = now.with_items(table, text)
 
-    def _get(self) -> tuple[Model, Dataset, Split]:
+    def _get(self) -> Fitted:
         if self._fitted is None:
             raise CheckpointError("this recommender is not fitted yet; call .fit(data) or Recommender.load(path)")
         return self._fitted
 
     def _set(self, model: Model, dataset: Dataset, split: Split) -> Recommender:
-        self._fitted = (model, dataset, split)
-        self._histories = split.interactions().histories(split.num_users)
+        self._fitted = Fitted.of(model, dataset, split)
         return self
 
     def _train(
@@ -287,47 +425,31 @@ class Recommender:
             run.finish(path, model, {"seconds": round(seconds, 2)})
         return self._set(model, dataset, split)
 
-    def _user_queries(self, users: Sequence[object]) -> Queries:
-        ids, histories = self.dataset.users, self._histories
-        assert histories is not None
-        try:
-            rows = np.array([ids.row(user, "user") for user in users], dtype=np.int64)
-        except UnknownIdError as error:
-            hint = "for an unknown user, give a history of item ids (--history) instead"
-            raise UnknownIdError(f"{error}; {hint}") from None
-        return Queries.of(histories, rows)
-
-    def _history_query(self, history: Sequence[object]) -> Queries:
-        if not (self.dataset.items.ids.rows(history) >= 0).any():
-            listed = ", ".join(repr(str(value)) for value in history[:5]) or "nothing"
-            raise UnknownIdError(f"no item of the history is known (found {listed})")
-        known = self._known_rows(history, "the history")
-        first = np.sort(np.unique(known, return_index=True)[1])  # a repeated item counts once, as in the data
-        return Queries.anonymous(Histories.from_lists([known[first]]))
-
-    def _allowed(self, exclude: Iterable[object], candidates: Iterable[object] | None) -> NDArray[np.bool_] | None:
-        """Items (num_items,) that lists may hold; None for all."""
-        excluded = self._known_rows(id_list(exclude, "exclude"), "exclude")
-        if candidates is None and not len(excluded):
-            return None
-        allowed = np.full(len(self.dataset.items), candidates is None)
-        if candidates is not None:
-            chosen = self._known_rows(id_list(candidates, "candidates"), "candidates")
-            if not len(chosen):
-                raise UnknownIdError("no item of candidates is known")
-            allowed[chosen] = True
-        allowed[excluded] = False
-        return allowed
-
-    def _known_rows(self, ids: Sequence[object], what: str) -> Ints:
-        """Rows of these item ids; unknown ones are named in a warning and left out."""
-        rows = self.dataset.items.ids.rows(ids)
-        unknown = [str(value) for value, row in zip(ids, rows, strict=True) if row < 0]
-        if unknown:
-            warnings.warn(f"unknown items of {what} are ignored: {', '.join(unknown[:20])}", stacklevel=4)
-        return rows[rows >= 0]
-
 
 def evaluate(recommender: Recommender, data: Dataset | str | Path | None = None, split: Part = "test") -> Evaluation:
     """Full-ranking metrics of a fitted recommender on its own data or other `data`; see `Recommender.evaluate`."""
     return recommender.evaluate(split, data=data)
+
+
+def _view(recommender: Recommender) -> View:
+    """What a notebook shows of it: the data it was fitted on, and what it can rank."""
+    recipe = recommender.recipe
+    title = f"Recommender {recipe.model.name}"
+    if recommender._fitted is None:
+        return View(
+            title, {"state": "not fitted", "seed": str(recipe.seed)}, notes=[recipe.title] if recipe.title else []
+        )
+    now = recommender._fitted
+    data, split, abilities = now.dataset, now.split, now.model.abilities
+    facts = {
+        "fitted on": data.name,
+        "users": integer(data.num_users),
+        "items": integer(data.num_items),
+        f"{split.kind}: train / valid / test": " / ".join(
+            integer(len(part)) for part in (split.train, split.valid, split.test)
+        ),
+        "text": f"{recipe.text.encoder}" if abilities.reads_text and data.items.text_columns else "not used",
+        "new items": "ranked by text" if abilities.ranks_cold_items else "not ranked",
+        "seed": str(recipe.seed),
+    }
+    return View(title, facts, notes=[recipe.title] if recipe.title else [])

@@ -43,6 +43,7 @@ from graphllmrec.io import atomic_file, atomic_folder, remove_leftovers, write_t
 from graphllmrec.models.registry import build
 from graphllmrec.protocol import Model
 from graphllmrec.recipe import Recipe, load_recipe
+from graphllmrec.terminal import command
 
 FORMAT = 4
 PARTS = ("train", "valid", "test")
@@ -158,7 +159,7 @@ def load_model(path: Path) -> Model:
     if state_of(path) == "interrupted":
         raise CheckpointError(
             f"{path} holds an interrupted run (model.json is missing); "
-            f"finish it with: graphllmrec fit --resume --out {path}"
+            f"finish it with: {command('fit', '--resume', '--out', path)}"
         )
     _require(path, "model.json", "model.safetensors")
     about = _read_json(path / "model.json")
@@ -263,7 +264,9 @@ def _read_parts(table: pl.DataFrame) -> dict[str, Interactions]:
 
 def _require(path: Path, *names: str) -> None:
     if state_of(path) == "absent":
-        raise CheckpointError(f"no run folder at {path}; make one with: graphllmrec fit RECIPE --data DIR --out {path}")
+        raise CheckpointError(
+            f"no run folder at {path}; make one with: {command('fit', 'RECIPE', '--data', 'DIR', '--out', path)}"
+        )
     missing = [name for name in names if not (path / name).is_file()]
     if missing:
         raise CheckpointError(f"{path} is not a complete run folder; missing: {', '.join(missing)}")

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import csv
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graphllmrec.errors import ArgumentError
 from graphllmrec.terminal import visible
 
 if TYPE_CHECKING:
     from graphllmrec.recommendation import Recommendation
 
+IDS = "separated by commas, one with a comma in double quotes; or @FILE with an id per line"
 Run = Annotated[Path, typer.Argument(help="A run folder made by `graphllmrec fit`.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line instead of tables.")]
 K = Annotated[int, typer.Option("-k", min=1, help="Length of the list.")]
 User = Annotated[str | None, typer.Option("--user", help="A user id of the data.", show_default=False)]
 History = Annotated[
     str | None,
+    typer.Option("--history", help=f"Item ids of an unknown user, oldest first: {IDS}.", show_default=False),
+]
+Exclude = Annotated[
+    str | None, typer.Option("--exclude", help=f"Items that no list may hold: {IDS}.", show_default=False)
+]
+Candidates = Annotated[
+    str | None, typer.Option("--candidates", help=f"The only items that lists may hold: {IDS}.", show_default=False)
+]
+Filter = Annotated[
+    str | None,
     typer.Option(
-        "--history",
-        help="Item ids of an unknown user, oldest first, separated by commas; one with a comma in double quotes.",
+        "--filter",
+        help="A condition on the columns of the items, in SQL: \"price < 20 AND brand = 'Lego'\".",
         show_default=False,
     ),
 ]
@@ -69,15 +80,22 @@ def history_items(user: str | None, history: str | None) -> list[str] | None:
     """The item ids of --history, or None with --user; a usage error unless exactly one of both is given."""
     if (user is None) == (history is None):
         raise typer.BadParameter("give either --user ID or --history a,b,c")
-    return None if history is None else id_fields(history)
+    return None if history is None else option_ids(history)
 
 
-def id_fields(text: str) -> list[str]:
-    """Ids separated by commas; one that holds a comma stands in double quotes, as in a csv file."""
-    [fields] = csv.reader([text], skipinitialspace=True)
+def option_ids(text: str) -> list[str]:
+    """Ids separated by commas, or those of @FILE, one per line. One with a comma, or with @ first, in double quotes.
+
+    Raises ArgumentError for a file that cannot be read, and for quotes that do not match.
+    """
+    if text.startswith("@"):
+        try:
+            fields = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArgumentError(f"{text}: cannot read a list of ids, one per line, from this file ({error})") from None
+    else:
+        try:
+            [fields] = csv.reader([text], skipinitialspace=True, strict=True)
+        except csv.Error as error:
+            raise ArgumentError(f"{text:.80}: not ids separated by commas ({error})") from None
     return [field.strip() for field in fields if field.strip()]
-
-
-def command(*parts: str | Path) -> str:
-    """A command line that can be copied into a shell."""
-    return shlex.join(map(str, parts))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphllmrec.cli.common import Json, print_json
+from graphllmrec.terminal import command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,6 +60,7 @@ def run_demo(
     Prints to `console` (default: stdout) and returns the results as JSON values.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from graphllmrec.data.read import demo_data
     from graphllmrec.evaluation.compare import compare_many
@@ -91,8 +93,9 @@ def run_demo(
         "new_film": _add_film(recommender, console) if recommender.model.abilities.ranks_cold_items else None,
         "seconds": round(time.monotonic() - began, 1),
     }
-    console.print(f"\n[bold]Done in {found['seconds']:.0f} s. Open {found['report']} in a browser. "
-                  f"Next: graphllmrec recommend {runs[recipes[-1]]} --user 1[/]", soft_wrap=True)  # fmt: skip
+    advice = command("recommend", runs[recipes[-1]], "--user", "1")
+    console.print(f"\n[bold]Done in {found['seconds']:.0f} s. Open {escape(str(found['report']))} in a browser. "
+                  f"Next: {escape(advice)}[/]", soft_wrap=True)  # fmt: skip
     return found
 
 

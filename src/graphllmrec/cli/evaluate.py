@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from graphllmrec.cli.common import Json, Run, print_json, say
+from graphllmrec.terminal import command
 
 if TYPE_CHECKING:
     from graphllmrec.evaluation.compare import Comparison
@@ -44,7 +45,7 @@ def evaluate(
     metric = recommender.recipe.evaluate.metric
     value, (low, high) = evaluation.overall[metric], evaluation.overall_ci[metric]
     say(f"{evaluation.name} reaches {split} {metric} {value:.4f} (95 % interval {low:.4f} to {high:.4f}); "
-        f"kept in {run}. Next: graphllmrec compare OTHER_RUN {run}", "bold")  # fmt: skip
+        f"kept in {run}. Next: {command('compare', 'OTHER_RUN', run)}", "bold")  # fmt: skip
 
 
 def compare(runs: Runs, metric: Metric = "ndcg@20", as_json: Json = False) -> None:
@@ -80,6 +81,7 @@ def report(
 ) -> None:
     """One self-contained HTML page about one or more runs: metrics, strata, gates, training curves."""
     from graphllmrec.progress import RunLogger
+    from graphllmrec.report.format import leaders, listed
     from graphllmrec.report.runs import name_runs, report_runs
 
     with RunLogger() as logger:
@@ -88,8 +90,9 @@ def report(
     if as_json:
         print_json({"report": str(out), "metric": metric, "values": values})
         return
-    best = max(values, key=lambda name: values[name])
-    say(f"Wrote {out} about {len(runs)} run(s); {best} is first with {metric} {values[best]:.4f}.", "bold")
+    best = leaders(values)
+    first = f"{listed(best)} first with {metric} {values[best[0]]:.4f}" if best else f"{metric} is 0 for every run"
+    say(f"Wrote {out} about {len(runs)} run(s); {first}.", "bold")
 
 
 def stats(
@@ -112,7 +115,7 @@ def stats(
     if len(dataset.items.table.columns) > 1:
         Console().print(columns_table(dataset))
     say(f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items, {len(dataset.interactions):,} "
-        f"interactions. Next: graphllmrec fit ease --data {data} --out runs/ease", "bold")  # fmt: skip
+        f"interactions. Next: {command('fit', 'ease', '--data', data, '--out', 'runs/ease')}", "bold")  # fmt: skip
 
 
 def _verdict(row: Comparison) -> str:

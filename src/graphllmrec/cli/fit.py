@@ -10,6 +10,7 @@ import typer
 
 from graphllmrec.cli.common import Json, print_json, say
 from graphllmrec.errors import Interrupted
+from graphllmrec.terminal import command
 
 if TYPE_CHECKING:
     from graphllmrec.progress import RunLogger
@@ -79,7 +80,7 @@ def _fit(
     except (Interrupted, KeyboardInterrupt) as error:
         if run.state_of(out) == "interrupted":
             what = str(error) or "interrupted"
-            raise Interrupted(f"{what}; continue with: graphllmrec fit --resume --out {out}") from None
+            raise Interrupted(f"{what}; continue with: {command('fit', '--resume', '--out', out)}") from None
         raise Interrupted("interrupted before training began; nothing was written") from None
 
 
@@ -115,4 +116,4 @@ def _report(
         return
     reached = "" if valid is None else f", validation {metric} {valid[metric]:.4f}"
     say(f"Fitted {recipe.model.name} on {dataset.name} in {seconds:.1f} s{reached}. Saved in {out}. "
-        f"Next: graphllmrec evaluate {out}", "bold")  # fmt: skip
+        f"Next: {command('evaluate', out)}", "bold")  # fmt: skip

@@ -3,32 +3,133 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from graphllmrec.cli.common import (
+    IDS,
+    Candidates,
+    Exclude,
+    Filter,
     History,
     Json,
     K,
     Run,
     User,
-    command,
     history_items,
     listed,
+    option_ids,
     print_json,
     print_list,
     say,
 )
+from graphllmrec.terminal import command
+
+if TYPE_CHECKING:
+    from graphllmrec.recommender import Recommender
 
 
-def recommend(run: Run, user: User = None, history: History = None, k: K = 10, as_json: Json = False) -> None:
-    """The best items for a known user, or for a history of items."""
-    items = history_items(user, history)
+def recommend(
+    run: Run,
+    user: User = None,
+    users: Annotated[str | None, typer.Option("--users", help=f"Several user ids: {IDS}.", show_default=False)] = None,
+    history: History = None,
+    all_users: Annotated[bool, typer.Option("--all-users", help="Every user of the data; needs --out.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Write the lists of --users or --all-users into this .parquet, .csv, .tsv or .jsonl[.gz|.zst]. "
+            "The same command after a kill continues.",
+            show_default=False,
+        ),
+    ] = None,
+    k: K = 10,
+    filter_: Filter = None,
+    exclude: Exclude = None,
+    candidates: Candidates = None,
+    allow_seen: Annotated[
+        bool, typer.Option("--allow-seen", help="Items of the user's own history may be in the list.")
+    ] = False,
+    unknown: Annotated[
+        Literal["error", "skip", "popular"],
+        typer.Option("--unknown", help="What unknown users get: an error, an empty list, or the most popular items."),
+    ] = "error",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that --out names.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The best items for a known user, for a history of items, or for many users."""
+    _check_whom(user, users, history, all_users=all_users, out=out)
     from graphllmrec.recommender import Recommender
 
     recommender = Recommender.load(run)
-    [found] = recommender.recommend(users=None if user is None else [user], history=items, k=k)
+    limits: dict[str, Any] = _limits(filter_, exclude, candidates) | {"allow_seen": allow_seen, "unknown": unknown}
+    if out is not None:
+        asked = None if all_users else option_ids(users or "")
+        _write_lists(recommender, out, asked, k, limits, overwrite=overwrite, as_json=as_json)
+    elif users is not None:
+        _print_lists(recommender, option_ids(users), k, limits, as_json=as_json)
+    else:
+        _print_one(recommender, run, user, history, k, limits, as_json=as_json)
+
+
+def _check_whom(user: str | None, users: str | None, history: str | None, *, all_users: bool, out: Path | None) -> None:
+    """A usage error unless exactly one of the four is given, with a file where one is needed."""
+    if sum((user is not None, users is not None, history is not None, all_users)) != 1:
+        raise typer.BadParameter("give either --user ID, --users a,b,c, --history a,b,c, or --all-users --out FILE")
+    if all_users and out is None:
+        raise typer.BadParameter("--all-users needs --out FILE")
+    if out is not None and not (all_users or users is not None):
+        raise typer.BadParameter("--out writes the lists of --all-users or --users a,b,c")
+
+
+def _limits(condition: str | None, exclude: str | None, candidates: str | None) -> dict[str, Any]:
+    """Arguments of `recommend` and `similar` that say which items lists may hold."""
+    return {
+        "filter": condition,
+        "exclude": [] if exclude is None else option_ids(exclude),
+        "candidates": None if candidates is None else option_ids(candidates),
+    }
+
+
+def _write_lists(
+    recommender: Recommender, out: Path, users: list[str] | None, k: int, limits: dict[str, Any],
+    *, overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
+    from graphllmrec.errors import Interrupted
+    from graphllmrec.progress import RunLogger
+
+    count = recommender.dataset.num_users if users is None else len(users)
+    try:
+        with RunLogger() as logger:
+            recommender.recommend_all(out, k, users=users, overwrite=overwrite, logger=logger, **limits)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {out} is not written yet, the same command continues") from None
+    if as_json:
+        print_json({"out": str(out), "users": count, "k": k})
+        return
+    say(f"Wrote the {k} best items of {count:,} users into {out}.", "bold")
+
+
+def _print_lists(recommender: Recommender, users: list[str], k: int, limits: dict[str, Any], *, as_json: bool) -> None:
+    lists = recommender.recommend(users=users, k=k, **limits)
+    if as_json:
+        found = [{"user": user, "recommendations": listed(each)} for user, each in zip(users, lists, strict=True)]
+        print_json({"users": found, "k": k})
+        return
+    for user, entries in zip(users, lists, strict=True):
+        print_list(entries, f"{recommender.model.name} recommends to user {user}")
+    say(f"Lists for {len(users)} users; write them into a file with --out lists.csv.")
+
+
+def _print_one(
+    recommender: Recommender, run: Path, user: str | None, history: str | None, k: int, limits: dict[str, Any],
+    *, as_json: bool,
+) -> None:  # fmt: skip
+    items = None if history is None else option_ids(history)
+    [found] = recommender.recommend(users=None if user is None else [user], history=items, k=k, **limits)
     who = f"user {user}" if items is None else f"a history of {len(items)} item(s)"
     if as_json:
         unknown = [item for item in items or [] if item not in recommender.dataset.items.ids]
@@ -36,11 +137,12 @@ def recommend(run: Run, user: User = None, history: History = None, k: K = 10, a
         return
     print_list(found, f"{recommender.model.name} recommends to {who}")
     if not found:
-        say(f"Nothing is left to recommend to {who}: the history holds every item of the catalogue.")
+        say(f"Nothing is left to recommend to {who}: every item is in the history or left out by the options.")
         return
     query = ["--user", user] if user is not None else ["--history", history or ""]
-    why = command("graphllmrec", "explain", run, *query, "--item", found[0].item_id)
-    say(f"{len(found)} items for {who}. Why the first one: {why}")
+    explained = user is None or user in recommender.dataset.users
+    why = command("explain", run, *query, "--item", found[0].item_id)
+    say(f"{len(found)} items for {who}." + (f" Why the first one: {why}" if explained else ""))
 
 
 def explain(
@@ -70,15 +172,17 @@ def similar(
     run: Run,
     item: Annotated[str, typer.Option("--item", help="The item to start from.", show_default=False)],
     k: K = 10,
+    filter_: Filter = None,
+    exclude: Exclude = None,
+    candidates: Candidates = None,
     as_json: Json = False,
 ) -> None:
     """The items that the model finds most similar to one item."""
     from graphllmrec.recommender import Recommender
 
     recommender = Recommender.load(run)
-    found = recommender.similar(item, k)
-    row = recommender.dataset.items.ids.row(item, "item")
-    title = recommender.dataset.items.titles[row]
+    found = recommender.similar(item, k, **_limits(filter_, exclude, candidates))
+    title = recommender.dataset.items.title(recommender.dataset.items.ids.row(item, "item"))
     if as_json:
         print_json({"item_id": item, "title": title, "k": k, "similar": listed(found)})
         return

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from graphllmrec.data.ids import clean_id
 from graphllmrec.data.roles import ColumnRole
 from graphllmrec.errors import UnknownIdError
+from graphllmrec.report.format import integer
+from graphllmrec.report.notebook import View, notebook_html
 
 Ints = NDArray[np.int64]
 
@@ -221,6 +223,10 @@ class Items:
         """Title per item row; None where unknown."""
         return self.table["title"].to_list() if "title" in self.table.columns else [None] * len(self)
 
+    def title(self, row: int) -> str | None:
+        """Title of one item row; None where unknown."""
+        return self.table["title"][row] if "title" in self.table.columns else None
+
     @property
     def text_columns(self) -> list[str]:
         """Columns that hold text, in the order of the table."""
@@ -263,6 +269,26 @@ class Dataset:
     tags: pl.DataFrame | None = None  # user_id (or null), item_id, tag: what the list column `tags` was made of
     tied_users: float = 0.0  # share of users whose newest two interactions are at one time
     notes: tuple[str, ...] = ()  # decisions and conversions made while reading
+
+    def __repr__(self) -> str:
+        order = f"ordered by {self.order}" if self.order else "not ordered"
+        return (
+            f"Dataset({self.name!r}: {self.num_users:,} users, {self.num_items:,} items, "
+            f"{len(self.interactions):,} interactions, {order})"
+        )
+
+    def _repr_html_(self) -> str:
+        parts = {part: integer(len(rows)) for part, rows in self.ready.items()}
+        facts = {
+            "users": integer(self.num_users),
+            "items": integer(self.num_items),
+            "interactions": integer(len(self.interactions)),
+            "order": self.order or "none",
+            "text columns": ", ".join(self.items.text_columns) or "none",
+            **parts,
+            "repeats dropped": integer(self.repeats),
+        }
+        return notebook_html(View(f"Dataset {self.name}", facts, notes=self.notes))
 
     @property
     def num_users(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from graphllmrec.data.split import Part, Split
-from graphllmrec.data.tables import Histories, Ints
+from graphllmrec.data.tables import Histories, IdMap, Ints
 from graphllmrec.errors import EvaluationError
 from graphllmrec.evaluation.metrics import (
     METRICS,
@@ -35,6 +35,9 @@ from graphllmrec.evaluation.strata import (
 )
 from graphllmrec.io import atomic_file, write_text
 from graphllmrec.protocol import Logger, Model, Queries
+from graphllmrec.report.elements import Cell, Table
+from graphllmrec.report.format import integer, interval, number
+from graphllmrec.report.notebook import View, notebook_html
 
 Rows = dict[str, dict[str, dict[str, float]]]
 
@@ -49,8 +52,12 @@ class Evaluation:
     strata: (
         Rows  # {"item_degree": {"0": {"users": n, "ndcg@20": x, …}, …}, …}; a stratum without users has only "users": 0
     )
-    per_user: pl.DataFrame  # user (row), history (its length), user_activity, n_targets, and a column per metric
-    targets: pl.DataFrame  # user, item (rows), rank (1 = first, 0 = not in the list), item_degree, item_popularity
+    per_user: (
+        pl.DataFrame
+    )  # user (row), user_id, history (its length), user_activity, n_targets, and a column per metric
+    targets: (
+        pl.DataFrame
+    )  # user, item (rows), their ids, rank (1 = first, 0 = not in the list), item_degree, item_popularity
     lists: Ints  # (U, max(ks)) recommended item rows in the order of per_user; -1 where nothing was left
 
     @property
@@ -60,12 +67,36 @@ class Evaluation:
         said = [part for part in (self.protocol["branch"], f"{placebo} text" if placebo else None) if part]
         return f"{self.protocol['model']} ({', '.join(said)})" if said else str(self.protocol["model"])
 
+    def __repr__(self) -> str:
+        k = max(self.protocol["ks"])
+        values = ", ".join(f"{name}@{k} {self.overall[f'{name}@{k}']:.4f}" for name in ("ndcg", "recall", "mrr"))
+        return f"Evaluation({self.name}, {self.protocol['part']} part: {values}; {self.protocol['users']:,} users)"
+
+    def _repr_html_(self) -> str:
+        return notebook_html(_view(self))
+
     def within(self, kind: str, stratum: str) -> pl.DataFrame:
-        """Per-user values of one stratum: `user` and a column per metric, e.g. `within("item_degree", "1-3")`.
+        """Per-user values of one stratum: `user`, `user_id` and a column per metric: `within("item_degree", "1-3")`.
 
         Raises EvaluationError for a kind of stratum that does not exist.
         """
-        return _within(self.per_user, self.targets, self.protocol["ks"], kind, stratum)
+        found = _within(self.per_user, self.targets, self.protocol["ks"], kind, stratum)
+        if "user_id" in found.columns or "user_id" not in self.per_user.columns:
+            return found
+        ids = self.per_user.select("user", "user_id")
+        return found.join(ids, on="user", how="left", maintain_order="left").select(
+            "user", "user_id", pl.exclude("user", "user_id")
+        )
+
+    def with_ids(self, users: IdMap, items: IdMap) -> Evaluation:
+        """With the ids of the data beside the row numbers: `user_id` in both tables, `item_id` in `targets`."""
+
+        def named(table: pl.DataFrame, column: str, ids: IdMap) -> pl.DataFrame:
+            found = ids.ids.gather(table[column]).alias(f"{column}_id")
+            return table.with_columns(found).select(column, found.name, pl.exclude(column, found.name))
+
+        targets = named(named(self.targets, "item", items), "user", users)
+        return replace(self, per_user=named(self.per_user, "user", users), targets=targets)
 
     def to_json(self) -> dict[str, Any]:
         """Protocol, overall values, intervals and strata as plain JSON values."""
@@ -274,6 +305,34 @@ def shared_protocol_line(evaluations: Mapping[str, Evaluation]) -> str:
     said = ", ".join(f"{name}: {placebo}" for name, placebo in found.items() if placebo)
     line = protocol_line(next(iter(protocols.values())) | {"placebo": "none"})
     return line + (f" · placebos instead of text: {said}" if said else "")
+
+
+def _view(evaluation: Evaluation) -> View:
+    """Every metric with its interval, and the strata of items by training clicks, at every cut-off."""
+    ks = evaluation.protocol["ks"]
+    rows: list[list[str | Cell]] = [
+        [name, *(_value_cell(evaluation, f"{name}@{k}") for k in ks)]
+        for name in dict.fromkeys(metric.split("@")[0] for metric in evaluation.overall)
+    ]
+    strata = {name: row for name, row in evaluation.strata["item_degree"].items() if row["users"]}
+    metric = f"ndcg@{max(ks)}"
+    by_clicks: list[list[str | Cell]] = [
+        [name, _number(integer(row["users"])), _number(number(row[metric]))] for name, row in strata.items()
+    ]
+    tables = {
+        "": Table(["", *(f"@{k}" for k in ks)], rows),
+        "by training clicks of the target item": Table(["clicks", "users", metric], by_clicks),
+    }
+    return View(f"Evaluation of {evaluation.name}", tables=tables, notes=[f"{protocol_line(evaluation.protocol)}."])
+
+
+def _value_cell(evaluation: Evaluation, metric: str) -> Cell:
+    ends = evaluation.overall_ci.get(metric)
+    return Cell(number(evaluation.overall[metric]), interval(*ends) if ends else "")
+
+
+def _number(text: str) -> Cell:
+    return Cell(text, kind="number")
 
 
 def _placebo(protocol: dict[str, Any]) -> str | None:

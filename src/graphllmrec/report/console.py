@@ -11,7 +11,7 @@ from rich.text import Text
 from graphllmrec.evaluation.compare import Comparison
 from graphllmrec.evaluation.evaluation import Evaluation, protocol_line, shared_protocol_line
 from graphllmrec.evaluation.metrics import CATALOGUE_METRICS, METRICS
-from graphllmrec.report.format import p_text, p_value, relative, short, significance
+from graphllmrec.report.format import are_best, p_text, p_value, relative, short, significance
 from graphllmrec.report.run_report import STRATUM_TITLES
 
 SHORT_TITLES = {"item_degree": "clicks", "item_popularity": "items", "user_activity": "history"}
@@ -37,13 +37,13 @@ def models_table(
         + [entry.strata["item_degree"][degree][f"ndcg@{k}"] for degree in degrees]
         for name, entry in evaluations.items()
     }
-    best = [max(column) for column in zip(*values.values(), strict=True)]
+    best = dict(zip(values, zip(*map(are_best, zip(*values.values(), strict=True)), strict=True), strict=True))
     table = _table("", f"recall\n@{k}", f"ndcg\n@{k}", *(f"\n{degree}" for degree in degrees))
     if comparisons:
         metric, baseline = next((row.metric, row.b) for row in comparisons.values())
         table.add_column(f"{metric} vs\n{baseline}", justify="right", no_wrap=True)
     for name, row in values.items():
-        cells: list[RenderableType] = [_number(value, value == top) for value, top in zip(row, best, strict=True)]
+        cells: list[RenderableType] = [_number(value, top) for value, top in zip(row, best[name], strict=True)]
         if comparisons:
             cells.append(_versus(comparisons.get(name)))
         table.add_row(name, *cells)
@@ -130,7 +130,7 @@ def _protocol(evaluation: Evaluation) -> Text:
 
 def _table(first: str, *others: str, gap: int = 2) -> Table:
     table = Table(box=None, padding=(0, gap, 0, 0), header_style="bold", pad_edge=False)
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")  # a long name takes two lines before a figure is cut
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table

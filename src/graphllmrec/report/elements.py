@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from graphllmrec.report.format import number, p_text, relative, significance
+from graphllmrec.report.format import are_best, number, p_text, relative, significance
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Cell:
 
     text: str
     note: str = ""  # follows the text, smaller
-    kind: str = ""  # CSS class: "good", "bad", "same", "minor"
+    kind: str = ""  # CSS class: "good", "bad", "same", "minor", "number"
     best: bool = False  # printed bold
     key: str = ""  # CSS colour of a dot before the text
     whisker: Whisker | None = None
@@ -54,15 +54,16 @@ class Figure:
 
 def number_cells(values: Sequence[float]) -> list[Cell]:
     """Metric values of several models; the best one is bold, unless all are equal or 0."""
-    top = max(values, default=0.0)
-    marked = top > min(values, default=0.0)
-    return [Cell(number(value), best=marked and value == top) for value in values]
+    return [Cell(number(value), best=best) for value, best in zip(values, are_best(values), strict=True)]
 
 
 def difference_cell(share: float | None, difference: float, p: float) -> Cell:
-    """A relative difference with its p; without p where both means are 0."""
-    note = "" if share is None and not difference else p_text(p)
-    return Cell(relative(share, difference), note, significance(difference, p))
+    """A relative difference with its p; without a share, p is only given where it says something."""
+    kind = significance(difference, p)
+    note = p_text(p)
+    if share is None and kind == "same":
+        note = "(not significant)" if difference else ""
+    return Cell(relative(share, difference), note, kind)
 
 
 def markdown_table(table: Table) -> list[str]:

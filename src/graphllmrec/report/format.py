@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 Significance = Literal["good", "bad", "same"]
 ALPHA = 0.05  # significance level of all tests
+UNEQUAL = "†"  # marks a difference between models that were tuned with unequal numbers of trials
 FACTOR_FROM = 5.0  # relative differences from +500 % on are written as a factor
+
+
+def are_best(values: Sequence[float]) -> list[bool]:
+    """Is a value the highest? None is where all are equal: all 0, or only one."""
+    top = max(values, default=0.0)
+    return [value == top > min(values) for value in values]
+
+
+def leaders(values: Mapping[str, float]) -> list[str]:
+    """The names that share the highest value; [] where that is 0, so that nothing is called best for nothing."""
+    top = max(values.values(), default=0.0)
+    return [name for name, value in values.items() if value == top > 0]
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "ease", "ease and z-sum", "ease, z-sum and hybrid"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def number(value: float) -> str:
@@ -35,6 +53,11 @@ def relative(share: float | None, difference: float) -> str:
     if share is not None:
         return percent(share)
     return "from 0" if difference else "both 0"
+
+
+def against_text(share: float | None, difference: float, other: str) -> str:
+    """Within a sentence: "+8.0 % against ease", or "against 0 of ease"."""
+    return f"against {number(0)} of {other}" if share is None else f"{relative(share, difference)} against {other}"
 
 
 def p_value(p: float) -> str:

@@ -16,7 +16,15 @@ from graphllmrec.evaluation.compare import Comparison, compare_many
 from graphllmrec.evaluation.evaluation import Evaluation, shared_protocol_line
 from graphllmrec.evaluation.metrics import parse_metric
 from graphllmrec.report.elements import Cell, Figure, Table, Whisker, difference_cell, number_cells
-from graphllmrec.report.format import integer, interval, relative, seconds, significance_text
+from graphllmrec.report.format import (
+    against_text,
+    integer,
+    interval,
+    leaders,
+    listed,
+    seconds,
+    significance_text,
+)
 from graphllmrec.report.plots.evaluation import strata_figure
 from graphllmrec.report.plots.look import Look, css_colour, looks
 from graphllmrec.report.plots.training import (
@@ -25,6 +33,7 @@ from graphllmrec.report.plots.training import (
     branch_log,
     branches_figure,
     contexts_figure,
+    curves_by_stage,
     curves_figure,
     gate_figure,
     gate_log,
@@ -96,8 +105,9 @@ def write_report(
     evaluations = {entry.name: entry.evaluation for entry in entries}
     baseline = baseline or (names[0] if len(names) > 1 else None)
     comparisons = compare_many(evaluations, baseline, metric) if baseline else {}
-    best = max(names, key=lambda name: evaluations[name].overall[metric])
-    report = _Report(entries, evaluations, comparisons, baseline, metric, looks(names, baseline, best))
+    best = leaders({name: entry.overall[metric] for name, entry in evaluations.items()})
+    thick = best[0] if len(best) == 1 else None
+    report = _Report(entries, evaluations, comparisons, baseline, metric, looks(names, baseline, thick))
     write_page(
         path,
         "run_report.html.j2",
@@ -113,17 +123,18 @@ def write_report(
     )
 
 
-def _headline(report: _Report, best: str) -> dict[str, Any]:
-    """What the first sentences of the page say."""
-    evaluation, row = report.evaluations[best], report.comparisons.get(best)
+def _headline(report: _Report, best: Sequence[str]) -> dict[str, Any]:
+    """What the first sentences of the page say of the models that are best; [] where no model has any hit."""
+    first = best[0] if best else report.entries[0].name
+    evaluation, row = report.evaluations[first], report.comparisons.get(first)
     low, high = evaluation.overall_ci[report.metric]
     against = None
-    if row is not None:
-        against = (relative(row.relative, row.difference), row.b, significance_text(_p(row)))
+    if row is not None and len(best) == 1:
+        against = (against_text(row.relative, row.difference, row.b), significance_text(_p(row)))
     return {
-        "best": best,
-        "alone": len(report.entries) == 1,
-        "is_baseline": best == report.baseline,
+        "best": listed(best) if best else None,
+        "verb": _verb(report, best),
+        "is_baseline": list(best) == [report.baseline],
         "metric": report.metric,
         "value": evaluation.overall[report.metric],
         "low": low,
@@ -136,14 +147,21 @@ def _headline(report: _Report, best: str) -> dict[str, Any]:
     }
 
 
+def _verb(report: _Report, best: Sequence[str]) -> str:
+    if len(report.entries) == 1:
+        return "reaches"
+    return "ranks best:" if len(best) == 1 else "rank best, all with"
+
+
 def _rarest_items(report: _Report) -> dict[str, Any] | None:
-    """The best model where the target items have the fewest clicks, in the first stratum with enough users."""
+    """The best models where the target items have the fewest clicks, in the first stratum with enough users."""
     first = report.evaluations[report.entries[0].name]
     for stratum, row in first.strata["item_degree"].items():
         if row["users"] >= _ENOUGH_USERS:
             found = {n: e.strata["item_degree"][stratum][f"hr@{report.k}"] for n, e in report.evaluations.items()}
-            best = max(found, key=found.__getitem__)
-            return {"clicks": stratum, "best": best, "found": 100 * found[best]}
+            best = leaders(found)
+            named = listed(best) if len(best) < len(found) else None
+            return {"clicks": stratum, "best": named, "found": 100 * max(found.values())}
     return None
 
 
@@ -260,17 +278,18 @@ def _gate_log_figures(report: _Report) -> Iterator[Figure]:
 
 
 def _curve_figures(report: _Report) -> Iterator[Figure]:
+    """Validation metric and loss by epoch; where models have several stages of training, a figure for each."""
     metric = report.metric
     captions = {
         metric: "On the validation part, all items ranked, training items masked. Ring: best epoch, the one kept.",
-        "loss": "Relative to the first epoch of each stage of training: models and stages minimise different losses, "
-        "so only the course can be compared. Dotted: earlier stages.",
+        "loss": "Relative to the first epoch: models and stages minimise different losses, so only the course can be "
+        "compared.",
     }
     for key, caption in captions.items():
-        logs = {e.name: e.curves for e in report.entries if any(key in line and "epoch" in line for line in e.curves)}
-        if logs:
-            title = "Loss by epoch" if key == "loss" else f"Validation {key} by epoch"
-            yield Figure(title, curves_figure(logs, key, report.look), caption)
+        what = "Loss by epoch" if key == "loss" else f"Validation {key} by epoch"
+        for stage, curves in curves_by_stage({entry.name: entry.curves for entry in report.entries}, key).items():
+            title = f"{what}, {stage}" if stage else what
+            yield Figure(title, curves_figure(curves, key, report.look, title), caption)
 
 
 def _branch_figures(report: _Report) -> Iterator[Figure]:

@@ -6,20 +6,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from graphllmrec.evaluation.evaluation import protocol_line
+from graphllmrec.evaluation.strata import DEGREES
 from graphllmrec.io import write_text
 from graphllmrec.report.elements import Cell, Figure, Table, difference_cell, markdown_table, number_cells
 from graphllmrec.report.format import (
+    UNEQUAL,
+    against_text,
     integer,
     interval,
+    leaders,
+    listed,
     number,
     p_value,
     percent,
-    relative,
     seconds,
     settings_text,
     signed,
@@ -96,24 +100,56 @@ def about(outcome: Json) -> str:
             f"Differences: paired randomisation tests over users, p Holm-corrected over all {many} comparisons of a "
             "metric; relative differences and their bootstrap intervals are in units of the second model's mean."
         )
+    if any(_unequal(outcome, row) for row in outcome["comparisons"]):
+        lines.append(
+            f"{UNEQUAL} The two models were tuned with unequal numbers of trials (column “trials”): the difference can "
+            "be due to the tuning, and is not a result about the models."
+        )
     return " ".join(lines)
 
 
 def verdict(outcome: Json, data: str) -> str:
-    """Which model is first on a data set, and whether it is significantly better than the baseline."""
+    """Which model is first on a data set, and whether it is significantly better than the baseline.
+
+    A difference between models with unequal numbers of trials is never part of it.
+    """
     metric, baseline = outcome["metric"], outcome["baseline"]
-    done = [entry for entry in _entries(outcome, data) if "test" in entry and entry["placebo"] == "none"]
+    done = {e["label"]: e for e in _entries(outcome, data) if "test" in e and e["placebo"] == "none"}
     if not done:
         return f"{data}: no model has figures."
-    best = max(done, key=lambda entry: entry["test"][metric]["mean"])
-    low, high = best["test"][metric]["ci"]
-    mean = best["test"][metric]["mean"]
-    first = f"{data}: {best['label']} is first with {metric} {mean:.4f} ({low:.4f} to {high:.4f})"
-    row = _comparison(outcome, data, best["label"], baseline, metric)
+    best = leaders({label: entry["test"][metric]["mean"] for label, entry in done.items()})
+    if not best:
+        return f"{data}: {metric} is 0 for every model."
+    low, high = done[best[0]]["test"][metric]["ci"]
+    equal = len({entry["trials"] for entry in done.values()}) == 1
+    verb = ("is" if len(best) == 1 else "are") if equal else ("has" if len(best) == 1 else "have")
+    mean = done[best[0]]["test"][metric]["mean"]
+    value = f"first with {metric} {mean:.4f}" if equal else f"the highest {metric}, {mean:.4f}"
+    said = f"{data}: {listed(best)} {verb} {value} ({low:.4f} to {high:.4f})"
+    if len(best) == 1 and baseline in done:
+        said += _against_baseline(outcome, data, done[best[0]], done[baseline])
+    return f"{said}." if equal else f"{said}. The models were tuned with unequal numbers of trials."
+
+
+def _against_baseline(outcome: Json, data: str, best: Json, baseline: Json) -> str:
+    """The end of the verdict's sentence."""
+    if best is baseline:
+        return ", and it is the baseline"
+    if best["trials"] != baseline["trials"]:
+        return (
+            f", tuned with {_trials_said(best)}; {baseline['label']}, the baseline, with {_trials_said(baseline)}. "
+            "Their difference can be due to the tuning, and is not a result"
+        )
+    row = _comparison(outcome, data, best["label"], baseline["label"], outcome["metric"])
     if row is None:
-        return f"{first}, and it is the baseline." if best["label"] == baseline else f"{first}."
-    against = f"{relative(row['relative'], row['difference'])} against {baseline}"
-    return f"{first}, {against} ({significance_text(row['p_holm'])})."
+        return ""
+    against = against_text(row["relative"], row["difference"], baseline["label"])
+    return f", {against} ({significance_text(row['p_holm'])})"
+
+
+def _trials_said(entry: Json) -> str:
+    number = entry["trials"]
+    return f"{number} trial{'' if number == 1 else 's'}" if number else "none"
 
 
 def failures(outcome: Json) -> list[tuple[str, str]]:
@@ -163,12 +199,27 @@ def _comparison(outcome: Json, data: str, a: str, b: str | None, metric: str) ->
     return next(rows, None)
 
 
+def _unequal(outcome: Json, row: Json) -> bool:
+    """Were the two models of a comparison tuned with different numbers of trials?"""
+    trials = {entry["label"]: entry["trials"] for entry in _entries(outcome, row["data"])}
+    return bool(trials[row["a"]] != trials[row["b"]])
+
+
+def _difference(outcome: Json, row: Json, within: Json | None = None) -> Cell:
+    """The relative difference of a comparison (or of one of its strata) with its p; marked and grey where unequal."""
+    values = within or row
+    cell = difference_cell(values["relative"], values["difference"], values["p_holm"])
+    return replace(cell, text=f"{cell.text} {UNEQUAL}", kind="same") if _unequal(outcome, row) else cell
+
+
 def _overall(outcome: Json, data: str) -> Table:
     """A line per model: test metrics with interval and spread, validation, the test against the baseline, time."""
     (metric, *others), baseline = outcome["metrics"], outcome["baseline"]
     head = [metric, "95 % interval", "± seeds", *others, "validation"]
     head += [f"vs {baseline}", "p"] if baseline else []
     entries = _entries(outcome, data)
+    tuned = any(entry["trials"] for entry in entries)
+    head += ["trials"] if tuned else []
     done = [entry for entry in entries if "test" in entry]
     columns = [number_cells([entry["test"][name]["mean"] for entry in done]) for name in (metric, *others)]
     means = dict(zip((entry["label"] for entry in done), zip(*columns, strict=True), strict=True))
@@ -181,7 +232,8 @@ def _overall(outcome: Json, data: str) -> Table:
         values = entry["test"][metric]
         row = [entry["label"] + _seeds_text(entry), first, _minor(interval(*values["ci"]))]
         row += [_minor(spread(values["std"])), *rest, number(entry["valid"][metric])]
-        row += _against(_comparison(outcome, data, entry["label"], baseline, metric)) if baseline else []
+        row += _against(outcome, _comparison(outcome, data, entry["label"], baseline, metric)) if baseline else []
+        row += [_minor(_trials_text(entry) if entry["trials"] else "none")] if tuned else []
         rows.append([*row, seconds(entry["fit_seconds"])])
     return Table(["model", *head, "fit, s"], rows)
 
@@ -196,11 +248,11 @@ def _minor(text: str) -> Cell:
     return Cell(text, kind="minor")
 
 
-def _against(row: Json | None) -> list[str | Cell]:
+def _against(outcome: Json, row: Json | None) -> list[str | Cell]:
     """Relative difference and p, a cell each."""
     if row is None:
         return ["", ""]
-    cell = difference_cell(row["relative"], row["difference"], row["p_holm"])
+    cell = _difference(outcome, row)
     return [Cell(cell.text, kind=cell.kind), _minor(p_value(row["p_holm"]) if cell.note else "")]
 
 
@@ -208,19 +260,30 @@ def _strata(outcome: Json, data: str) -> Table | None:
     done = [entry for entry in _entries(outcome, data) if "strata" in entry]
     if not done:
         return None
-    strata = [entry["strata"]["item_degree"] for entry in done]
-    names = list(strata[0])
-    columns = [number_cells([row[name][outcome["metric"]]["mean"] for row in strata]) for name in names]
-    rows: list[list[str | Cell]] = [["users", *(integer(strata[0][name]["users"]) for name in names)]]
-    rows += [[entry["label"], *cells] for entry, cells in zip(done, zip(*columns, strict=True), strict=True)]
-    return Table(["model", *names], rows)
+    strata, users = [entry["strata"]["item_degree"] for entry in done], _stratum_users(done)
+    rows: list[list[str | Cell]] = [["users", *map(integer, users.values())]]
+    rows += [[entry["label"]] for entry in done]
+    for name in users:
+        present = [place for place, row in enumerate(strata) if name in row]
+        cells = number_cells([strata[place][name][outcome["metric"]]["mean"] for place in present])
+        found = dict(zip(present, cells, strict=True))
+        for place, row in enumerate(rows[1:]):
+            row.append(found.get(place, ""))
+    return Table(["model", *users], rows)
+
+
+def _stratum_users(entries: Sequence[Json]) -> dict[str, int]:
+    """Users of every stratum, in order; the most of any model, as models with other seeds may have other test parts."""
+    strata = [entry["strata"]["item_degree"] for entry in entries]
+    users = {name: max((row[name]["users"] for row in strata if name in row), default=0) for name in DEGREES}
+    return {name: count for name, count in users.items() if count}
 
 
 def _comparisons(outcome: Json, data: str) -> Table | None:
     rows: list[list[str | Cell]] = []
     for row in outcome["comparisons"]:
         if row["data"] == data:
-            share, p = _against(row)
+            share, p = _against(outcome, row)
             ends = row["relative_ci"]
             between = _minor(f"{percent(ends[0])} to {percent(ends[1])}" if ends else "")
             rows.append([row["a"], row["b"], row["metric"], signed(row["difference"]), share, between, p])
@@ -238,29 +301,34 @@ def _strata_comparisons(outcome: Json, data: str) -> Table | None:
     rows = []
     for row in found:
         strata = row["strata"]["item_degree"]
-        rows.append([row["a"], row["b"], *(_stratum_cell(strata.get(name)) for name in names)])
+        rows.append([row["a"], row["b"], *(_stratum_cell(outcome, row, strata.get(name)) for name in names)])
     return Table(["model", "against", *names], rows) if rows else None
 
 
-def _stratum_cell(row: Json | None) -> str | Cell:
-    return difference_cell(row["relative"], row["difference"], row["p_holm"]) if row else ""
+def _stratum_cell(outcome: Json, row: Json, within: Json | None) -> str | Cell:
+    return _difference(outcome, row, within) if within else ""
 
 
 def _forest(outcome: Json, data: str) -> Iterator[Figure]:
     """Every comparison in the headline metric."""
     metric = outcome["metric"]
     found = [row for row in outcome["comparisons"] if row["data"] == data and row["metric"] == metric]
-    rows = [
-        Difference(f"{row['a']} vs {row['b']}", row["relative"], row["relative_ci"], row["difference"], row["p_holm"])
-        for row in found
-    ]
+    rows = [_difference_drawn(outcome, row) for row in found]
     if rows:
         caption = (
             "Relative difference of the first model to the second, 95 % interval; green or red where p < .05 (Holm). "
             "What is larger than the axis ends at its edge."
         )
+        if any(row.unequal for row in rows):
+            caption += f" {UNEQUAL} and grey: tuned with unequal numbers of trials."
         drawing = forest_figure(rows, f"differences in {metric} on {data}")
         yield Figure(f"Differences in {metric}", drawing, caption)
+
+
+def _difference_drawn(outcome: Json, row: Json) -> Difference:
+    other = row["b"].removeprefix(f"{row['a']} ")  # "hybrid vs [shuffled]"
+    name, unequal = f"{row['a']} vs {other}", _unequal(outcome, row)
+    return Difference(name, row["relative"], row["relative_ci"], row["difference"], row["p_holm"], unequal)
 
 
 def _bars(outcome: Json, data: str) -> Iterator[Figure]:
@@ -272,8 +340,8 @@ def _bars(outcome: Json, data: str) -> Iterator[Figure]:
     ranked = sorted(done, key=lambda entry: entry["test"][metric]["mean"], reverse=True)
     chosen = [entry["label"] for entry in ranked if entry["label"] != baseline][: len(SERIES)]
     shown = {e["label"]: e["strata"]["item_degree"] for e in done if e["label"] in (*chosen, baseline)}
-    users = {name: row["users"] for name, row in done[0]["strata"]["item_degree"].items()}
-    bars = {label: [_bar(strata[name][metric]) for name in users] for label, strata in shown.items()}
+    users = _stratum_users(done)
+    bars = {label: [_bar(strata, name, metric) for name in users] for label, strata in shown.items()}
     look = looks(list(shown), baseline)
     caption = f"{metric} by training clicks of the target item; lines: 95 % intervals over users."
     if len(shown) < len(done):
@@ -284,7 +352,11 @@ def _bars(outcome: Json, data: str) -> Iterator[Figure]:
     yield Figure("Quality by stratum", drawing, caption, legend)
 
 
-def _bar(values: Json) -> Bar:
+def _bar(strata: Json, name: str, metric: str) -> Bar:
+    """The bar of a stratum; nothing is seen of it where the model has no users there."""
+    if name not in strata:
+        return Bar(0.0, 0.0, 0.0)
+    values = strata[name][metric]
     return Bar(values["mean"], *values["ci"])
 
 

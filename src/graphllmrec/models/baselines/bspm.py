@@ -23,8 +23,9 @@ What goes beyond the paper, all of it off by default:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -189,9 +190,11 @@ class BSPM:
         self.top, self.sharpen_time = float(state["top"]), float(state["sharpen_time"])
         self.popularity = float(state["popularity"])
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items without clicks: score 0."""
-        self.num_items += len(text)
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items without clicks: score 0."""
+        more = copy(self)
+        more.num_items += len(text)
+        return more
 
 
 def hold_out(split: Split, seed: int, share: float) -> Split:

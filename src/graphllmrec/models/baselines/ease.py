@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -129,9 +130,11 @@ class EASE:
         self.weights = state["weights"]
         load_history_state(self, state)
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items without weights: score 0."""
-        self.num_items += len(text)
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items without weights: score 0."""
+        more = copy(self)
+        more.num_items += len(text)
+        return more
 
 
 def ridge_inverse(gram: Any, l2: float, dtype: type[np.floating[Any]]) -> NDArray[Any]:

@@ -15,8 +15,9 @@ P and V Vᵀ are never formed: the model keeps the clicks and V, num_clicks + nu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -149,6 +150,8 @@ class GraphFilter:
         self.graph = ItemGraph.of(self.clicks)
         load_history_state(self, state)
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items without clicks: score 0."""
-        self.num_items += len(text)
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items without clicks: score 0."""
+        more = copy(self)
+        more.num_items += len(text)
+        return more

@@ -27,7 +27,8 @@ batch. Scores do not change when H and w are rotated by the same Q, so the model
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal
+from copy import copy
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -138,9 +139,11 @@ class IALS:
         self.items, self.spectrum, self.known = state["items"], state["spectrum"], int(state["known"])
         self.settings = self.config.model_copy(update={"l2": float(state["l2"])})
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items without clicks: the zero vector."""
-        self.items = torch.cat([self.items, self.items.new_zeros(len(text), self.items.shape[1])])
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items without clicks: the zero vector."""
+        more = copy(self)
+        more.items = torch.cat([self.items, self.items.new_zeros(len(text), self.items.shape[1])])
+        return more
 
 
 def rotate(vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,8 @@ sparse products of one block of rows, then num_items × neighbours values.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from copy import copy
+from typing import ClassVar, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -70,9 +71,11 @@ class ItemKNN:
         """Load tensors written by `state`."""
         load_weights(self, state)
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items without neighbours: score 0."""
-        self.num_items += len(text)
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items without neighbours: score 0."""
+        more = copy(self)
+        more.num_items += len(text)
+        return more
 
 
 def neighbours(clicks: Sparse, keep: int, shrink: float) -> Sparse:

@@ -11,7 +11,8 @@ time-aware form is the fair baseline). New items score 0, like catalogue items w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from copy import copy
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -69,9 +70,11 @@ class Popularity:
         """Load tensors written by `state`."""
         self.counts = state["counts"]
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items with a count of 0."""
-        self.counts = torch.cat([self.counts, torch.zeros(len(text))])
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items, each with a count of 0."""
+        more = copy(self)
+        more.counts = torch.cat([self.counts, torch.zeros(len(text))])
+        return more
 
 
 def _age_weights(train: Interactions, half_life_days: float) -> NDArray[np.float64]:

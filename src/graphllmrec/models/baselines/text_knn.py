@@ -13,7 +13,8 @@ where there are reviews; v: `user_weight`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from copy import copy
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -90,7 +91,9 @@ class TextKNN:
         self.vectors, self.decay = state["vectors"], float(state["decay"])
         self.written = state.get("written", torch.empty(0, 0))
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items by their text; the whitening stays as fitted."""
-        assert self.whitening is not None, "add_items() before fit()"
-        self.vectors = torch.cat([self.vectors, unit(self.whitening.apply(text))])
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items, placed by their text; the whitening stays as fitted."""
+        assert self.whitening is not None, "with_items() before fit()"
+        more = copy(self)
+        more.vectors = torch.cat([self.vectors, unit(self.whitening.apply(text))])
+        return more

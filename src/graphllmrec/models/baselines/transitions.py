@@ -13,7 +13,8 @@ more often than its popularity explains, and the whole history counts, less with
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from copy import copy
+from typing import ClassVar, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -78,9 +79,11 @@ class Transitions:
         """Load tensors written by `state`."""
         load_weights(self, state)
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items that nothing leads to: score 0."""
-        self.num_items += len(text)
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items that nothing leads to: score 0."""
+        more = copy(self)
+        more.num_items += len(text)
+        return more
 
 
 def count_transitions(histories: Histories, num_items: int, window: int) -> Sparse:

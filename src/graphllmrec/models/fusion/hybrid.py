@@ -25,7 +25,7 @@ Source: the GraphLLMRec design (item-level gates for cold/warm × popular/long-t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -254,12 +254,13 @@ class Hybrid:
         self.centre, self.query_centre = state["centre"], state["query_centre"]
         self.head_degree = float(state["head_degree"])
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items by their text: cold, without clicks."""
-        self.sum.add_items(text)
-        nothing = torch.zeros(len(text))
-        self.degree, self.agreement = torch.cat([self.degree, nothing]), torch.cat([self.agreement, nothing])
-        self.num_words = torch.cat([self.num_words, _count_words(text)])
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items, placed by their text: cold, without clicks."""
+        more, nothing = copy(self), torch.zeros(len(text))
+        more.sum = self.sum.with_items(text)
+        more.degree, more.agreement = torch.cat([self.degree, nothing]), torch.cat([self.agreement, nothing])
+        more.num_words = torch.cat([self.num_words, _count_words(text)])
+        return more
 
 
 ITEM_FEATURES = ("log clicks", "agreement of its text with its neighbours'", "log words")

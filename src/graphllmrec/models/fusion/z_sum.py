@@ -14,6 +14,7 @@ expert is a branch: it can be scored alone, and `explain` gives its additive sha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
@@ -203,7 +204,8 @@ class ZSum:
                 self.experts[name].restore(own)
         self.weights = state["weights"]
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items to every expert."""
-        for expert in self.experts.values():
-            expert.add_items(text)
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy whose experts all have more items."""
+        more = copy(self)
+        more.experts = {name: expert.with_items(text) for name, expert in self.experts.items()}
+        return more

@@ -29,8 +29,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from copy import copy
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -143,11 +144,13 @@ class AlphaFuse:
         self.net.load_state_dict(under("net", state))
         self.net.eval()
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items by their text: no ID part, no popularity."""
-        assert self.whitening is not None, "add_items() before fit()"
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items, placed by their text: no ID part, no popularity."""
+        assert self.whitening is not None, "with_items() before fit()"
         features = unit(self.whitening.apply(text))
-        self.items = torch.cat([self.items, F.pad(features, (0, self.items.shape[1] - features.shape[1]))])
+        more = copy(self)
+        more.items = torch.cat([self.items, F.pad(features, (0, self.items.shape[1] - features.shape[1]))])
+        return more
 
 
 class _Table(nn.Module):

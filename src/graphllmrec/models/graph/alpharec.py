@@ -23,8 +23,9 @@ item dropout: in every step a share of the items has layer 0 alone, as a new ite
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -156,16 +157,18 @@ class AlphaRec:
         self.net.eval()
 
     @torch.no_grad()
-    def add_items(self, text: TextVectors) -> None:
-        """Append items by their text: no place in the graph, layer 0 alone."""
-        assert self.whitening is not None, "add_items() before fit()"
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items, placed by their text: no place in the graph, layer 0 alone."""
+        assert self.whitening is not None, "with_items() before fit()"
         features = unit(self.whitening.apply(text))
         added = self.net(features) * text.present[:, None] / (self.config.num_layers + 1)  # the mean of L + 1 layers
-        self.items = torch.cat([self.items, unit(added)])
+        more = copy(self)
+        more.items = torch.cat([self.items, unit(added)])
         if self.config.query == "user" and not self.config.num_layers:
             added = torch.zeros_like(added)  # nothing below layer 0
-        self.fold_in = torch.cat([self.fold_in, added])
-        self.text = torch.cat([self.text, features]) if self.config.query == "user" else self.text
+        more.fold_in = torch.cat([self.fold_in, added])
+        more.text = torch.cat([self.text, features]) if self.config.query == "user" else self.text
+        return more
 
 
 class _Net(nn.Module):

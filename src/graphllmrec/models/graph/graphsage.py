@@ -25,8 +25,9 @@ the neighbourhoods of its items, because they would reveal the target; a popular
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -130,9 +131,11 @@ class GraphSAGE:
         )
         return self._with_popularity(vectors, torch.from_numpy(clicked_by.lengths))
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items by their text: no clicks, no embedding."""
-        self.items = torch.cat([self.items, self.encode(text)])
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items, placed by their text: no clicks, no embedding."""
+        more = copy(self)
+        more.items = torch.cat([self.items, self.encode(text)])
+        return more
 
     def item_vectors(self) -> Tensor:
         """z_i and the popularity term (num_items, text_dim + 1)."""

@@ -16,7 +16,8 @@ Not from the paper: all but the layers. Saved: z_i with its bias, and `fold_in` 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from copy import copy
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -163,8 +164,10 @@ class LightGCNHistory:
         """Load tensors written by `state`."""
         self.items, self.fold_in, self.decay = state["items"], state["fold_in"], float(state["decay"])
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items that score below all others: without a click they have no place in the graph."""
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items that score below all others: without a click they have no place in the graph."""
         longest = self.scale.queries(self.fold_in).norm(dim=1).max()  # a mean is no longer than its longest part
-        self.items = torch.cat([self.items, rows_below_all(self.items, longest, len(text))])
-        self.fold_in = torch.cat([self.fold_in, torch.zeros(len(text), self.fold_in.shape[1])])
+        more = copy(self)
+        more.items = torch.cat([self.items, rows_below_all(self.items, longest, len(text))])
+        more.fold_in = torch.cat([self.fold_in, torch.zeros(len(text), self.fold_in.shape[1])])
+        return more

@@ -18,7 +18,8 @@ Unknown users are folded in (nn/fold_in.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from copy import copy
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -163,8 +164,10 @@ class LightGCNSoftmax:
         """Load tensors written by `state`."""
         self.items, self.users, self.fold_in = state["items"], state["users"], state["fold_in"]
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items that score below all others: without a click they have no place in the graph."""
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items that score below all others: without a click they have no place in the graph."""
         longest = self.scale.queries(longest_query(self.users, self.fold_in)).norm(dim=1).max()
-        self.items = torch.cat([self.items, rows_below_all(self.items, longest, len(text))])
-        self.fold_in = torch.cat([self.fold_in, torch.zeros(len(text), self.fold_in.shape[1])])
+        more = copy(self)
+        more.items = torch.cat([self.items, rows_below_all(self.items, longest, len(text))])
+        more.fold_in = torch.cat([self.fold_in, torch.zeros(len(text), self.fold_in.shape[1])])
+        return more

@@ -26,8 +26,9 @@ Differences from the paper: two hops of a user-item graph as the only operator; 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -137,16 +138,18 @@ class SIGN:
             return found
         return found + terms.following * _soft(sparse_scores(queries, self.followers, len(self.items), self.decay))
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items by their text: no clicks, no neighbours, no embedding."""
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items, placed by their text: no clicks, no neighbours, no embedding."""
         empty = torch.zeros(len(text), self.items.shape[1])
         text_features = empty if self.whitening is None else unit(self.whitening.apply(text))
         cold = torch.zeros(len(text), dtype=torch.bool)
         with torch.no_grad():
             rows = torch.zeros(len(text), dtype=torch.int64)  # any row: a cold item has no embedding
             new = self.net.vectors(text_features, rows, empty, cold)
-        self.items = torch.cat([self.items, new])
-        self.degree = torch.cat([self.degree, torch.zeros(len(text))])
+        more = copy(self)
+        more.items = torch.cat([self.items, new])
+        more.degree = torch.cat([self.degree, torch.zeros(len(text))])
+        return more
 
     def state(self) -> dict[str, Tensor]:
         """Served vectors, transitions, and the network and whitening that new items need; without embeddings."""

@@ -22,8 +22,9 @@ Layers, p and decay are tuned on validation users, one after the other, unless t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -147,11 +148,13 @@ class TextGCN:
         self.items, self.text, self.below = state["items"], state["text"], state["below"]
         self.decay = float(state["decay"])
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items by their text: no place in the graph, layer 0 alone."""
-        assert self.whitening is not None, "add_items() before fit()"
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items, placed by their text: no place in the graph, layer 0 alone."""
+        assert self.whitening is not None, "with_items() before fit()"
         text_features = unit(self.whitening.apply(text))
         has_layers = bool(self.below.any())  # with 0 layers there is nothing below
         below = text_features if has_layers else torch.zeros_like(text_features)
-        self.items, self.text = torch.cat([self.items, text_features]), torch.cat([self.text, text_features])
-        self.below = torch.cat([self.below, below])
+        more = copy(self)
+        more.items, more.text = torch.cat([self.items, text_features]), torch.cat([self.text, text_features])
+        more.below = torch.cat([self.below, below])
+        return more

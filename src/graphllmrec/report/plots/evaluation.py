@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from graphllmrec.evaluation.evaluation import Evaluation
 from graphllmrec.evaluation.metrics import mean_interval
 from graphllmrec.report.elements import difference_cell
-from graphllmrec.report.format import integer, percent, significance
+from graphllmrec.report.format import UNEQUAL, integer, percent, significance
 from graphllmrec.report.plots.look import (
     BAD,
     GOOD,
@@ -48,6 +48,7 @@ class Difference:
     interval: tuple[float, float] | None
     difference: float
     p: float
+    unequal: bool = False  # the two were tuned with unequal numbers of trials: drawn grey, whatever p
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def forest_figure(rows: Sequence[Difference], title: str) -> Markup:
     """
     names = [row.name if len(row.name) <= _LONGEST else row.name[: _LONGEST - 1] + "…" for row in rows]
     left = min(0.03 + _LETTER * max(map(len, names)), 0.45)
-    figure, axes = new_figure(LINE_GAP * (len(rows) + 0.5) + 0.45, left=left, right=0.75, below=0.3)
+    figure, axes = new_figure(LINE_GAP * (len(rows) + 0.5) + 0.45, left=left, right=0.7, below=0.3)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     _difference_axis(axes, rows)
     for y, row in enumerate(rows):
@@ -136,9 +137,11 @@ def _difference_axis(axes: Axes, rows: Sequence[Difference]) -> None:
 
 
 def _difference(axes: Axes, y: int, row: Difference) -> None:
-    colour, cell = _COLOURS[significance(row.difference, row.p)], difference_cell(row.relative, row.difference, row.p)
+    cell = difference_cell(row.relative, row.difference, row.p)
+    colour = MUTED if row.unequal else _COLOURS[significance(row.difference, row.p)]
+    mark = f" {UNEQUAL}" if row.unequal else ""
     axes.text(
-        1.03, y, f"{cell.text}  {cell.note}", transform=axes.get_yaxis_transform(), va="center", fontsize=TEXT,
+        1.05, y, f"{cell.text}{mark}  {cell.note}", transform=axes.get_yaxis_transform(), va="center", fontsize=TEXT,
         color=colour,
     )  # fmt: skip
     if row.relative is not None and row.interval is not None:

@@ -47,18 +47,27 @@ class GateTable:
 class Curve:
     """Logged values of one training stage."""
 
+    stage: str  # its name; "stage 2" where the log has none
+    begins: float  # epochs of the stages before
     epochs: list[float]  # (n,) counted through all stages
     values: list[float]  # (n,)
+
+    @property
+    def own_epochs(self) -> list[float]:
+        """Epochs of this stage (n,)."""
+        return [epoch - self.begins for epoch in self.epochs]
 
 
 def gate_figure(gates: Mapping[str, GateTable], look: Mapping[str, Look]) -> Markup:
     """γ against training clicks (log axis with a place for 0): median and middle half of the items, per model."""
     figure, axes = new_figure()
-    ends = {}
+    ends: dict[str, float] = {}
+    drawn: list[NDArray[np.float64]] = []
     for name, gate in gates.items():
         x, groups = _by_degree(gate.degree)
         bands = np.array([np.quantile(gate.gamma[rows], [0.25, 0.5, 0.75]) for rows in groups]).T
-        ends[name] = _band(axes, x, bands, look[name])
+        ends[name] = _band(axes, x, bands, look[name], again=any(np.array_equal(bands, other) for other in drawn))
+        drawn.append(bands)
     axes.set_ylim(0, 1)
     _degree_axis(axes, [gate.degree for gate in gates.values()])
     axes.set_ylabel(GAMMA_AXIS)
@@ -103,27 +112,42 @@ def gate_log_figure(entries: Log, groups: Sequence[str], title: str) -> Markup:
     return to_svg(figure, title)
 
 
-def curves_figure(logs: Mapping[str, Log], key: str, look: Mapping[str, Look]) -> Markup:
-    """The logged value `key` by epoch, a line per model and stage.
+def curves_figure(curves: Mapping[str, Curve], key: str, look: Mapping[str, Look], title: str) -> Markup:
+    """The logged value `key` by epoch, a line per model.
 
-    A metric's best epoch is ringed. A loss is relative to the first epoch of its stage: losses of different models and
-    stages are different quantities, so only their course can share an axis. Earlier stages are dotted.
+    A metric's best epoch is ringed. A loss is relative to its first epoch: losses of different models are different
+    quantities, so only their course can share an axis.
     """
     figure, axes = new_figure()
-    ends = {}
-    for name, entries in logs.items():
-        curves = stage_curves(entries, key)
-        for curve in curves:
-            ends[name] = _curve(axes, curve, look[name], relative="@" not in key, dotted=curve is not curves[-1])
+    ends, drawn = {}, []
+    for name, curve in curves.items():
+        values = curve.values if "@" in key else [value / curve.values[0] for value in curve.values]
+        ends[name] = values[-1]
+        _curve(axes, curve.own_epochs, values, look[name], again=(curve.epochs, curve.values) in drawn)
+        drawn.append((curve.epochs, curve.values))
         if "@" in key:
-            points = [point for curve in curves for point in zip(curve.epochs, curve.values, strict=True)]
-            best = max(points, key=lambda point: point[1])
-            axes.plot(*best, marker="o", ms=8, mfc="none", mec=look[name].colour, mew=1.6, ls="none")
+            best = max(range(len(values)), key=values.__getitem__)
+            point = curve.own_epochs[best], values[best]
+            axes.plot(*point, marker="o", ms=8, mfc="none", mec=look[name].colour, mew=1.6, ls="none")
     epoch_axis(axes)
     if "@" not in key:
         axes.set_ylabel(f"{key}, first epoch = 1")
     label_ends(axes, ends, look)
-    return to_svg(figure, f"{key} by epoch for {', '.join(logs)}")
+    return to_svg(figure, f"{title} for {', '.join(curves)}")
+
+
+def curves_by_stage(logs: Mapping[str, Log], key: str) -> dict[str, dict[str, Curve]]:
+    """The curves that may share a figure: {stage: {model: its curve}}; models of one stage are all under "".
+
+    Stages of one training minimise different losses over epochs of their own, so they are never one curve.
+    """
+    curves = {name: stage_curves(entries, key) for name, entries in logs.items()}
+    apart = dict.fromkeys(curve.stage for found in curves.values() if len(found) > 1 for curve in found)
+    groups: dict[str, dict[str, Curve]] = {stage: {} for stage in ("", *apart)}
+    for name, found in curves.items():
+        for curve in found:
+            groups[curve.stage if curve.stage in apart else ""][name] = curve
+    return {stage: group for stage, group in groups.items() if group}
 
 
 def stage_curves(entries: Log, key: str) -> list[Curve]:
@@ -138,7 +162,8 @@ def stage_curves(entries: Log, key: str) -> list[Curve]:
             continue
         if not curves or entry.get("stage") != stage or entry["epoch"] < last:
             before += last
-            curves.append(Curve([], []))
+            name, known = str(entry.get("stage") or ""), [curve.stage for curve in curves]
+            curves.append(Curve(name if name and name not in known else f"stage {len(curves) + 1}", before, [], []))
         last, stage = entry["epoch"], entry.get("stage")
         if key in entry:
             curves[-1].epochs.append(before + last)
@@ -186,19 +211,18 @@ def _is_fold(entry: Mapping[str, Any]) -> bool:
     return str(entry.get("stage", "")).startswith("gate-fold")
 
 
-def _curve(axes: Axes, curve: Curve, style: Look, *, relative: bool, dotted: bool) -> float:
-    """One stage, relative to its first value or as it is; returns the last value."""
-    values = [value / curve.values[0] for value in curve.values] if relative else curve.values
+def _curve(axes: Axes, x: Sequence[float], values: Sequence[float], style: Look, *, again: bool) -> None:
+    """A line; dashed where it lies on an earlier one, so that both colours are seen."""
     alone = "." if len(values) == 1 else ""  # a line of one point cannot be seen
-    axes.plot(curve.epochs, values, color=style.colour, lw=style.width, ls=":" if dotted else "-", marker=alone)
-    return values[-1]
+    axes.plot(x, values, color=style.colour, lw=style.width, ls=(0, (4, 4)) if again else "-", marker=alone)
 
 
-def _band(axes: Axes, x: Sequence[float], quartiles: NDArray[np.float64], style: Look) -> float:
-    """The median as a line, the middle half as a band (3, n); returns the last median."""
+def _band(axes: Axes, x: Sequence[float], quartiles: NDArray[np.float64], style: Look, *, again: bool = False) -> float:
+    """The median as a line (dashed on an earlier one), the middle half as a band (3, n); returns the last median."""
     low, middle, high = quartiles
     axes.fill_between(x, low, high, color=style.colour, alpha=0.18, lw=0)
-    axes.plot(x, middle, color=style.colour, lw=2, marker=style.marker, ms=4.5)
+    line = (0, (4, 4)) if again else "-"
+    axes.plot(x, middle, color=style.colour, lw=2, ls=line, marker="" if again else style.marker, ms=4.5)
     return float(middle[-1])
 
 

@@ -27,7 +27,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from copy import copy
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -258,8 +259,8 @@ class RecMind:
             self.adapted.load_state_dict(self.adapters)
         return self.adapted
 
-    def add_items(self, text: TextVectors) -> None:
-        """Append items by their text: no clicks, so γ = 1."""
+    def with_items(self, text: TextVectors) -> Self:
+        """A copy with more items, placed by their text: no clicks, so γ = 1."""
         z, config = self.project_text(text), self.config
         nothing = torch.zeros_like(z)
         gate = torch.full((len(z),), 0.0 if config.fusion == "graph" else 1.0)
@@ -271,8 +272,9 @@ class RecMind:
             new["graph_fold_in"] = nothing
         if "fold_in" in self.tables:
             new["fold_in"] = z.repeat(1, config.num_layers)
-        for name, rows in new.items():
-            self.tables[name] = torch.cat([self.tables[name], rows])
+        more = copy(self)
+        more.tables = self.tables | {name: torch.cat([self.tables[name], rows]) for name, rows in new.items()}
+        return more
 
     def state(self) -> dict[str, Tensor]:
         """Served tables, and what new items and new users need: whitening, projection, gate, adapters."""

@@ -1,0 +1,198 @@
+"""What a fitted recommender answers from: a model, the data it was fitted on, and what is known of each user.
+
+It is never changed. More items make another one, so a request that holds one of them sees one catalogue from beginning
+to end, whatever other threads add meanwhile. Row numbers and external ids meet here: ids in, ranked rows out.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from graphllmrec.arguments import id_list
+from graphllmrec.data.ids import clean_id
+from graphllmrec.data.item_filter import matching
+from graphllmrec.data.split import Split
+from graphllmrec.data.tables import Dataset, Histories, Ints, Items
+from graphllmrec.errors import UnknownIdError
+from graphllmrec.evaluation.rank import Floats, best, top_k
+from graphllmrec.models.explain import similarities
+from graphllmrec.protocol import Logger, Model, Queries, TextVectors
+from graphllmrec.recommendation import Ranking
+
+Unknown = Literal["error", "skip", "popular"]
+_GIVEN = {"skip": "an empty list", "popular": "the most popular items, scored by their clicks"}
+_NAMED = 20  # unknown ids that a warning names
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which items lists may hold, in row numbers."""
+
+    allowed: NDArray[np.bool_] | None = None  # (num_items,); None: all
+    allow_seen: bool = False  # items of the query's own history too
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Model, catalogue, users and histories that belong together."""
+
+    model: Model
+    dataset: Dataset  # added items included
+    split: Split  # the split the model was fitted on
+    histories: Histories  # (num_users rows) all that is known of each user
+
+    @staticmethod
+    def of(model: Model, dataset: Dataset, split: Split) -> Fitted:
+        """With the histories of the split."""
+        return Fitted(model, dataset, split, split.interactions().histories(split.num_users))
+
+    @property
+    def items(self) -> Items:
+        """The catalogue."""
+        return self.dataset.items
+
+    def with_items(self, table: pl.DataFrame, text: TextVectors) -> Fitted:
+        """The same with more items: rows of the catalogue's columns, and their text vectors."""
+        items = self.items.extended(table)
+        model, split = self.model.with_items(text), replace(self.split, num_items=len(items))
+        return Fitted(model, replace(self.dataset, items=items), split, self.histories)
+
+    def limits(
+        self,
+        exclude: Iterable[object],
+        candidates: Iterable[object] | None,
+        condition: Any,
+        *,
+        allow_seen: bool = False,
+    ) -> Limits:
+        """Limits from the arguments of the front door. Raises ArgumentError, UnknownIdError without any candidate."""
+        excluded = self._known_rows(id_list(exclude, "exclude"), "exclude")
+        if candidates is None and condition is None and not len(excluded):
+            return Limits(None, allow_seen)
+        allowed = np.full(len(self.items), candidates is None)
+        if candidates is not None:
+            chosen = self._known_rows(id_list(candidates, "candidates"), "candidates")
+            if not len(chosen):
+                raise UnknownIdError("no item of candidates is known")
+            allowed[chosen] = True
+        if condition is not None:
+            allowed &= matching(self.items, condition)
+        allowed[excluded] = False
+        return Limits(allowed, allow_seen)
+
+    def find_users(self, users: Sequence[object], unknown: Unknown) -> tuple[list[str], Ints]:
+        """Ids and rows (B,) of users; -1 for unknown ones, which are named in a warning. Raises UnknownIdError."""
+        rows = self.dataset.users.rows(users)
+        names = [clean_id(user) or str(user) for user in users]
+        strangers = [name for name, row in zip(names, rows, strict=True) if row < 0]
+        if strangers and unknown == "error":
+            raise self._unknown_user(strangers[0])
+        if strangers:
+            warn_of(strangers, f"unknown users get {_GIVEN[unknown]}")
+        return names, rows
+
+    def for_users(
+        self, names: Sequence[str], rows: Ints, k: int, limits: Limits, unknown: Unknown, logger: Logger | None = None
+    ) -> Ranking:
+        """A list per user of these ids and rows (B,); for row -1 an empty one, or with "popular" the most popular."""
+        known = rows >= 0
+        found = self._rank(Queries.of(self.histories, rows[known]), known, k, limits, unknown, logger)
+        return Ranking(self.items, "user_id", names, *found)
+
+    def for_history(self, history: Sequence[object], k: int, limits: Limits, unknown: Unknown = "error") -> Ranking:
+        """One list for an unknown user; a history without any known item as `unknown` says. Raises UnknownIdError."""
+        query = self.history_query(history, needs_known=unknown == "error")
+        known = query.histories.lengths > 0
+        if not known.all():
+            warn_of([], f"a history without any known item gets {_GIVEN[unknown]}")
+            query = Queries.anonymous(Histories.from_lists([]))
+        return Ranking(self.items, "query", ["history"], *self._rank(query, known, k, limits, unknown, None))
+
+    def similar(self, item: object, k: int, limits: Limits) -> Ranking:
+        """The items that the model finds most similar to `item`, without itself. Raises UnknownIdError."""
+        row = self.items.ids.row(item, "item")
+        scores = _limited(similarities(self.model, row).clone()[None], limits)  # (1, num_items); `best` writes into it
+        found = best(scores, Histories.from_lists([[row]]), k, name=self.model.name)
+        return Ranking(self.items, "query", self.items.ids.of([row]), *found)
+
+    def user_query(self, user: object) -> Queries:
+        """The query of one known user. Raises UnknownIdError."""
+        row = self.dataset.users.rows([user])
+        if row[0] < 0:
+            raise self._unknown_user(user)
+        return Queries.of(self.histories, row)
+
+    def history_query(self, history: Sequence[object], *, needs_known: bool = True) -> Queries:
+        """The query of an unknown user. Raises UnknownIdError without any known item, unless that is not needed."""
+        if needs_known and not (self.items.ids.rows(history) >= 0).any():
+            listed = ", ".join(repr(str(value)) for value in history[:5]) or "nothing"
+            raise UnknownIdError(f"no item of the history is known (found {listed})")
+        known = self._known_rows(history, "the history")
+        first = np.sort(np.unique(known, return_index=True)[1])  # a repeated item counts once, as in the data
+        return Queries.anonymous(Histories.from_lists([known[first]]))
+
+    def _rank(
+        self,
+        queries: Queries,
+        known: NDArray[np.bool_],
+        k: int,
+        limits: Limits,
+        unknown: Unknown,
+        logger: Logger | None,
+    ) -> tuple[Ints, Floats]:
+        """Item rows and scores (B, k): of `queries` where `known` (B,), elsewhere none, or the most popular items."""
+        rows = np.full((len(known), k), -1, dtype=np.int64)
+        scores = np.full((len(known), k), -np.inf, dtype=np.float32)
+        seen = Histories.from_lists([[]] * len(queries)) if limits.allow_seen else queries.histories
+        rows[known], scores[known] = top_k(self.model, queries, seen, k, allowed=limits.allowed, logger=logger)
+        if unknown == "popular" and not known.all():
+            clicks = torch.from_numpy(self.split.item_degree().astype(np.float32))
+            rows[~known], scores[~known] = best(_limited(clicks[None], limits), Histories.from_lists([[]]), k)
+        return rows, scores
+
+    def _unknown_user(self, user: object) -> UnknownIdError:
+        try:
+            self.dataset.users.row(user, "user")
+        except UnknownIdError as error:
+            hint = "for an unknown user, give a history of item ids (--history) instead"
+            return UnknownIdError(f"{error}; {hint}, or say what unknown users get (unknown='skip' or 'popular')")
+        raise AssertionError(f"user {user!r} is known")
+
+    def _known_rows(self, ids: Sequence[object], what: str) -> Ints:
+        """Rows of these item ids; unknown ones are named in a warning and left out."""
+        rows = self.items.ids.rows(ids)
+        unknown = [str(value) for value, row in zip(ids, rows, strict=True) if row < 0]
+        if unknown:
+            warn_of(unknown, f"unknown items of {what} are ignored")
+        return rows[rows >= 0]
+
+
+def warn_of(ids: Sequence[str], what: str) -> None:
+    """A warning that names some of the ids that it is about; it points to the line that called the front door."""
+    more = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
+    warnings.warn(f"{what}: {', '.join(ids[:_NAMED])}{more}" if ids else what, stacklevel=_outside())
+
+
+def _outside() -> int:
+    """Stack level, as seen from the caller, of the first frame outside this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("graphllmrec."):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _limited(scores: Tensor, limits: Limits) -> Tensor:
+    """Scores (B, num_items) with -inf for what lists may not hold."""
+    if limits.allowed is None:
+        return scores
+    return scores.masked_fill(~torch.from_numpy(limits.allowed), -torch.inf)
