@@ -95,9 +95,8 @@ def dataset(folder: str, ordered: bool, min_rating: float | None = None, k_core:
     )
 
 
-@cache
 def made_split(folder: str, ordered: bool, settings: DataConfig, seed: int) -> tuple[Dataset, Split]:
-    """Data and split; recipes share them."""
+    """Data and split."""
     data = dataset(folder, ordered, settings.min_rating, settings.k_core)
     return data, split_dataset(data, settings, seed)
 
