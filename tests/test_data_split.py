@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,20 @@ def test_global_time_cuts_at_one_moment_and_keeps_ties_together() -> None:
     assert split.valid_in_history
 
 
+def test_global_time_gives_every_part_its_share() -> None:
+    data = dataset([0] * 100, list(range(100)), list(range(100)))
+    split = make_split(data, "global-time", valid_ratio=0.1, test_ratio=0.2)
+    assert [part.item.tolist() for part in (split.train, split.valid, split.test)] == [
+        list(range(70)), list(range(70, 80)), list(range(80, 100)),
+    ]  # fmt: skip
+
+
+def test_as_many_items_may_be_cold_as_leave_one_to_train_on() -> None:
+    data = dataset([0, 1] * 11, [item for item in range(11) for _ in range(2)], kind=None)
+    split = make_split(data, "cold-item", cold_ratio=0.45)
+    assert [len(np.unique(part.item)) for part in (split.train, split.valid, split.test)] == [1, 5, 5]
+
+
 def test_cold_items_have_no_training_click() -> None:
     split = make_split(world(), "cold-item", cold_ratio=0.1)
     degree = split.item_degree()
@@ -166,6 +181,19 @@ def leaking(kind: str, **parts: tuple[list[int], list[int], list[int]]) -> Split
 def test_leaks_are_found(kind: str, parts: tuple[tuple[list[int], list[int], list[int]], ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
         check_leakage(leaking(kind, **dict(zip(("train", "valid", "test"), parts, strict=True))))
+
+
+def test_different_pairs_are_never_taken_for_one() -> None:
+    """Two items and three users: user 2 with item 0 is another pair than user 0 with item 1, and so are all others."""
+    every = [(user, item) for user in range(3) for item in range(2)]
+    for one in every:
+        for other in every:
+            parts = {"train": ([one[0]], [one[1]], [1]), "valid": ([], [], []), "test": ([other[0]], [other[1]], [2])}
+            if one != other:
+                check_leakage(replace(leaking("user-ratio", **parts), num_items=2))
+            else:
+                with pytest.raises(DataError, match="of the same user stand in train"):
+                    check_leakage(replace(leaking("user-ratio", **parts), num_items=2))
 
 
 def test_other_users_may_be_later_in_leave_last_out() -> None:

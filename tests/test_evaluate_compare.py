@@ -11,8 +11,9 @@ import pytest
 
 from evaluation_toys import Oracle, random_split
 from graphllmrec.errors import EvaluationError
-from graphllmrec.evaluation.compare import bootstrap_means, compare, compare_many, flipped_means, holm
+from graphllmrec.evaluation.compare import bootstrap_means, compare, compare_many, compare_values, flipped_means, holm
 from graphllmrec.evaluation.evaluation import evaluate_model
+from graphllmrec.rng import rng
 
 SPLIT = random_split(num_users=150)
 GOOD, BAD = (
@@ -30,6 +31,17 @@ def test_a_better_model_is_found_better():
     swapped = compare(BAD, GOOD, "ndcg@10", rounds=2_000)
     assert swapped.difference == -found.difference
     assert swapped.p == found.p
+
+
+def test_the_bootstrap_p_value_counts_resamples_on_the_other_side_of_zero():
+    assert compare(GOOD, BAD, rounds=500).p_bootstrap == 2 / 501
+    random = np.random.default_rng(3)
+    a, b = random.normal(0.1, 1, 60), np.zeros(60)
+    found = compare_values(a, b, metric="ndcg@20", names=("a", "b"), rounds=400, seed=5)
+    means = bootstrap_means(a - b, 400, rng(5, "bootstrap"))
+    beyond = min((means <= 0).sum(), (means >= 0).sum())
+    assert found.p_bootstrap == pytest.approx(2 * (beyond + 1) / 401)
+    assert 2 / 401 < found.p_bootstrap < 1
 
 
 def test_a_model_does_not_differ_from_itself():

@@ -107,6 +107,11 @@ def test_golden_catalogue_metrics():
     assert values["gini@3"] == pytest.approx(differences / (2 * sum(counts) / 5))
 
 
+def test_novelty_without_clicks_or_without_recommendations_is_zero():
+    assert metrics.novelty(np.array([[0, 1]]), degree=np.array([0, 0, 0])) == 0
+    assert metrics.novelty(np.array([[-1, -1]]), degree=np.array([4, 2, 1])) == 0
+
+
 def test_gini_ends():
     assert gini(np.arange(10).reshape(5, 2), np.ones(10)) == pytest.approx(0.0)
     assert gini(np.zeros((5, 1), dtype=np.int64), np.ones(1000)) == pytest.approx(0.999)
@@ -128,6 +133,7 @@ def test_interval_of_one_user_says_nothing():
 
 def test_metric_names():
     assert parse_metric("ndcg@20") == ("ndcg", 20)
+    assert parse_metric("hr@1") == ("hr", 1)
     for wrong in ("ndcg", "auc@10", "ndcg@0", "ndcg@x", "@5"):
         with pytest.raises(EvaluationError, match=r"unknown metric .*hr, recall, ndcg, mrr, map, precision"):
             parse_metric(wrong)

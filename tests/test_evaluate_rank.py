@@ -163,3 +163,18 @@ def test_rank_of_every_target():
     lists = np.array([[4, 2, 0], [1, -1, -1], [-1, -1, -1]])
     targets = Histories.from_lists([[0, 3, 4], [1, 4], [0]])
     np.testing.assert_array_equal(rank_targets(lists, targets), [3, 0, 1, 1, 0, 0])
+
+
+def test_an_empty_place_of_a_list_is_no_item():
+    """Also not the item that its filler, or a sum with it, would be the number of."""
+    lists = np.array([[-1, -1, -1], [3, -1, -1]])
+    for item in range(4):
+        targets = Histories.from_lists([[item], [item]])
+        np.testing.assert_array_equal(rank_targets(lists, targets), [0, int(item == 3)])
+
+
+def test_items_that_are_not_allowed_are_in_no_list():
+    scores, queries = torch.tensor([[3.0, 1.0, 2.0, 0.0]]), Queries(np.arange(1), NOTHING)
+    items, values = top_k(Fixed(scores), queries, NOTHING, 3, allowed=np.array([False, True, True, False]))
+    assert items.tolist() == [[2, 1, -1]]
+    assert values.tolist() == [[2.0, 1.0, -np.inf]]

@@ -13,6 +13,7 @@ import torch
 from dense import Dense, cross_entropy, slope
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Histories
+from graphllmrec.errors import RecipeError
 from graphllmrec.models.fusion import gate_fitting as fitting
 from graphllmrec.models.fusion.gate_fitting import (
     Folds,
@@ -29,7 +30,7 @@ from graphllmrec.nn.gate import CONTEXTS, ContextGate, GateInputs, head_degree
 from graphllmrec.protocol import Queries, Task
 from graphllmrec.rng import At, rng
 from graphllmrec.train.loop import TrainingStage
-from tiny import CLICKS, QUERIES, QUERY, SPLIT, TASK, TRAIN, USERS, fitted
+from tiny import CLICKS, QUERIES, QUERY, SPLIT, TASK, TRAIN, USERS, Notes, fitted
 from world import block_world
 
 ITEMS, EXPERTS, ASKED = 30, 3, 9
@@ -79,6 +80,7 @@ def doubles(gate: ContextGate) -> dict[str, Dense]:
     return {name: value.detach().double().numpy().copy() for name, value in gate.named_parameters()}
 
 
+CONTEXT_OF = torch.from_numpy(shares(SPLIT.item_degree(), 3.0, 5.0)).float()  # of the tiny world
 ZSCORES, ASKING = targets_by_hand().experts.double().numpy(), targets_by_hand().features.double().numpy()
 SHARES, ABOUT = shares(DEGREES, 2.5, 5.0), inputs().features.double().numpy()
 
@@ -141,7 +143,7 @@ def test_equal_scores_count_against_a_target() -> None:
 def test_the_gate_targets_hold_the_z_scores_for_validation_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "_ROWS", 5)
     model, degree = fitted("z-sum"), torch.from_numpy(SPLIT.item_degree()).float()
-    made = build_gate_targets(model, TASK, degree, [1], 100)
+    made = build_gate_targets(model, TASK, degree, [1], CONTEXT_OF, GateConfig())
     queries = Queries.of(SPLIT.known("valid"), np.arange(USERS))
     zscores = torch.stack([model.branch_scores(queries, name) for name in model.branches])
     torch.testing.assert_close(made.experts.float(), zscores, rtol=1e-3, atol=1e-3)  # half precision
@@ -158,10 +160,123 @@ def test_the_gate_targets_hold_the_z_scores_for_validation_queries(monkeypatch: 
 def test_gate_targets_keep_no_more_users_than_the_limit_and_no_more_numbers_than_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, degree = fitted("z-sum"), torch.ones(9)
-    assert build_gate_targets(model, TASK, degree, [1], 5).experts.shape == (3, 5, 9)
-    monkeypatch.setattr(fitting, "_HELD", 3 * 9 * 4 + 5)
-    assert build_gate_targets(model, TASK, degree, [1], 100).experts.shape == (3, 4, 9)
+    model, degree, notes = fitted("z-sum"), torch.ones(9), Notes()
+    some = build_gate_targets(model, TASK, degree, [1], CONTEXT_OF, GateConfig(tune_users=5))
+    assert some.experts.shape == (3, 5, 9)
+    monkeypatch.setattr(fitting, "_HELD", 3 * 9 * 8 + 5)  # more than half of the users: all items are kept
+    task = replace(TASK, logger=notes)
+    assert build_gate_targets(model, task, degree, [1], CONTEXT_OF, GateConfig()).experts.shape == (3, 8, 9)
+    said = notes.events["gate-users"]
+    assert (said["users"], said["of"], said["columns"], said["items"]) == (8, USERS, 9, 9)
+
+
+def test_a_gate_that_does_not_fit_into_memory_is_refused_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "free_memory", lambda: 1_500_000_000)
+    held, step = 10_000 * 15_000 * (4 * 2 + 16), 4 * 256 * 15_000 * (4 * 4 + 4)
+    with pytest.raises(
+        RecipeError, match=r"on 10,000 users needs 3\.91 GB, 1\.50 GB are free; lower it, or use model\.f"
+    ):
+        fitting._check_memory(4, 10_000, 15_000, 256, 1_000)
+    assert fitting._check_memory(4, 1_000, 15_000, 256, 1_000) == held // 10 + step
+    monkeypatch.setattr(fitting, "free_memory", lambda: 10_000)
+    with pytest.raises(RecipeError, match="fitting the gate on 14 users"):
+        build_gate_targets(fitted("z-sum"), TASK, torch.ones(9), [1], CONTEXT_OF, GateConfig())
+
+
+# some columns of each query
+
+
+def block_targets(limit: int = 10_000) -> tuple[GateTargets, GateInputs]:
+    """Of the block world, and what the gate reads of its items."""
+    world = block_world()
+    model, degree = fitted("z-sum", world.task()), torch.from_numpy(world.split.item_degree()).float()
+    features = torch.from_numpy(rng(2, "board").normal(size=(len(degree), 2)).astype(np.float32))
+    about = GateInputs(torch.from_numpy(shares(degree.tolist(), 2.5, 5.0)).float(), features)
+    return build_gate_targets(model, world.task(), degree, [1], about.contexts, GateConfig(tune_users=limit)), about
+
+
+def gate_of_three_features(seed: int = 3) -> ContextGate:
+    gate = ContextGate(EXPERTS, 2, 3)
+    for number, parameter in enumerate(gate.parameters()):
+        values = rng(seed, "slopes", number).normal(0, 0.3, tuple(parameter.shape))
+        parameter.data = torch.from_numpy(values.astype(np.float32))
+    return gate
+
+
+@pytest.mark.parametrize(("highest", "sampled"), [(100, 1), (1, 100), (3, 100)])
+def test_columns_that_hold_every_item_give_the_figures_of_all_items(
+    monkeypatch: pytest.MonkeyPatch, highest: int, sampled: int
+) -> None:
+    monkeypatch.setattr(fitting, "HIGHEST", highest)
+    monkeypatch.setattr(fitting, "SAMPLED", sampled)
+    whole, about = block_targets()
+    targets = block_world().split.targets("valid")
+    columns = fitting._Chooser.of(about.contexts, 0).choose(whole.experts.float(), whole.known, targets, 1)
+    kept = whole.experts.gather(2, columns.items.long().expand(EXPERTS, -1, -1))
+    some = replace(whole, experts=kept, columns=columns)
+    gate, pairs = gate_of_three_features(), torch.tensor([3, 0, 7, 5])
+    for one, other in ((whole, some), (some, whole)):
+        grown = one.cross_entropy(gate, about, pairs).sum()
+        gradients = torch.autograd.grad(grown, list(gate.parameters()))
+        wanted = other.cross_entropy(gate, about, pairs).sum()
+        torch.testing.assert_close(grown, wanted, rtol=1e-5, atol=1e-5)
+        for found, expected in zip(gradients, torch.autograd.grad(wanted, list(gate.parameters())), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(some.ndcg(gate, about), whole.ndcg(gate, about))
+
+
+def test_columns_are_ranked_once_known_items_never_and_targets_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "HIGHEST", 4)
+    monkeypatch.setattr(fitting, "SAMPLED", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "_HELD", EXPERTS * 72 * 59)  # less than half of the 120 users
+        patch.setattr(fitting, "_BLOCK", EXPERTS * 72 * 50)  # several blocks
+        some, about = block_targets()
+    whole, _ = block_targets(len(some.count))  # the same users
+    columns = some.columns
+    assert whole.columns is None
+    assert columns is not None
+    assert len(some.count) == 59 * 72 // columns.items.shape[1] > 59  # 59 users with all items
+    assert columns.items.shape == columns.stands_for.shape == some.experts.shape[1:]
+    groups = about.contexts.argmax(1)
+    for query in range(len(some.count)):
+        ranked = [(int(item), float(n)) for item, n in zip(columns.items[query], columns.stands_for[query]) if n]  # noqa: B905
+        items = [item for item, _ in ranked]
+        assert len(set(items)) == len(items)
+        assert not set(items) & set(some.known[query].tolist())
+        pair = int((some.row == query).nonzero())
+        target, place = int(some.target[pair]), int(columns.place[pair])
+        assert (int(columns.items[query, place]), float(columns.stands_for[query, place])) == (target, 1.0)
+        for expert in range(EXPERTS):  # the four highest of every expert and context
+            zscores = whole.experts[expert, query].clone()
+            zscores[torch.from_numpy(whole.known[query])] = -1e4
+            for group in set(groups.tolist()):
+                own = (groups == group).nonzero()[:, 0]
+                lowest = zscores[own].sort(descending=True).values[:4][-1]
+                sure = {int(item) for item in own if zscores[item] > lowest and zscores[item] > -1e4}
+                assert sure <= {item for item, n in ranked if n == 1}
+
+
+def test_sums_over_columns_are_right_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Σ exp(score) and the number of better items, over many samples, against all items."""
+    monkeypatch.setattr(fitting, "HIGHEST", 1)
+    monkeypatch.setattr(fitting, "SAMPLED", 4)
+    contexts, random = torch.from_numpy(shares(DEGREES, 2.5, 5.0)), rng(8, "columns")
+    zscores = torch.from_numpy(random.normal(size=(EXPERTS, 2, ITEMS)).astype(np.float32))
+    known, targets = Histories.from_lists([[3, 8], []]), Histories.from_lists([[5], [7, 20]])
+    values = zscores.sum(0).exp()  # (2, ITEMS)
+    expected = [sum(float(values[q, j]) for j in range(ITEMS) if j not in known[q].tolist()) for q in range(2)]
+    better = [sum(j not in known[q].tolist() and bool(values[q, j] >= 1) for j in range(ITEMS)) for q in range(2)]
+    sums, counts = np.zeros((400, 2)), np.zeros((400, 2))
+    for seed in range(400):
+        columns = fitting._Chooser.of(contexts, seed).choose(zscores, known, targets, 2)
+        kept = values.gather(1, columns.items.long())
+        sums[seed] = (kept * columns.stands_for).sum(1).numpy()
+        counts[seed] = ((kept >= 1) * columns.stands_for).sum(1).numpy()
+    for found, wanted in ((sums, expected), (counts, better)):
+        error = np.abs(found.mean(0) - wanted) / (found.std(0) / 20)
+        assert (error < 4).all()
+        assert (found.std(0) > 0).all()
 
 
 @pytest.mark.parametrize(("text", "leaders"), [([2], (0, 2)), ([0, 1], (2, 0)), ([], None), ([0, 1, 2], None)])

@@ -7,7 +7,6 @@ import re
 import runpy
 import shlex
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -205,7 +204,7 @@ def test_the_grokking_example_detects_the_event(capsys):
 
 def test_the_example_with_own_tables_recommends_the_new_spade_to_gardeners(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GRAPHLLMREC_CACHE", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["own_table.py"])  # not the arguments of pytest
+    monkeypatch.setattr("sys.argv", ["own_table.py"])
     runpy.run_path(str(ROOT / "examples" / "own_table.py"), run_name="__main__")
     takers, gardeners = map(int, re.findall(r"of (\d+) customers; (\d+) of them", capsys.readouterr().out)[0])
     assert gardeners > 0.8 * takers > 0

@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import RecipeError, TextError
 from graphllmrec.evaluation.evaluation import validation_metric
 from graphllmrec.models.baselines import ease
+from graphllmrec.models.baselines.item_knn import neighbours
 from graphllmrec.models.baselines.transitions import REACH, Followers
 from graphllmrec.models.scoring import empty_csr
 from graphllmrec.nn.examples import Places
@@ -69,18 +71,32 @@ def test_popularity_refuses_a_half_life_of_positions() -> None:
 # --- item-knn ---
 
 
-@pytest.mark.parametrize(("keep", "shrink"), [(3, 2.5), (ITEMS, 0.0)])
-def test_item_knn_is_the_shrunk_cosine_of_its_nearest(keep: int, shrink: float) -> None:
+@pytest.mark.parametrize(
+    ("keep", "shrink", "alpha"), [(3, 2.5, 0.5), (ITEMS, 0.0, 0.5), (3, 2.5, 0.7), (ITEMS, 1.0, 1.0), (ITEMS, 0.0, 0.2)]
+)
+def test_item_knn_is_the_shrunk_cosine_of_its_nearest(keep: int, shrink: float, alpha: float) -> None:
     expected = np.zeros((ITEMS, ITEMS))
     for i in range(ITEMS):
         row = np.zeros(ITEMS)
         for j in range(ITEMS):
             if i != j and CLICKS[:, i].any() and CLICKS[:, j].any():
-                norms = math.sqrt(CLICKS[:, i].sum()) * math.sqrt(CLICKS[:, j].sum())
+                norms = CLICKS[:, i].sum() ** alpha * CLICKS[:, j].sum() ** (1 - alpha)
                 row[j] = (CLICKS[:, i] * CLICKS[:, j]).sum() / (norms + shrink)
         for j in sorted(range(ITEMS), key=lambda j: (-row[j], j))[:keep]:
             expected[i, j] = row[j]
-    assert_scores(fitted("item-knn", neighbours=keep, shrink=shrink, decay=DECAY), faded(expected))
+    model = fitted("item-knn", neighbours=keep, shrink=shrink, alpha=alpha, decay=DECAY)
+    assert_scores(model, faded(expected))
+
+
+def test_without_shrinkage_a_rare_neighbour_can_be_first_and_a_prior_moves_it_behind() -> None:
+    """Item 1 was clicked by one of the two users of item 0 and nobody else, item 2 by both and by eight others."""
+    clicks = np.zeros((10, 3), dtype=np.float32)
+    clicks[:2, 0], clicks[0, 1], clicks[:, 2] = 1, 1, 1
+    first = {
+        (shrink, alpha): int(neighbours(sp.csr_array(clicks), 3, shrink, alpha)[[0]].toarray().argmax())
+        for shrink, alpha in ((0.0, 0.5), (10.0, 0.5), (0.0, 1.0))
+    }
+    assert first == {(0.0, 0.5): 1, (10.0, 0.5): 2, (0.0, 1.0): 2}
 
 
 def test_item_knn_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,15 @@ def test_texts_without_an_order_get_a_model_that_needs_none(world: Path) -> None
     assert any("no order" in reason for reason in found.reasons)
 
 
+def test_texts_that_the_packaged_encoder_does_not_know_get_another_one(world: Path) -> None:
+    titles = [f"園芸用の小さなシャベルと球根 {number}" for number in range(48)]
+    pl.DataFrame({"item_id": [f"i{n}" for n in range(48)], "title": titles}).write_csv(world / "items.csv")
+    found = propose(load_data(world))
+    assert found.recipe.text.encoder == "ngrams"
+    assert any("knows English only" in reason for reason in found.reasons)
+    assert 'encoder = "ngrams"' in found.to_toml()
+
+
 @pytest.mark.parametrize(("huge", "texts"), [(1, True), (1_000, True), (1, False), (1_000, False)])
 def test_the_file_is_the_proposed_recipe_with_its_reasons(
     world: Path, huge: int, texts: bool, monkeypatch: pytest.MonkeyPatch

@@ -33,6 +33,7 @@ from graphllmrec.report.plots.look import looks, spread_labels
 from graphllmrec.report.plots.training import GateTable, curves_by_stage, gate_shares, stage_curves
 from graphllmrec.report.render import write_page
 from graphllmrec.report.run_report import ReportEntry, write_report
+from graphllmrec.report.runs import _gate_notes
 
 SPLIT = random_split(num_users=150)
 DEGREE = SPLIT.item_degree()
@@ -425,3 +426,19 @@ def test_the_presentation_knows_nothing_of_studies_and_the_lab():
     files = Path(graphllmrec.report.__file__).parent.rglob("*.py")
     found = [path for path in files if re.search(r"graphllmrec\.(study|cli|grokking\.lab)", path.read_text())]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("users", "columns", "note"),
+    [
+        (10_000, 5_000, []),
+        (8_897, 5_000, ["the gate was fitted on 8,897 of 10,000 validation users."]),
+        (10_000, 3_251, ["the gate was fitted on 10,000 of 10,000 validation users, with 3,251 of 5,000 items each, a "
+                         "sample of which stands for the rest."]),
+    ],
+)  # fmt: skip
+def test_what_a_large_catalogue_left_out_of_the_gate_is_said(users, columns, note):
+    event = {"event": "gate-users", "users": users, "of": 10_000, "columns": columns, "items": 5_000, "gb": 1.2}
+    before = event | {"users": 3}  # of a fit that was started again
+    assert _gate_notes([before, {"event": "epoch"}, event, {"event": "cold-lift"}]) == note
+    assert _gate_notes([{"event": "cold-lift"}]) == []

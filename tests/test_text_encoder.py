@@ -106,6 +106,16 @@ def test_golden(tiny_model: Callable[..., Path], tmp_path: Path, kind: str, pool
     np.testing.assert_allclose(vectors.double().numpy(), one_by_one(folder, used), atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
+def test_a_decoder_keeps_no_keys_and_values(tiny_model: Callable[..., Path], kind: str) -> None:
+    """They are read by generation only, and take more memory than the states that are pooled."""
+    model = source.load_model(find_source(str(tiny_model(kind))), torch.float32)
+    found = model(input_ids=torch.tensor([[2, 5, 6, 3]]), attention_mask=None)
+    assert found.get("cache") is None
+    assert found.get("past_key_values") is None
+    assert set(found) == {"last_hidden_state"}
+
+
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_lower_precision_stays_close(tiny_model: Callable[..., Path], tmp_path: Path, dtype: str) -> None:
     folder = tiny_model()

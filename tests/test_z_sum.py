@@ -73,6 +73,24 @@ def test_the_board_ranks_like_a_loop_over_all_items() -> None:
     assert table.ndcg([1, 2], weights) == pytest.approx(np.mean(gains), abs=1e-6)
 
 
+class Constant:
+    """Gives every item the same score."""
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        return torch.ones(len(queries), ITEMS)
+
+
+def test_a_model_that_scores_all_items_alike_earns_nothing_in_the_tuning() -> None:
+    """Equal scores count against the target: it is behind every item that its user has not clicked."""
+    users = tuning_users(SPLIT, 0)
+    table = build_score_table([Variant(Constant(), None)], [[0]], SPLIT, users)
+    expected = np.mean([1 / math.log2(ITEMS - len(TRAIN[user]) + 1) for user in users])
+    assert table.ndcg([0], torch.ones(1)) == pytest.approx(expected, abs=1e-6)
+    half = [Variant(Constant(), None), Variant(fitted("transitions", decay=DECAY), None)]
+    table = build_score_table(half, [[0], [1]], SPLIT, users)
+    assert table.ndcg([0, 1], torch.tensor([0.5, 0.5])) == pytest.approx(table.ndcg([0, 1], torch.tensor([0.0, 1.0])))
+
+
 def test_a_model_with_huge_scores_does_not_crowd_out_the_candidates_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blend, "KEPT", 2)
     spiky, flat = torch.tensor([90.0, 80, 70, 60, 50, 0, 0, 0, 0]), torch.tensor([0.0, 0, 0, 0, 0, 1, 2, 3, 4])

@@ -20,6 +20,8 @@ from graphllmrec.data.prepare import split_dataset
 from graphllmrec.data.stats import statistics
 from graphllmrec.data.tables import Dataset
 from graphllmrec.recipe import Recipe, load_recipe
+from graphllmrec.text.config import NGRAMS
+from graphllmrec.text.language import FOREIGN_LIMIT, UNKNOWN_LIMIT, text_figures
 
 FEW_CLICKS = 5_000  # below, a trained model has too little to learn from
 MANY_CLICKS = 500_000  # above, four trained experts and a gate take hours on a laptop
@@ -113,7 +115,7 @@ class Proposal:
 
 def propose(dataset: Dataset) -> Proposal:
     """A recipe for the dataset, with reasons and expected cost. Raises DataError where it cannot be split."""
-    figures = statistics(dataset, split_dataset(dataset, DataConfig(), seed=0))
+    figures = statistics(dataset, split_dataset(dataset, DataConfig(), seed=0)) | {"text": text_figures(dataset.items)}
     name, reasons = _choose(figures)
     model = SAMPLED if name == "lightgcn-sampled" else load_recipe(name).values()["model"]
     model = model if name != "graphsage" else {"name": "graphsage", "ids": False}
@@ -121,6 +123,11 @@ def propose(dataset: Dataset) -> Proposal:
     unordered = load_recipe(name).unordered if name not in ("lightgcn-sampled", "graphsage") else {}
     if unordered:
         changes["unordered"] = dict(unordered)
+    if load_recipe(changes).build_model().abilities.reads_text and _is_foreign(figures["text"]):
+        changes["text"] = {"encoder": NGRAMS}
+        reasons.append(
+            f"the texts look like {figures['text']['language']}, and the packaged encoder knows English only"
+        )
     time, memory = _cost(name, figures)
     return Proposal(
         name, load_recipe(changes), tuple(reasons), tuple(_hints(dataset, figures)), time, memory, figures, changes
@@ -176,6 +183,12 @@ def _of_clicks(figures: Mapping[str, Any], text: str) -> tuple[str, list[str]]:
         return "lightgcn-fast", [*reasons, why]
     why = f"with {clicks:,} interactions a step must not grow with the graph: it samples 10 neighbours per layer"
     return "lightgcn-sampled", [*reasons, why]
+
+
+def _is_foreign(text: Mapping[str, Any]) -> bool:
+    """Are the item texts in a language that the packaged encoder does not know?"""
+    foreign = 1 - text["scripts"].get("Latin", 0.0) if text["scripts"] else 0.0
+    return foreign >= FOREIGN_LIMIT or (text["unknown_tokens"] or 0.0) >= UNKNOWN_LIMIT
 
 
 def _hints(dataset: Dataset, figures: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from graphllmrec.arguments import id_list, list_length, one_id, one_of
 from graphllmrec.data.new_items import new_item_table
 from graphllmrec.data.prepare import read_and_split, read_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
-from graphllmrec.data.tables import Dataset, Histories, IdMap, Items
+from graphllmrec.data.tables import Dataset, Histories
 from graphllmrec.errors import ArgumentError, CheckpointError, GraphLLMRecError, Interrupted
 from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model
 from graphllmrec.fitted import Fitted, Unknown
@@ -33,7 +33,7 @@ from graphllmrec.recipe import Recipe, differences, load_recipe
 from graphllmrec.recommendation import Explanation, FrameKind, Recommendation
 from graphllmrec.report.format import integer
 from graphllmrec.report.notebook import View, notebook_html
-from graphllmrec.text.prepare import prepare_new_text, prepare_text
+from graphllmrec.text.prepare import prepare_encoder, prepare_new_text, prepare_text
 from graphllmrec.train.checkpoint import EVERY, Checkpoints
 
 
@@ -99,6 +99,7 @@ class Recommender:
             dataset, split = read_and_split(data, self._given.data, self._given.seed, logger)
             self.recipe = self._given.for_data(split.ordered)
             model = self.recipe.build_model()
+            dataset = prepare_encoder(model.abilities, dataset, self.recipe.text)
             if path is None:
                 return self._train(model, dataset, split, logger)
             run.begin(path, self.recipe, dataset, split, overwrite=overwrite)
@@ -386,8 +387,8 @@ class Recommender:
         with self._adding, open_logger(logger) as logger:
             now = self._get()
             abilities = now.model.abilities
-            table = new_item_table(rows, now.items, needs_text=abilities.needs_text)
-            new = Items(IdMap(table["item_id"]), table, now.items.roles)
+            table = new_item_table(rows, now.items, needs_text=abilities.needs_text, text_columns=recipe.text.columns)
+            new = now.items.others(table)
             text = prepare_new_text(abilities, new, now.items, now.split, recipe.text, recipe.seed, logger)
             self._fitted = now.with_items(table, text)
 

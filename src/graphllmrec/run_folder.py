@@ -4,6 +4,7 @@
     data.json             name of the data, the roles of its columns, how it was split, its fingerprint
     users.parquet         user ids, row by row
     items.parquet         the catalogue, row by row
+    encoder.safetensors   the fitted text encoder, where it is not a language model (text.encoder = "ngrams")
     interactions.parquet  user and item rows, part (train, valid, test), order, rating, review where there is one
     log.jsonl             epochs and tuned values: the same bytes whether or not the fit was interrupted
     timings.jsonl         start and seconds of each piece of work, number of cached texts; each attempt adds lines
@@ -31,6 +32,8 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -139,7 +142,8 @@ def load_tables(path: Path) -> Tables:
     with _readable(path / "items.parquet"):
         table = pl.read_parquet(path / "items.parquet")
         roles = tuple(ColumnRole(**role) for role in about.get("columns", ()))  # none in runs of version 0.1
-        items = Items(IdMap(table["item_id"]), table, roles)
+        encoder = load_arrays(path / "encoder.safetensors") if (path / "encoder.safetensors").is_file() else {}
+        items = Items(IdMap(table["item_id"]), table, roles, encoder)
     with _readable(path / "interactions.parquet"):
         parts = _read_parts(pl.read_parquet(path / "interactions.parquet"))
     with _readable(path / "data.json"):
@@ -209,6 +213,9 @@ def _write_tables(folder: Path, dataset: Dataset, split: Split) -> None:
     for name, table in tables.items():
         with atomic_file(folder / f"{name}.parquet") as temporary:
             table.write_parquet(temporary)
+    if dataset.items.encoder:
+        with atomic_file(folder / "encoder.safetensors") as temporary:
+            save_arrays(dict(dataset.items.encoder), temporary)
     about = {
         "name": dataset.name,
         "source": dataset.source,

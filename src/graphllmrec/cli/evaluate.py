@@ -105,13 +105,15 @@ def stats(
     from graphllmrec.data.read import load_data
     from graphllmrec.data.split import make_split
     from graphllmrec.data.stats import columns_table, statistics, statistics_table
+    from graphllmrec.text.language import text_figures, text_lines
 
     dataset = load_data(data)
     split = make_split(dataset)
+    text = text_figures(dataset.items)
     if as_json:
-        print_json(statistics(dataset, split))
+        print_json(statistics(dataset, split) | {"text": text})
         return
-    Console().print(statistics_table(dataset, split))
+    Console().print(statistics_table(dataset, split, text_lines(text)))
     if len(dataset.items.table.columns) > 1:
         Console().print(columns_table(dataset))
     say(f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items, {len(dataset.interactions):,} "

@@ -43,11 +43,12 @@ def _print(data: Path, out: Path, dataset: Dataset, proposal: Proposal) -> None:
     from rich.console import Console
 
     from graphllmrec.data.stats import columns_table, figures_table
+    from graphllmrec.text.language import text_lines
 
     if data.is_dir():
         names = sorted(path.name for path in data.iterdir() if path.is_file() and not path.name.startswith("."))
         say(f"files: {', '.join(names[:12])}{' …' if len(names) > 12 else ''}")
-    Console().print(figures_table(proposal.statistics))
+    Console().print(figures_table(proposal.statistics, text_lines(proposal.statistics["text"])))
     if proposal.statistics["columns"]:
         Console().print(columns_table(dataset))
     for reason in proposal.reasons:

@@ -23,17 +23,21 @@ _HELD: dict[pl.DataType | type[pl.DataType], str] = {
 _WANTED = 'give a list of rows, e.g. [{"item_id": "b7", "title": "…"}], or a polars or pandas DataFrame'
 
 
-def new_item_table(rows: Any, items: Items, *, needs_text: bool) -> pl.DataFrame:
+def new_item_table(
+    rows: Any, items: Items, *, needs_text: bool, text_columns: Sequence[str] | None = None
+) -> pl.DataFrame:
     """New rows (a list of mappings, or a DataFrame) as a table with the columns of the catalogue, in their types.
 
+    With `needs_text`, every row needs a value in one of `text_columns` (default: those whose role is text).
     Missing values of pandas (NaN, NA) are missing; a column of whole numbers may get fractions. Raises DataError naming
     the row (counted from 1), and the column and value where a value does not fit.
     """
+    readable = (text_columns or items.text_columns) if needs_text else None
     known: list[dict[str, Any]] = []
     ids: set[str] = set()
     for number, row in enumerate(_mappings(rows), start=1):
         row = {name: None if is_missing(value) else value for name, value in row.items()}
-        row["item_id"] = _checked_id(f"new item {number}", row, items, ids, needs_text)
+        row["item_id"] = _checked_id(f"new item {number}", row, items, ids, readable)
         ids.add(row["item_id"])
         known.append(row)
     if not known:
@@ -83,9 +87,11 @@ def _mappings(rows: Any) -> Sequence[Mapping[str, Any]]:
     return found
 
 
-def _checked_id(where: str, row: Mapping[str, Any], items: Items, earlier: set[str], needs_text: bool) -> str:
+def _checked_id(
+    where: str, row: Mapping[str, Any], items: Items, earlier: set[str], readable: Sequence[str] | None
+) -> str:
     """The row's id. Raises DataError without a new one, with an unknown column, or without the text the model needs."""
-    columns, text_columns = items.table.columns, items.text_columns
+    columns = items.table.columns
     own = clean_id(row.get("item_id"))
     if own is None:
         raise DataError(f"{where} has no item_id", hint='give {"item_id": …, "title": …}')
@@ -95,7 +101,7 @@ def _checked_id(where: str, row: Mapping[str, Any], items: Items, earlier: set[s
     if unknown:
         hint = f"columns are {', '.join(columns)}"
         raise DataError(f"{where}: the catalogue has no such column", column=unknown[0], hint=hint)
-    if needs_text and not any(row.get(name) for name in text_columns):
-        hint = f"fill one of {', '.join(text_columns)}"
+    if readable is not None and not any(row.get(name) for name in readable):
+        hint = f"fill one of {', '.join(readable)}"
         raise DataError(f"{where} has no text, and this model ranks new items by text only", value=own, hint=hint)
     return own

@@ -33,6 +33,7 @@ _NAMED = {
     "ids, by its name": {"id", "ids", "sku", "asin", "isbn", "ean", "upc", "gtin", "mpn", "barcode", "uuid", "guid"},
     "a date, by its name": {"date", "datetime", "timestamp"},
 }  # fmt: skip
+_SAMPLE = 10_000  # values that tell text from attributes; whether a type holds is seen on all
 _MOST = 0.8  # of the values
 _NEARLY_ALL = 0.9
 _FEW_WORDS = 4  # a mean of fewer words per value is no prose
@@ -187,7 +188,7 @@ def _list_column(raw: pl.Series, name: str) -> tuple[pl.Series | None, ColumnRol
         entry = pl.element().str.strip_chars()
         lists = raw.list.eval(entry.filter(entry != ""))
         lists = pl.select(pl.when(lists.list.len() > 0).then(lists)).to_series()
-        entries = lists.explode().drop_nulls()
+        entries = _sample(lists.explode().drop_nulls())
         reason = _attribute_reason(entries, name, each_differs=False) if len(entries) else None
         return lists, ColumnRole(name, "attribute" if reason else "text", reason or _text_reason(entries, "entry"))
     if raw.dtype.inner.is_float() or raw.dtype.inner.is_nested():
@@ -200,13 +201,13 @@ def _list_column(raw: pl.Series, name: str) -> tuple[pl.Series | None, ColumnRol
 
 
 def _text_column(text: pl.Series, name: str) -> tuple[pl.Series, ColumnRole]:
-    values = text.drop_nulls()
+    values = _sample(text.drop_nulls())
     if not len(values):
         return text, ColumnRole(name, "text", "no values")
     if name.lower() in PROSE:
         return text, ColumnRole(name, "text", f"a {name.lower()}, by its name")
     for read in (_flags, _moments, _numbers):
-        found = read(text)
+        found = None if read(values) is None else read(text)  # most columns are told by a part of them
         if found is not None:
             unit = f" in {money}" if (money := _currency(values)) else ""
             return found, ColumnRole(name, "attribute", _typed(found)[1] + unit)
@@ -218,6 +219,11 @@ def _text_reason(values: pl.Series, each: str) -> str:
     if not len(values):
         return "no values"
     return f"text, {_mean(values.str.count_matches(_WORD)):.1f} words per {each}"
+
+
+def _sample(values: pl.Series) -> pl.Series:
+    """At most _SAMPLE of the values, spread evenly; the same ones each time."""
+    return values.gather_every(-(-len(values) // _SAMPLE)) if len(values) > _SAMPLE else values
 
 
 def _mean(values: pl.Series) -> float:

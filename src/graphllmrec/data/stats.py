@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -114,17 +115,17 @@ def _split_statistics(split: Split) -> dict[str, Any]:
     }
 
 
-def statistics_table(dataset: Dataset, split: Split | None = None) -> Table:
-    """The same figures as a table: `rich.print(statistics_table(dataset))`."""
-    return figures_table(statistics(dataset, split))
+def statistics_table(dataset: Dataset, split: Split | None = None, more: Iterable[tuple[str, str]] = ()) -> Table:
+    """The same figures as a table, and `more` lines: `rich.print(statistics_table(dataset))`."""
+    return figures_table(statistics(dataset, split), more)
 
 
-def figures_table(figures: dict[str, Any]) -> Table:
-    """The figures of `statistics` as a table."""
+def figures_table(figures: dict[str, Any], more: Iterable[tuple[str, str]] = ()) -> Table:
+    """The figures of `statistics`, and `more` lines, as a table."""
     table = Table(title=figures["name"], show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column()
-    for label, value in _lines(figures):
+    for label, value in (*_lines(figures), *more):
         table.add_row(label, value)
     return table
 

@@ -5,9 +5,10 @@ Outside the package an id is a string. Inside, users and items are row numbers (
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -214,6 +215,9 @@ class Items:
     ids: IdMap
     table: pl.DataFrame  # item_id, and where known title, description, brand, price, …
     roles: tuple[ColumnRole, ...] = ()  # of the columns as read; strings of which no role is known are text
+    encoder: Mapping[str, NDArray[Any]] = field(
+        default_factory=dict
+    )  # fitted on these texts; {}: none (text/ngrams.py)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -246,6 +250,14 @@ class Items:
         """The items where `keep` (num_items,) is true, in their order."""
         kept = pl.Series(keep)
         return replace(self, ids=IdMap(self.ids.ids.filter(kept)), table=self.table.filter(kept))
+
+    def of(self, table: pl.DataFrame) -> Items:
+        """Other items with the same columns, roles and encoder."""
+        return replace(self, ids=IdMap(table["item_id"]), table=table)
+
+    def others(self, table: pl.DataFrame) -> Items:
+        """Other items with the same columns, roles and encoder."""
+        return replace(self, ids=IdMap(table["item_id"]), table=table)
 
     def extended(self, new: pl.DataFrame) -> Items:
         """The items of `new` appended: a table with these columns. Whole numbers meet fractions as fractions."""

@@ -56,17 +56,33 @@ def report_runs(
     """
     evaluations = load_evaluations(runs, logger)
     logger.begin("write report", len(runs))
-    entries, sources = [], []
+    entries, sources, said = [], [], list(notes)
     for name, path in runs.items():
         about = json.loads((path / "model.json").read_text(encoding="utf-8"))
         sources.append(json.loads((path / "data.json").read_text(encoding="utf-8"))["name"])
         gate = _gate(about["model"], path)
-        entries.append(ReportEntry(name, evaluations[name], _log(path), gate, about.get("seconds")))
+        log = _log(path)
+        entries.append(ReportEntry(name, evaluations[name], log, gate, about.get("seconds")))
+        said.extend(f"{name}: {note}" for note in _gate_notes(log))
         logger.advance()
     what = f"{len(runs)} recommenders" if len(runs) > 1 else next(iter(runs))
     title = f"{what} on {' and '.join(dict.fromkeys(sources))}"
-    write_report(out, title, entries, notes=notes, baseline=baseline, metric=metric)
+    write_report(out, title, entries, notes=said, baseline=baseline, metric=metric)
     return evaluations
+
+
+def _gate_notes(log: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a large catalogue left out of the fit of the gate, in a sentence; the last fit counts."""
+    for entry in reversed(log):
+        if entry.get("event") == "gate-users":
+            users, of, columns, items = (entry[key] for key in ("users", "of", "columns", "items"))
+            said = f"the gate was fitted on {users:,} of {of:,} validation users"
+            if columns < items:
+                return [f"{said}, with {columns:,} of {items:,} items each, a sample of which stands for the rest."]
+            if users < of:
+                return [f"{said}."]
+            break
+    return []
 
 
 def _log(path: Path) -> list[dict[str, Any]]:

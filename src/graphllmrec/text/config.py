@@ -9,6 +9,7 @@ from pydantic import Field
 
 from graphllmrec.settings import Condition, Config
 
+NGRAMS = "ngrams"  # the encoder without a language model (text/ngrams.py)
 Placebo = Literal["none", "shuffled", "random", "item2vec"]  # text/placebo.py
 
 
@@ -16,7 +17,9 @@ class TextConfig(Config):
     """Which language model reads the items, and how."""
 
     encoder: str = Field(
-        "minilm", min_length=1, description='"minilm" (packaged), a Hugging Face name, or a local folder'
+        "minilm",
+        min_length=1,
+        description='"minilm" (packaged, English), "ngrams" (any script), a Hugging Face name, or a local folder',
     )
     revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face name")
     max_tokens: int = Field(96, ge=2, le=1_000_000, description="special tokens included; longer texts are cut")
@@ -47,4 +50,6 @@ class TextConfig(Config):
     def conditions(self) -> Iterator[Condition]:
         """What settings need of each other."""
         local = self.encoder == "minilm" or self.encoder.startswith((".", "/", "~"))
-        yield Condition("revision", not local, "an encoder with a Hugging Face name")
+        yield Condition("revision", not local and self.encoder != NGRAMS, "an encoder with a Hugging Face name")
+        own = "pooling dtype batch_tokens prompt device"  # of a language model
+        yield Condition(own, self.encoder != NGRAMS, f'a language model as encoder, not "{NGRAMS}"')

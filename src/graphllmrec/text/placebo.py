@@ -53,6 +53,7 @@ WINDOW = 5  # places to either side, as in word2vec
 WIDE_WINDOW = 50  # where clicks have no order
 NEGATIVES = 20  # k: the most that word2vec recommends; for small data
 SMOOTHING = 0.75  # α
+READS_TEXT = ("none", "shuffled")  # start from the vectors of the texts
 
 
 def without_encoder(items: Items, config: TextConfig) -> TextVectors:
@@ -72,7 +73,7 @@ class TextPlacebo:
     @property
     def reads_text(self) -> bool:
         """Does it start from the vectors of the texts? If not, those of `without_encoder` will do."""
-        return self.kind in ("none", "shuffled")
+        return self.kind in READS_TEXT
 
     def items(self, text: TextVectors, ids: IdMap) -> TextVectors:
         """The placebo's vectors in the place of those of the catalogue's texts (num_items rows)."""
@@ -103,7 +104,7 @@ class TextPlacebo:
         chosen = [int(written[rng(self.seed, f"text/shuffled/{id_}").integers(len(written))]) for id_ in new.ids.ids]
         others = catalogue.table[chosen].drop("item_id")
         texts = others.select(pl.when(pl.lit(pl.Series(present))).then(pl.all()).name.keep())
-        return Items(new.ids, texts.insert_column(0, new.table["item_id"]), catalogue.roles)
+        return catalogue.others(texts.insert_column(0, new.table["item_id"]))
 
     def _drawn(self, text: TextVectors, ids: IdMap, whose: str) -> TextVectors:
         if self.kind == "shuffled":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from graphllmrec.data.split import Split
@@ -9,7 +11,9 @@ from graphllmrec.data.tables import Dataset, Items
 from graphllmrec.protocol import Abilities, Logger, TextVectors
 from graphllmrec.text.config import TextConfig
 from graphllmrec.text.encoder import encode_items
-from graphllmrec.text.placebo import TextPlacebo, without_encoder
+from graphllmrec.text.language import check_language
+from graphllmrec.text.ngrams import encoder_of, with_encoder
+from graphllmrec.text.placebo import READS_TEXT, TextPlacebo, without_encoder
 from graphllmrec.text.reviews import user_text, with_reviews
 
 
@@ -21,15 +25,25 @@ def prepare_text(
     Raises TextError where the model needs text and no item has any.
     """
     placebo, items, users = TextPlacebo(config.placebo, seed, split), None, None
+    ngrams = encoder_of(dataset.items) if dataset.items.encoder else None
     if _reads_item_text(abilities, dataset.items, config):
         items = _encode(dataset.items, config, placebo, logger)
+        if placebo.reads_text:
+            check_language(dataset.items, config, logger)
         if config.reviews:
-            items = with_reviews(items, split, config, logger=logger)
+            items = with_reviews(items, split, config, ngrams=ngrams, logger=logger)
         items = placebo.items(items, dataset.items.ids)
     if abilities.uses_user_text:
-        users = user_text(split, config, read=placebo.reads_text, logger=logger)
+        users = user_text(split, config, read=placebo.reads_text, ngrams=ngrams, logger=logger)
         users = None if users is None else placebo.users(users, dataset.users)
     return items, users
+
+
+def prepare_encoder(abilities: Abilities, dataset: Dataset, config: TextConfig) -> Dataset:
+    """The dataset with an encoder fitted on its catalogue, where settings and model want one (text/ngrams.py)."""
+    items = replace(dataset.items, encoder={})  # not that of another fit
+    wanted = abilities.reads_text and config.placebo in READS_TEXT and bool(config.columns or items.text_columns)
+    return replace(dataset, items=with_encoder(items, config) if wanted else items)
 
 
 def prepare_new_text(

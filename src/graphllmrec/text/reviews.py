@@ -28,6 +28,7 @@ from graphllmrec.protocol import Logger, TextVectors
 from graphllmrec.text.clean import item_texts
 from graphllmrec.text.config import TextConfig
 from graphllmrec.text.encoder import encode_texts
+from graphllmrec.text.ngrams import NGrams
 
 _CHARS_PER_TOKEN = 8  # more than any real text has: the rest is beyond the token limit
 
@@ -37,19 +38,21 @@ def user_text(
     config: TextConfig | None = None,
     *,
     read: bool = True,
+    ngrams: NGrams | None = None,
     cache: Path | None = None,
     logger: Logger | None = None,
 ) -> TextVectors | None:
     """Vectors of all users (num_users, dim) from their train reviews; None where no train interaction has one.
 
     present: at least one review is not empty after cleaning. `texts`: the user's reviews, newest first. `read=False`
-    runs no encoder and returns vectors of no dimensions, for a placebo that replaces them.
+    runs no encoder and returns vectors of no dimensions, for a placebo that replaces them. `ngrams`: the encoder of the
+    catalogue, where that is not a language model.
     """
     config = config or TextConfig()
     rows, texts = _written(split, config)
     if not texts:
         return None
-    vectors = _encoded(texts, config, read, cache, logger)  # (n, dim)
+    vectors = _encoded(texts, config, read, ngrams, cache, logger)  # (n, dim)
     users = split.train.user[rows]
     present = torch.from_numpy(np.bincount(users, minlength=split.num_users) > 0)
     joined = _joined(users[::-1], texts[::-1], split.num_users, config)
@@ -61,6 +64,7 @@ def with_reviews(
     split: Split,
     config: TextConfig | None = None,
     *,
+    ngrams: NGrams | None = None,
     cache: Path | None = None,
     logger: Logger | None = None,
 ) -> TextVectors:
@@ -72,7 +76,7 @@ def with_reviews(
     rows, texts = _written(split, config)
     if not texts:
         return text
-    vectors = _encoded(texts, config, text.vectors.shape[1] > 0, cache, logger)  # (n, dim)
+    vectors = _encoded(texts, config, text.vectors.shape[1] > 0, ngrams, cache, logger)  # (n, dim)
     items = split.train.item[rows]
     number = torch.from_numpy(np.bincount(items, minlength=split.num_items))
     mean = _sums(items, vectors, split.num_items) / number.clamp_min(1)[:, None]  # (num_items, dim)
@@ -88,9 +92,13 @@ def _written(split: Split, config: TextConfig) -> tuple[Ints, list[str]]:
     return np.flatnonzero(clean.is_not_null().to_numpy()), clean.drop_nulls().to_list()
 
 
-def _encoded(texts: list[str], config: TextConfig, read: bool, cache: Path | None, logger: Logger | None) -> Tensor:
+def _encoded(
+    texts: list[str], config: TextConfig, read: bool, ngrams: NGrams | None, cache: Path | None, logger: Logger | None
+) -> Tensor:
     if not read:
         return torch.zeros(len(texts), 0)
+    if ngrams is not None:
+        return ngrams.encode(texts)
     names = [f"review {number}" for number in range(1, len(texts) + 1)]
     return encode_texts(texts, config, cache=cache, logger=logger, names=names)
 

@@ -18,10 +18,8 @@ error names them. The inverse is computed by Cholesky in float32 and its residua
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from copy import copy
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -33,6 +31,7 @@ from torch import Tensor
 
 from graphllmrec.errors import RecipeError
 from graphllmrec.graph.bipartite import weighted_matrix
+from graphllmrec.models.memory import free_memory
 from graphllmrec.models.scoring import Decay, history_state, load_history_state, settle_decay
 from graphllmrec.nn.histories import recency_weights
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
@@ -171,16 +170,3 @@ def _check_memory(num_items: int, nnz: int, dtype: type[np.floating[Any]]) -> in
             f"{free / 1e9:,.1f} GB are free; use item-knn, which is sparse, or raise data.k_core to drop rare items"
         ])  # fmt: skip
     return needed
-
-
-def free_memory() -> int:
-    """Bytes of memory that this process may still take: what the machine has available, within its control group."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():  # not Linux: all physical memory is the best that is known without a dependency
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (value := limit.read_text().strip()).isdigit():
-        free = min(free, int(value) - int(used.read_text()))
-    return free

@@ -9,12 +9,19 @@ contexts drift from one step to the next is measured one step back (`context_dri
 For ρ, contexts are computed from the training clicks without each user's last one.
 
 The experts do not change while the gate is fitted. So their z-scores for the validation queries are computed once and
-kept in half precision, for as many users as `_HELD` numbers allow.
+kept in half precision. Where they are more than `_HELD` numbers for all queries and all items, of each query only some
+columns are kept (`Columns`): the items that any expert, or their mean, ranks highest within a context, and a random
+sample of every context, which stands for the rest of it. With T the highest items and the targets of a query and S_c
+the sample of context c, n_c of its N_c items,
+
+    Σ_j f(j) ≈ Σ_{j in T} f(j) + Σ_c N_c / n_c Σ_{j in S_c, not in T} f(j)
+
+which is unbiased for the denominator of the softmax, f = exp(score), and for the number of better items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,8 +33,10 @@ from torch.nn import functional as F
 
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Histories, Ints
+from graphllmrec.errors import RecipeError
 from graphllmrec.evaluation.metrics import TUNING_CUTOFF, gains, ideal_gains
 from graphllmrec.evaluation.rank import rank_of_target
+from graphllmrec.models.memory import free_memory
 from graphllmrec.nn.gate import CONTEXTS, ContextGate, GateInputs, head_degree, memberships
 from graphllmrec.protocol import Queries, Task
 from graphllmrec.rng import At, rng
@@ -37,27 +46,52 @@ from graphllmrec.train.validation import tuning_users
 
 FOLDS = 3
 LIFTS = (0.1, 0.2, 0.35, *(step / 4 for step in range(2, 21)))  # added to context biases, tried in this order
-_HELD = 600_000_000  # z-scores kept at a time: 1.2 GB
-_ROWS = 256  # queries scored at a time
+_HELD = 600_000_000  # z-scores kept: 1.2 GB
+_ROWS = 256  # queries scored at a time, at most
+_BLOCK = 50_000_000  # scores computed at a time: 200 MB
+HIGHEST = 50  # items kept per query, expert and context
+SAMPLED = 400  # items drawn per context, the same ones for all queries
 _RARE = 0.001  # share of a context below which its drift is noise
 _LOWEST = -1e4  # of an item that must not be ranked
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which items the z-scores of every query are of, where not all are kept."""
+
+    items: Tensor  # (U, C) int32
+    stands_for: Tensor  # (U, C) float32: how many items it counts for; 0: not ranked
+    place: Tensor  # (P,) column of every target
+
+    @staticmethod
+    def joined(parts: Sequence[Columns]) -> Columns:
+        """Columns of consecutive queries."""
+        return Columns(*map(torch.cat, zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 @dataclass(frozen=True)
 class GateTargets:
     """z-scores of E experts for U validation queries, and their P targets."""
 
-    experts: Tensor  # (E, U, num_items) float16
+    experts: Tensor  # (E, U, C) float16; C = num_items without `columns`
     features: Tensor  # (U, G) of the queries
     known: Histories  # U rows: items that are masked
     row: Tensor  # (P,) query of every target
     target: Tensor  # (P,) item
     count: Tensor  # (U,) targets per query
     weight: Tensor  # (U,) of a query, 1 on average
+    columns: Columns | None = None  # None: all items
+
+    @property
+    def place(self) -> Tensor:
+        """Column (P,) of every target."""
+        return self.target if self.columns is None else self.columns.place
 
     def to(self, device: torch.device) -> GateTargets:
         """The same on another device."""
         parts: dict[str, Any] = {name: part.to(device) for name, part in vars(self).items() if isinstance(part, Tensor)}
+        if self.columns is not None:
+            parts["columns"] = Columns(**{name: part.to(device) for name, part in vars(self.columns).items()})
         return replace(self, **parts)
 
     def weighted(self, contexts: Tensor, drift: Tensor) -> GateTargets:
@@ -75,17 +109,36 @@ class GateTargets:
         return replace(self, features=self.features - centre)
 
     def scores(self, gate: ContextGate, inputs: GateInputs, rows: Tensor) -> Tensor:
-        """Gated scores (n, num_items) of these queries; masked items are last."""
-        weights, bias = gate.weigh_items(inputs)
+        """Gated scores (n, C) of these queries; masked items are last."""
+        weights, bias = gate.weigh_items(inputs)  # (num_items, E), (num_items,)
         factors = gate.query_factors(self.features.index_select(0, rows))  # (n, E)
-        total = bias.expand(len(rows), -1)
+        if self.columns is None:
+            total = bias.expand(len(rows), -1)
+        else:
+            items = self.columns.items.index_select(0, rows)  # (n, C)
+            weights = weights.index_select(0, items.flatten()).view(*items.shape, -1).movedim(2, 1)  # (n, E, C)
+            total = bias.index_select(0, items.flatten()).view_as(items)
         for expert, zscores in enumerate(self.experts):
             part = zscores.index_select(0, rows).float()
             total = total + part * weights[:, expert] * factors[:, expert, None]
+        return total.masked_fill(self._masked(rows, total.device), _LOWEST)
+
+    def _masked(self, rows: Tensor, device: torch.device) -> Tensor:
+        """Columns (n, C) bool that are not ranked."""
+        if self.columns is not None:
+            return self.columns.stands_for.index_select(0, rows) == 0
         seen = self.known.take(rows.cpu().numpy())
-        mask = torch.zeros(total.shape, dtype=torch.bool, device=total.device)
-        mask[to_device(seen.row_of_entry, total.device), to_device(seen.items, total.device)] = True
-        return total.masked_fill(mask, _LOWEST)
+        mask = torch.zeros(len(rows), self.experts.shape[2], dtype=torch.bool, device=device)
+        mask[to_device(seen.row_of_entry, device), to_device(seen.items, device)] = True
+        return mask
+
+    def cross_entropy(self, gate: ContextGate, inputs: GateInputs, pairs: Tensor) -> Tensor:
+        """Cross-entropy (n,) of these targets among all items that are not masked."""
+        rows = self.row.index_select(0, pairs)
+        scores = self.scores(gate, inputs, rows)
+        if self.columns is not None:  # a sampled item counts as often as it stands for
+            scores = scores + self.columns.stands_for.index_select(0, rows).clamp_min(1).log()
+        return F.cross_entropy(scores, self.place.index_select(0, pairs), reduction="none")
 
     @torch.no_grad()
     def ndcg(self, gate: ContextGate, inputs: GateInputs, queries: Tensor | None = None) -> Tensor:
@@ -98,32 +151,115 @@ class GateTargets:
             place[rows] = torch.arange(len(rows), device=rows.device)
             pairs = (place.index_select(0, self.row) >= 0).nonzero()[:, 0]
             scores = scores.index_select(0, place.index_select(0, self.row[pairs]))
-            rank = rank_of_target(scores, scores.gather(1, self.target[pairs, None]))
+            own = scores.gather(1, self.place[pairs, None])
+            if self.columns is None:
+                rank = rank_of_target(scores, own)
+            else:
+                rank = ((scores >= own) * self.columns.stands_for.index_select(0, self.row[pairs])).sum(1).round()
             total.index_add_(0, self.row[pairs], gains(rank, TUNING_CUTOFF))
         return (total / ideal_gains(self.count, TUNING_CUTOFF))[queries]
 
 
-def build_gate_targets(model: Any, task: Task, degree: Tensor, text: list[int], most_users: int) -> GateTargets:
-    """The z-scores of a fitted sum of experts (models/fusion/z_sum.py) for at most so many validation users.
+def build_gate_targets(
+    model: Any, task: Task, degree: Tensor, text: list[int], contexts: Tensor, config: Any
+) -> GateTargets:
+    """The z-scores of a fitted sum of experts (models/fusion/z_sum.py) for at most `config.tune_users` queries.
 
-    `text`: which of its experts are the text branch.
+    `text`: which of its experts are the text branch. `contexts` (num_items, 5): memberships, by which columns are
+    chosen. All items are kept if that leaves room for half of the validation users. Raises RecipeError when more
+    memory is needed than is free.
     """
     split, names = task.split, model.branches
-    room = max(_HELD // (len(names) * max(split.num_items, 1)), 1)
-    users = tuning_users(split, task.seed, min(most_users, room))
+    users = tuning_users(split, task.seed, config.tune_users)
+    wanted, most = len(users), int(split.targets("valid").lengths.max(initial=1))
+    width, chooser = split.num_items, None
+    some = _Chooser.of(contexts, task.seed)
+    if _HELD // (len(names) * width) < wanted / 2 and some.width(len(names)) + most < width:
+        width, chooser = some.width(len(names)) + most, some
+    users = tuning_users(split, task.seed, min(wanted, max(_HELD // (len(names) * width), 1)))
+    step = min(_ROWS, max(_BLOCK // (len(names) * split.num_items), 1))
+    about = {"users": len(users), "of": wanted, "columns": width, "items": split.num_items}
+    needed = _check_memory(len(names), len(users), width, config.batch_size, step * split.num_items)
+    task.logger.log("gate-users", **about, gb=round(needed / 1e9, 2))
     known, targets = split.known("valid"), split.targets("valid").take(users)
-    experts = torch.empty(len(names), len(users), split.num_items, dtype=torch.float16)
-    features = []
+    experts = torch.empty(len(names), len(users), width, dtype=torch.float16)
+    features, columns = [], []
     task.logger.begin("score for the gate", len(users))
-    for start in range(0, len(users), _ROWS):
-        queries = Queries.of(known, users[start : start + _ROWS])
+    for start in range(0, len(users), step):
+        rows = np.arange(start, min(start + step, len(users)))
+        queries = Queries.of(known, users[rows])
         block = torch.stack([model.branch_scores(queries, name) for name in names])  # (E, b, num_items)
-        experts[:, start : start + _ROWS] = block.clamp(-6e4, 6e4)
         features.append(query_features(queries, block, degree, text))
+        if chooser is not None:
+            columns.append(chooser.choose(block, queries.histories, targets.take(rows), most))
+            block = block.gather(2, columns[-1].items.long().expand(len(names), -1, -1))  # (E, b, C)
+        experts[:, start : start + step] = block.clamp(-6e4, 6e4)
         task.logger.advance(len(queries))
     row, item = torch.from_numpy(targets.row_of_entry), torch.from_numpy(targets.items)
     count, weight = torch.from_numpy(targets.lengths), torch.ones(len(users))
-    return GateTargets(experts, torch.cat(features), known.take(users), row, item, count, weight)
+    kept = Columns.joined(columns) if columns else None
+    return GateTargets(experts, torch.cat(features), known.take(users), row, item, count, weight, kept)
+
+
+def _check_memory(experts: int, users: int, columns: int, batch_size: int, block: int) -> int:
+    """Bytes that the fit of the gate takes at its peak. Raises RecipeError with the figure when they are not free."""
+    held = users * columns * (2 * experts + 16)  # z-scores, items and counts, which are joined from blocks
+    step = 4 * max(batch_size, _ROWS) * columns * (4 * experts + 4)  # of training, with gradients
+    needed, free = held + max(step, 4 * block * (2 * experts + 4)), free_memory()
+    if needed > free:
+        raise RecipeError([
+            f"model.gate.tune_users: fitting the gate on {users:,} users needs {needed / 1e9:,.2f} GB, "
+            f"{free / 1e9:,.2f} GB are free; lower it, or use model.fusion = static"
+        ])  # fmt: skip
+    return needed
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    """Chooses the columns that are kept of a query."""
+
+    groups: list[Tensor]  # items (N_c,) of every context that has any
+    sample: Tensor  # (S,) items
+    weight: Tensor  # (S,) float32: N_c / n_c
+
+    @staticmethod
+    def of(contexts: Tensor, seed: int) -> _Chooser:
+        """Every item belongs to its strongest context (num_items, 5)."""
+        strongest = contexts.argmax(1)
+        groups = [(strongest == place).nonzero()[:, 0] for place in range(len(CONTEXTS))]
+        groups = [group for group in groups if len(group)]
+        draw = rng(seed, "gate/columns")
+        parts = [group[np.sort(draw.permutation(len(group))[:SAMPLED])] for group in groups]
+        weights = [torch.full((len(part),), len(group) / len(part)) for part, group in zip(parts, groups, strict=True)]
+        return _Chooser(groups, torch.cat(parts), torch.cat(weights))
+
+    def width(self, experts: int) -> int:
+        """Columns per query, without those of its targets."""
+        return (experts + 1) * sum(min(HIGHEST, len(group)) for group in self.groups) + len(self.sample)
+
+    def choose(self, scores: Tensor, known: Histories, targets: Histories, most: int) -> Columns:
+        """Columns of b queries with z-scores (E, b, num_items) of all items, at most `most` targets each."""
+        seen = torch.from_numpy(known.row_of_entry), torch.from_numpy(known.items)
+        row, item = torch.from_numpy(targets.row_of_entry), torch.from_numpy(targets.items)
+        number = torch.from_numpy(np.arange(len(targets.items)) - targets.indptr[targets.row_of_entry])
+        own = torch.from_numpy(targets.items[targets.indptr[:-1]])[:, None].repeat(1, most)  # (b, most)
+        own[row, number] = item
+        lists = [own]
+        for values in (*scores, scores.mean(0)):
+            ranked = values.index_put(seen, values.new_tensor(_LOWEST))
+            for group in self.groups:
+                best = ranked.index_select(1, group).topk(min(HIGHEST, len(group)), dim=1).indices
+                lists.append(group[best])
+        listed = torch.cat(lists, 1).sort(1).values  # (b, L)
+        is_known, is_listed = torch.zeros(2, *scores.shape[1:], dtype=torch.bool)  # (b, num_items) each
+        is_known[seen] = True
+        is_listed.scatter_(1, listed, True)
+        again = torch.zeros_like(listed, dtype=torch.bool)
+        again[:, 1:] = listed[:, 1:] == listed[:, :-1]
+        single = ~(again | is_known.gather(1, listed)) * 1.0  # (b, L)
+        rest = ~(is_known | is_listed)[:, self.sample] * self.weight  # (b, S)
+        items = torch.cat([listed, self.sample.expand(len(listed), -1)], 1).int()
+        return Columns(items, torch.cat([single, rest], 1), torch.searchsorted(listed, own)[row, number])
 
 
 def context_drift(split: Split, cold_degree: float) -> Tensor:
@@ -174,17 +310,16 @@ def fit_gate(
 
     def loss(rows: Ints, _at: At) -> Tensor:
         picked = chosen[to_device(rows, device)]
-        scores = targets.scores(gate, inputs, targets.row.index_select(0, picked))
         drift = sum((value - start[key]).square().sum() for key, value in gate.named_parameters())
         pull = config.l2 * drift / (2 * len(chosen))
-        entropy = F.cross_entropy(scores, targets.target.index_select(0, picked), reduction="none")
+        entropy = targets.cross_entropy(gate, inputs, picked)
         weight = targets.weight.index_select(0, targets.row.index_select(0, picked))
         out: Tensor = (entropy * weight).mean() + pull
         return out
 
     settings: TrainedConfig = config
     # z-scores are relative to all items of their query: equal ones of all targets mean equal z-scores
-    own = targets.experts[:, targets.row, targets.target]  # (E, P)
+    own = targets.experts[:, targets.row, targets.place]  # (E, P)
     inside = (targets.features, targets.weight, *inputs.__dict__.values(), own)
     train(TrainingStage(name, gate, len(chosen), loss, None, settings, inputs=inside, figures=watch), task)
 

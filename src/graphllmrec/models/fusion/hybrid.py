@@ -9,10 +9,11 @@
 - fusion "gate": weights and biases per context of the item, new, or cold or warm × tail or head, changed by features of
   item and query (nn/gate.py).
 
-The gate learns from interactions that the experts have not seen, the validation part: on their own training clicks the
-experts score higher than on others, most of all for rarely clicked items (docs/decisions/007). It starts as the static
-weights and minimises the cross-entropy of the validation targets among all items. Then it is checked against the static
-weights: FOLDS gates are fitted, each without a part of the users; unless they rank the targets of those users better
+The gate learns from interactions that no expert was trained on, the validation part: on their own training clicks the
+experts score higher than on others, most of all for rarely clicked items (docs/decisions/007). The epoch at which an
+expert stops, recency decays and the static weights are chosen on the same validation part. The gate starts as the
+static weights and minimises the cross-entropy of the validation targets among all items. Then it is checked against
+them: FOLDS gates are fitted, each without a part of the users; unless they rank the targets of those users better
 than the static weights do, the static weights stay. Targets are weighted by the drift of contexts towards the time
 after validation (models/fusion/gate_fitting.py).
 
@@ -152,7 +153,8 @@ class Hybrid:
         """Fit the gate from the static weights on; keep it if it ranks better for users it was not fitted on."""
         config, device = self.config.gate, resolve_device(self.config.gate.device)
         inputs, gate = self.inputs(), self.gate.to(device)
-        targets = build_gate_targets(self.sum, task, self.degree, self._places("text"), config.tune_users)
+        text = self._places("text")
+        targets = build_gate_targets(self.sum, task, self.degree, text, inputs.contexts, config)
         self.query_centre = targets.features.mean(0)
         drift = context_drift(task.split, config.cold_degree) if config.drift else torch.ones(len(CONTEXTS))
         targets = targets.centred(self.query_centre).weighted(inputs.contexts, drift).to(device)
