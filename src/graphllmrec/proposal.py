@@ -125,9 +125,7 @@ def propose(dataset: Dataset) -> Proposal:
         changes["unordered"] = dict(unordered)
     if load_recipe(changes).build_model().abilities.reads_text and _is_foreign(figures["text"]):
         changes["text"] = {"encoder": NGRAMS}
-        reasons.append(
-            f"the texts look like {figures['text']['language']}, and the packaged encoder knows English only"
-        )
+        reasons.append(f"the texts look like {figures['text']['language']}; the packaged encoder knows English only")
     time, memory = _cost(name, figures)
     return Proposal(
         name, load_recipe(changes), tuple(reasons), tuple(_hints(dataset, figures)), time, memory, figures, changes

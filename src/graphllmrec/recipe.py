@@ -275,7 +275,8 @@ def _variant(values: Mapping[str, Any], ordered: bool) -> dict[str, Any]:
 def _idle(config: Config, unordered: Mapping[str, Any]) -> list[str]:
     """Settings of [model] that have no effect once those of [unordered] are merged in; [] where these are invalid."""
     given = config.model_dump(mode="json", exclude_none=True)
-    merged, dropped = _replaced({"model": given}, ["model"], unordered, "recipe")["model"], []
+    merged = _replaced({"model": given}, ["model"], unordered, "recipe")["model"]
+    dropped: list[str] = []
     try:
         while new := type(config).model_validate(merged, context=SAVED).idle().keys() - unordered.keys():
             dropped += sorted(new)  # without them, others may have no effect
