@@ -5,8 +5,9 @@
 A round takes a packaged recipe, damages it (mutations of `damage`), and loads it as a TOML file, as a dict, or through
 `--set` arguments; a study in the same way. What is read must come back from its own TOML as the same. What is refused
 must be a RecipeError whose message is short, on printable lines, and does not hold a huge value. The last line is one
-JSON object: rounds, how many were read and refused, faults, slowest round in CPU seconds, largest memory in MB. Exit status 1 for any other exception, a message that is not readable, over 10 s of CPU time (other work on the
-machine does not count), or over 1 GB more memory.
+JSON object: rounds, how many were read and refused, faults, slowest round in CPU seconds, largest memory in MB. Exit
+status 1 for any other exception, a message that is not readable, over 10 s of CPU time (other work on the machine does
+not count), or over 1 GB more memory.
 """
 
 from __future__ import annotations

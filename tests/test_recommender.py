@@ -20,6 +20,7 @@ from graphllmrec.errors import (
     RecipeError,
     UnknownIdError,
 )
+from graphllmrec.manifest import Manifest
 from graphllmrec.models.baselines.ease import EASE
 from graphllmrec.models.explain import explain_item
 from graphllmrec.protocol import Abilities, Queries
@@ -223,7 +224,7 @@ def test_a_run_folder_gives_back_the_same_recommender(world, tmp_path, name):
     assert again.recipe == fitted.recipe
     assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted(
         ["recipe.toml", "data.json", "users.parquet", "items.parquet", "interactions.parquet", "log.jsonl",
-         "timings.jsonl", "model.safetensors", "model.json"]
+         "timings.jsonl", "model.safetensors", "model.json", "manifest.json"]
     )  # fmt: skip
 
 
@@ -345,8 +346,7 @@ def test_damaged_tensors_are_noticed(ease, tmp_path):
 
 def test_a_run_of_another_format_is_refused(ease, tmp_path):
     ease.save(tmp_path / "run")
-    path = tmp_path / "run" / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    Manifest.read(tmp_path / "run").model_copy(update={"format": 99}).write(tmp_path / "run")
     with pytest.raises(CheckpointError, match=rf"has format 99, this version reads {run.FORMAT}"):
         Recommender.load(tmp_path / "run")
 

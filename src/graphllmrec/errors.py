@@ -71,6 +71,10 @@ class CheckpointError(GraphLLMRecError):
     """A run folder or checkpoint that is absent, incomplete, or of other settings or data."""
 
 
+class StorageError(GraphLLMRecError, OSError):
+    """A file or folder that cannot be written: a full disk, no permission."""
+
+
 class EvaluationError(GraphLLMRecError):
     """Scores that cannot be ranked, a metric that does not exist, or evaluations that must not be compared."""
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from graphllmrec.arguments import id_list
+from graphllmrec.arguments import id_list, list_length
 from graphllmrec.data.ids import clean_id
 from graphllmrec.data.item_filter import matching
 from graphllmrec.data.split import Split
@@ -50,11 +50,12 @@ class Fitted:
     dataset: Dataset  # added items included
     split: Split  # the split the model was fitted on
     histories: Histories  # (num_users rows) all that is known of each user
+    run: str | None = None  # identity of the run folder that holds exactly this
 
     @staticmethod
-    def of(model: Model, dataset: Dataset, split: Split) -> Fitted:
+    def of(model: Model, dataset: Dataset, split: Split, run: str | None = None) -> Fitted:
         """With the histories of the split."""
-        return Fitted(model, dataset, split, split.interactions().histories(split.num_users))
+        return Fitted(model, dataset, split, split.interactions().histories(split.num_users), run)
 
     @property
     def items(self) -> Items:
@@ -66,6 +67,10 @@ class Fitted:
         items = self.items.extended(table)
         model, split = self.model.with_items(text), replace(self.split, num_items=len(items))
         return Fitted(model, replace(self.dataset, items=items), split, self.histories)
+
+    def list_length(self, k: Any) -> int:
+        """Length of lists: k, at most the number of items. Raises ArgumentError for an impossible one."""
+        return min(list_length(k), max(len(self.items), 1))
 
     def limits(
         self,

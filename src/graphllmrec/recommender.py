@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, overload
@@ -16,21 +17,21 @@ from typing import Any, overload
 import polars as pl
 
 from graphllmrec import run_folder as run
-from graphllmrec.arguments import id_list, list_length, one_id, one_of
+from graphllmrec.arguments import file_path, id_list, one_id, one_of
 from graphllmrec.data.new_items import new_item_table
 from graphllmrec.data.prepare import read_and_split, read_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
 from graphllmrec.data.tables import Dataset, Histories
-from graphllmrec.errors import ArgumentError, CheckpointError, GraphLLMRecError, Interrupted
+from graphllmrec.errors import ArgumentError, CheckpointError
 from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model
 from graphllmrec.fitted import Fitted, Unknown
-from graphllmrec.io import discard
 from graphllmrec.lists_file import write_lists
 from graphllmrec.models.explain import explain_item
 from graphllmrec.progress import RunLogger, open_logger
 from graphllmrec.protocol import Model, Queries, Task
 from graphllmrec.recipe import Recipe, differences, load_recipe
 from graphllmrec.recommendation import Explanation, FrameKind, Recommendation
+from graphllmrec.report.card import CardSource, card_markdown, card_values
 from graphllmrec.report.format import integer
 from graphllmrec.report.notebook import View, notebook_html
 from graphllmrec.text.prepare import prepare_encoder, prepare_new_text, prepare_text
@@ -86,8 +87,9 @@ class Recommender:
     ) -> Recommender:
         """Read, split and encode `data` (a Dataset or a data folder), and fit the model. Returns self.
 
-        With `out`, the run is kept in that folder, and `resume` continues an interrupted or killed fit; checkpoints are
-        written every `save_every` seconds, or less often where writing takes more than 2 % of the time. With `cache`
+        With `out`, the run is kept in that folder, and `resume` continues an interrupted or killed fit. With
+        `overwrite`, a run in that folder stays as it is until the new one is whole, and is replaced then. Checkpoints
+        are written every `save_every` seconds, less often where that takes more than 2 % of the time. With `cache`
         too, trained stages are shared with other runs that have the same settings, seed and data, through that folder.
         Raises DataError, TextError, CheckpointError (`out` is taken), Interrupted (Ctrl-C; the run can be resumed).
         """
@@ -102,15 +104,9 @@ class Recommender:
             dataset = prepare_encoder(model.abilities, dataset, self.recipe.text)
             if path is None:
                 return self._train(model, dataset, split, logger)
-            run.begin(path, self.recipe, dataset, split, overwrite=overwrite)
-            checkpoints = Checkpoints(path / "checkpoint", None if cache is None else Path(cache), save_every)
-            try:
-                return self._train(model, dataset, split, logger, path, checkpoints)
-            except Interrupted:
-                raise
-            except GraphLLMRecError:  # another attempt would fail as well: no run folder is left
-                discard(path)
-                raise
+            with run.begin(path, self.recipe, dataset, split, overwrite=overwrite) as folder:
+                checkpoints = Checkpoints(folder / "checkpoint", None if cache is None else Path(cache), save_every)
+                return self._train(model, dataset, split, logger, folder, checkpoints)
 
     @classmethod
     def resume(
@@ -128,32 +124,26 @@ class Recommender:
         With both of them, a fit that was killed before its folder existed starts again.
         """
         path = Path(path)
-        run.tidy(path)
         if recipe is not None and data is not None and run.state_of(path) == "absent":
             return cls(recipe).fit(data, out=path, save_every=save_every, logger=logger)
-        if run.state_of(path) == "finished":
-            raise CheckpointError(f"{path} is finished, there is nothing to resume; load it, or overwrite it")
-        tables = run.load_tables(path)
-        if recipe is not None and (recipe := recipe.for_data(tables.split.ordered)) != tables.recipe:
-            listed = "; ".join(differences(recipe.values(), tables.recipe.values())[:5])
-            raise CheckpointError(f"the recipe differs from the one of {path}: {listed}")
-        recommender = cls(tables.recipe)
-        with open_logger(logger) as logger:
+        with run.continued(path) as (folder, tables), open_logger(logger) as logger:
+            if recipe is not None and (recipe := recipe.for_data(tables.split.ordered)) != tables.recipe:
+                listed = "; ".join(differences(recipe.values(), tables.recipe.values())[:5])
+                raise CheckpointError(f"the recipe differs from the one of {path}: {listed}")
             logger.new_run()
             if data is not None:
                 dataset, _ = read_and_split(data, tables.recipe.data, tables.recipe.seed, logger)
                 if run.fingerprint(dataset) != tables.fingerprint:
                     raise CheckpointError(f"the data changed since {path} was begun; fit again with --overwrite")
-            checkpoints = Checkpoints(path / "checkpoint", every=save_every)
-            model = tables.recipe.build_model()
-            return recommender._train(model, tables.dataset, tables.split, logger, path, checkpoints)
+            checkpoints = Checkpoints(folder / "checkpoint", every=save_every)
+            recommender, model = cls(tables.recipe), tables.recipe.build_model()
+            return recommender._train(model, tables.dataset, tables.split, logger, folder, checkpoints)
 
     @classmethod
     def load(cls, path: str | Path) -> Recommender:
         """The recommender of a finished run folder. Raises CheckpointError naming what is missing or damaged."""
-        model = run.load_model(Path(path))
-        tables = run.load_tables(Path(path))
-        return cls(tables.recipe)._set(model, tables.dataset, tables.split)
+        found = run.load(Path(path))
+        return cls(found.tables.recipe)._set(found.model, found.tables.dataset, found.tables.split, found.identity)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a complete run folder in one step. Raises CheckpointError when `path` is taken."""
@@ -194,7 +184,7 @@ class Recommender:
             if data is not None:
                 other = read_dataset(data, self.recipe.data, logger)
                 known = split_in_rows(now.dataset, other, self.recipe.data, self.recipe.seed)
-            return evaluate_model(
+            found = evaluate_model(
                 now.model,
                 known,
                 split,
@@ -202,7 +192,29 @@ class Recommender:
                 branch=branch,
                 placebo=self.recipe.text.placebo if now.model.abilities.reads_text else "none",
                 logger=logger,
-            ).with_ids(now.dataset.users, now.dataset.items.ids)
+            )
+            found = found.with_ids(now.dataset.users, now.dataset.items.ids)
+            return replace(found, run=now.run if data is None else None)
+
+    def card(
+        self,
+        *,
+        evaluation: Evaluation | None = None,
+        baselines: Mapping[str, Evaluation] | None = None,
+        data_licence: str | None = None,
+    ) -> str:
+        """A model card in Markdown: data, protocol, figures, limits, recipe, and how to reproduce them.
+
+        `evaluation`: of the test part (default: made now); `baselines`: evaluations that it is tested against;
+        `data_licence` (default: what a LICENSE or README file of the data folder says). Raises EvaluationError for
+        baselines with other users, targets or masked items.
+        """
+        if evaluation is None and len(self.split.test):
+            evaluation = self.evaluate()
+        source = CardSource(
+            self.recipe, self.model.abilities, self.dataset, self.split, evaluation, baselines or {}, data_licence
+        )
+        return card_markdown(card_values(source))
 
     @overload
     def recommend(
@@ -267,7 +279,8 @@ class Recommender:
         Raises ArgumentError, UnknownIdError for a user that is not in the data and for a history or candidates without
         any known item; other unknown items are named in a warning and ignored.
         """
-        length, now = list_length(k), self._get()
+        now = self._get()
+        length = now.list_length(k)
         one_of(unknown, Unknown, "unknown")
         one_of(as_frame, FrameKind, "as_frame", optional=True)
         if (users is None) == (history is None):
@@ -303,12 +316,14 @@ class Recommender:
 
         Raises ArgumentError (also for a file that exists, unless `overwrite`), UnknownIdError.
         """
-        length, now = list_length(k), self._get()
+        now = self._get()
+        length = now.list_length(k)
         one_of(unknown, Unknown, "unknown")
         limits = now.limits(exclude, candidates, filter, allow_seen=allow_seen)
+        path = file_path(out, "out")
         asked = now.dataset.users.ids.to_list() if users is None else id_list(users, "users")
         with open_logger(logger) as logger:
-            return write_lists(now, Path(out), asked, length, limits, unknown, logger, overwrite=overwrite)
+            return write_lists(now, path, asked, length, limits, unknown, logger, overwrite=overwrite)
 
     @overload
     def similar(
@@ -348,7 +363,8 @@ class Recommender:
 
         With `as_frame` a table: query (the item), rank, item_id, title, score. Raises ArgumentError, UnknownIdError.
         """
-        length, now = list_length(k), self._get()
+        now = self._get()
+        length = now.list_length(k)
         one_of(as_frame, FrameKind, "as_frame", optional=True)
         found = now.similar(one_id(item, "item"), length, now.limits(exclude, candidates, filter))
         return found.lists()[0] if as_frame is None else found.answer(as_frame)
@@ -397,8 +413,8 @@ class Recommender:
             raise CheckpointError("this recommender is not fitted yet; call .fit(data) or Recommender.load(path)")
         return self._fitted
 
-    def _set(self, model: Model, dataset: Dataset, split: Split) -> Recommender:
-        self._fitted = Fitted.of(model, dataset, split)
+    def _set(self, model: Model, dataset: Dataset, split: Split, identity: str | None = None) -> Recommender:
+        self._fitted = Fitted.of(model, dataset, split, identity)
         return self
 
     def _train(
@@ -420,11 +436,12 @@ class Recommender:
         logger.begin(f"fit {model.name}")
         began = time.monotonic()
         model.fit(Task(split, text, recipe.seed, logger, checkpoints, user_text=user_text, encoder=recipe.text))
+        identity = None
         if path is not None and checkpoints is not None:
             seconds = time.monotonic() - began + checkpoints.earlier  # those of earlier attempts and other runs too
             logger.finish_log()
-            run.finish(path, model, {"seconds": round(seconds, 2)})
-        return self._set(model, dataset, split)
+            identity = run.finish(path, model, {"seconds": round(seconds, 2)})
+        return self._set(model, dataset, split, identity)
 
 
 def evaluate(recommender: Recommender, data: Dataset | str | Path | None = None, split: Part = "test") -> Evaluation:
