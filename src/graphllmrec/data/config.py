@@ -32,6 +32,12 @@ class DataConfig(Config):
     repeats: Repeats = Field(
         "first", description='a repeated pair counts once ("first"), or its occurrences "add" up to a weight'
     )
+    max_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="most bytes a file may hold, unpacked; none: no limit, but a compressed file may not hold "
+        "over 100 times its size and over 16 MiB",
+    )
     k_core: int = Field(
         0, ge=0, le=1_000_000_000, description="keep only users and items with so many distinct partners; 0 keeps all"
     )
