@@ -14,7 +14,7 @@ from graphllmrec.data.read import load_data
 from graphllmrec.data.split import Split, make_split
 from graphllmrec.data.tables import Dataset, IdMap, Ints
 from graphllmrec.data.tags import without_held_out_tags
-from graphllmrec.errors import ArgumentError, DataError
+from graphllmrec.errors import ArgumentError, DataError, RecipeError
 from graphllmrec.progress import RunLogger
 
 Data = Dataset | str | Path | Table | Mapping[str, Table]  # whatever load_data reads, or its result
