@@ -28,7 +28,7 @@ import torch
 
 import graphllmrec.data
 from graphllmrec import Recommender
-from graphllmrec.errors import DataError
+from graphllmrec.errors import DataError, UnknownIdError
 from graphllmrec.rng import rng
 
 DEMO = Path(graphllmrec.data.__file__).parent / "demo"
@@ -149,7 +149,10 @@ def disagreements(before: Recommender, after: Recommender, record: Record) -> li
 
 def same(recommender: Recommender, answer: Answer) -> bool:
     """Does this recommender give the answer?"""
-    return bool(getattr(recommender, answer.method)(**answer.arguments) == answer.result)
+    try:
+        return bool(getattr(recommender, answer.method)(**answer.arguments) == answer.result)
+    except UnknownIdError:
+        return False
 
 
 def main(names: Iterable[str], seconds: float, threads: int) -> dict[str, Any]:

@@ -268,6 +268,15 @@ def test_one_id_is_not_a_list(ease):
         id_list(pandas.DataFrame({"user_id": ["u0"]}), "users")
 
 
+def test_a_length_beyond_memory_ends_where_the_catalogue_ends(ease, tmp_path):
+    for k in (10**12, 10**30):
+        assert ease.recommend(users=["u0"], k=k) == ease.recommend(users=["u0"], k=48)
+        assert ease.similar("i1", k=k) == ease.similar("i1", k=47)
+        ease.recommend_all(tmp_path / "r.csv", k=k, users=["u0"], overwrite=True)
+    with pytest.raises(ArgumentError, match="out is the path of a file, not None"):
+        ease.recommend_all(None)
+
+
 # shares
 
 

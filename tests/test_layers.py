@@ -25,6 +25,7 @@ LAYERS = [
     ("train",),
     ("models",),
     ("recipe", "run_folder", "legacy"),
+    ("report.card",),  # of the parts of a recommender, so that it can have a method `card`
     ("recommendation", "fitted", "lists_file", "recommender"),
     ("evaluate",),  # the import path of version 0.1; nothing imports it
     ("report",),

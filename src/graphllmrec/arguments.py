@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from numbers import Integral
+from pathlib import Path
 from typing import Any, get_args
 
 from graphllmrec.errors import ArgumentError
@@ -48,3 +50,10 @@ def one_of(value: Any, choices: Any, what: str, *, optional: bool = False) -> An
     if not (optional and value is None) and value not in known:
         raise ArgumentError(f"{what} is one of {', '.join(map(repr, known))}, not {value!r:.80}")
     return value
+
+
+def file_path(value: Any, what: str) -> Path:
+    """A path. Raises ArgumentError for anything but a string or path."""
+    if not isinstance(value, str | os.PathLike):
+        raise ArgumentError(f"{what} is the path of a file, not {value!r:.80}")
+    return Path(value)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from graphllmrec.arguments import id_list
+from graphllmrec.arguments import id_list, list_length
 from graphllmrec.data.ids import clean_id
 from graphllmrec.data.item_filter import matching
 from graphllmrec.data.split import Split
@@ -66,6 +66,10 @@ class Fitted:
         items = self.items.extended(table)
         model, split = self.model.with_items(text), replace(self.split, num_items=len(items))
         return Fitted(model, replace(self.dataset, items=items), split, self.histories)
+
+    def list_length(self, k: Any) -> int:
+        """Length of lists: k, at most the number of items. Raises ArgumentError for an impossible one."""
+        return min(list_length(k), max(len(self.items), 1))
 
     def limits(
         self,

@@ -16,7 +16,7 @@ from typing import Any, overload
 import polars as pl
 
 from graphllmrec import run_folder as run
-from graphllmrec.arguments import id_list, list_length, one_id, one_of
+from graphllmrec.arguments import file_path, id_list, one_id, one_of
 from graphllmrec.data.new_items import new_item_table
 from graphllmrec.data.prepare import read_and_split, read_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
@@ -31,6 +31,7 @@ from graphllmrec.progress import RunLogger, open_logger
 from graphllmrec.protocol import Model, Queries, Task
 from graphllmrec.recipe import Recipe, differences, load_recipe
 from graphllmrec.recommendation import Explanation, FrameKind, Recommendation
+from graphllmrec.report.card import CardSource, card_markdown, card_values
 from graphllmrec.report.format import integer
 from graphllmrec.report.notebook import View, notebook_html
 from graphllmrec.text.prepare import prepare_encoder, prepare_new_text, prepare_text
@@ -204,6 +205,26 @@ class Recommender:
                 logger=logger,
             ).with_ids(now.dataset.users, now.dataset.items.ids)
 
+    def card(
+        self,
+        *,
+        evaluation: Evaluation | None = None,
+        baselines: Mapping[str, Evaluation] | None = None,
+        data_licence: str | None = None,
+    ) -> str:
+        """A model card in Markdown: data, protocol, figures, limits, recipe, and how to reproduce them.
+
+        `evaluation`: of the test part (default: made now); `baselines`: evaluations that it is tested against;
+        `data_licence` (default: what a LICENSE or README file of the data folder says). Raises EvaluationError for
+        baselines with other users, targets or masked items.
+        """
+        if evaluation is None and len(self.split.test):
+            evaluation = self.evaluate()
+        source = CardSource(
+            self.recipe, self.model.abilities, self.dataset, self.split, evaluation, baselines or {}, data_licence
+        )
+        return card_markdown(card_values(source))
+
     @overload
     def recommend(
         self,
@@ -267,7 +288,8 @@ class Recommender:
         Raises ArgumentError, UnknownIdError for a user that is not in the data and for a history or candidates without
         any known item; other unknown items are named in a warning and ignored.
         """
-        length, now = list_length(k), self._get()
+        now = self._get()
+        length = now.list_length(k)
         one_of(unknown, Unknown, "unknown")
         one_of(as_frame, FrameKind, "as_frame", optional=True)
         if (users is None) == (history is None):
@@ -303,12 +325,14 @@ class Recommender:
 
         Raises ArgumentError (also for a file that exists, unless `overwrite`), UnknownIdError.
         """
-        length, now = list_length(k), self._get()
+        now = self._get()
+        length = now.list_length(k)
         one_of(unknown, Unknown, "unknown")
         limits = now.limits(exclude, candidates, filter, allow_seen=allow_seen)
+        path = file_path(out, "out")
         asked = now.dataset.users.ids.to_list() if users is None else id_list(users, "users")
         with open_logger(logger) as logger:
-            return write_lists(now, Path(out), asked, length, limits, unknown, logger, overwrite=overwrite)
+            return write_lists(now, path, asked, length, limits, unknown, logger, overwrite=overwrite)
 
     @overload
     def similar(
@@ -348,7 +372,8 @@ class Recommender:
 
         With `as_frame` a table: query (the item), rank, item_id, title, score. Raises ArgumentError, UnknownIdError.
         """
-        length, now = list_length(k), self._get()
+        now = self._get()
+        length = now.list_length(k)
         one_of(as_frame, FrameKind, "as_frame", optional=True)
         found = now.similar(one_id(item, "item"), length, now.limits(exclude, candidates, filter))
         return found.lists()[0] if as_frame is None else found.answer(as_frame)

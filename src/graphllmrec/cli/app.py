@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from graphllmrec.cli.card import card
 from graphllmrec.cli.demo import demo
 from graphllmrec.cli.doctor import doctor
 from graphllmrec.cli.evaluate import compare, evaluate, report, stats
@@ -88,6 +89,7 @@ app.command("evaluate", rich_help_panel="Train and evaluate")(evaluate)
 app.command("compare", rich_help_panel="Train and evaluate")(compare)
 app.command("study", rich_help_panel="Train and evaluate", context_settings={"allow_extra_args": True})(study)
 app.command("report", rich_help_panel="Train and evaluate")(report)
+app.command("card", rich_help_panel="Train and evaluate")(card)
 app.command("stats", rich_help_panel="Train and evaluate")(stats)
 app.command("recommend", rich_help_panel="Recommend")(recommend)
 app.command("explain", rich_help_panel="Recommend")(explain)

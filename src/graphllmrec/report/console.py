@@ -11,8 +11,7 @@ from rich.text import Text
 from graphllmrec.evaluation.compare import Comparison
 from graphllmrec.evaluation.evaluation import Evaluation, protocol_line, shared_protocol_line
 from graphllmrec.evaluation.metrics import CATALOGUE_METRICS, METRICS
-from graphllmrec.report.format import are_best, p_text, p_value, relative, short, significance
-from graphllmrec.report.run_report import STRATUM_TITLES
+from graphllmrec.report.format import STRATUM_TITLES, are_best, p_text, p_value, relative, short, significance
 
 SHORT_TITLES = {"item_degree": "clicks", "item_popularity": "items", "user_activity": "history"}
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 Significance = Literal["good", "bad", "same"]
 ALPHA = 0.05  # significance level of all tests
 UNEQUAL = "†"  # marks a difference between models that were tuned with unequal numbers of trials
+STRATUM_TITLES = {
+    "item_degree": "target items by training clicks",
+    "item_popularity": "target items by popularity",
+    "user_activity": "users by history length",
+}
 FACTOR_FROM = 5.0  # relative differences from +500 % on are written as a factor
 
 
@@ -26,6 +32,12 @@ def leaders(values: Mapping[str, float]) -> list[str]:
 def listed(names: Sequence[str]) -> str:
     """ "ease", "ease and z-sum", "ease, z-sum and hybrid"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def markdown_text(text: str) -> str:
+    """A text of the data within Markdown: nothing in it is markup, also where Markdown lets HTML through."""
+    escaped = re.sub(r"([\\`*\[\]<>&])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"^([#+=~-])", r"\\\1", escaped)
 
 
 def number(value: float) -> str:

@@ -16,7 +16,7 @@ from graphllmrec.io import write_text
 from graphllmrec.report import format
 from graphllmrec.terminal import visible
 
-_FILTERS: tuple[Callable[..., str], ...] = (format.number, format.integer)
+_FILTERS: tuple[Callable[..., str], ...] = (format.number, format.integer, format.markdown_text)
 
 
 def write_page(path: Path | str, template: str, **context: Any) -> None:

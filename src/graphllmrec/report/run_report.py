@@ -17,6 +17,7 @@ from graphllmrec.evaluation.evaluation import Evaluation, shared_protocol_line
 from graphllmrec.evaluation.metrics import parse_metric
 from graphllmrec.report.elements import Cell, Figure, Table, Whisker, difference_cell, number_cells
 from graphllmrec.report.format import (
+    STRATUM_TITLES,
     against_text,
     integer,
     interval,
@@ -43,11 +44,6 @@ from graphllmrec.report.plots.training import (
 )
 from graphllmrec.report.render import write_page
 
-STRATUM_TITLES = {
-    "item_degree": "target items by training clicks",
-    "item_popularity": "target items by popularity",
-    "user_activity": "users by history length",
-}
 _STRATUM_FIGURES = {
     "item_degree": (
         "by training clicks of the item",
