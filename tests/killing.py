@@ -2,6 +2,7 @@
 
     python tests/killing.py writer FOLDER             # a kill at every line of the checkpoint writer
     python tests/killing.py fit RECIPE DATA FOLDER    # kills all over a fit
+    python tests/killing.py replace RECIPE DATA FOLDER    # kills all over a fit that takes the place of another run
 
 Prints one JSON object: what the unbroken work left, and for every moment of death what the resumed work left. Every
 attempt is a fork of this process, which itself never uses a thread: polars and OpenMP would not survive the fork.
@@ -23,18 +24,23 @@ from typing import Any
 
 import graphllmrec.recommender
 from front_door_world import encode_first_word
-from graphllmrec import Recommender, recommender
+from graphllmrec import Recommender, lock, manifest, recommender
 from graphllmrec import io as files
 from graphllmrec import progress as logger
 from graphllmrec import run_folder as run
 from graphllmrec.rng import rng
+from graphllmrec.run_folder import model as run_model
+from graphllmrec.run_folder import tables as run_tables
 from graphllmrec.text import prepare as text_prepare
 from graphllmrec.train import checkpoint
 from toy_training import Run
 
 WRITER = (Path(files.__file__), Path(checkpoint.__file__))
 PACKAGE = str(Path(graphllmrec.recommender.__file__).parent)
-KEEPING = [module.__file__ for module in (files, logger, recommender, run, checkpoint)]
+KEEPING = [
+    module.__file__ for module in (files, lock, logger, manifest, recommender, run, run_model, run_tables, checkpoint)
+]
+MOVES = 10  # functions that are first called when a finished run takes the place of another one
 SETTINGS: dict[str, Any] = {
     "lightgcn-fast": {"epochs": 3, "batch_size": 64, "embedding_dim": 8},
     "hybrid": {
@@ -162,6 +168,52 @@ def fit(name: str, data: str, folder: Path) -> dict[str, Any]:
     }
 
 
+# a fit that takes the place of another run
+
+
+def replace(name: str, data: str, folder: Path) -> dict[str, Any]:
+    """Kill a fit over a finished run at calls of functions that keep things: what RUN holds then, and in the end."""
+    calls, answer = folder / "calls.json", folder / "answer"
+    attempt(lambda: Recommender.from_recipe("popularity").fit(data, out=folder / "old"))
+    attempt(lambda: look(folder / "old", answer))
+    old = answer.read_text()
+    shutil.copytree(folder / "old", folder / "whole")
+    attempt(lambda: take_over(name, data, folder / "whole"), lambda: count_calls(calls))
+    attempt(lambda: look(folder / "whole", answer))
+    new, found = answer.read_text(), {}
+    first = json.loads(calls.read_text())[0]
+    for moment in [*first[: -MOVES : max(len(first) // 6, 1)], *first[-MOVES:]]:
+        path = folder / f"killed at call {moment}"
+        shutil.copytree(folder / "old", path)
+        (path / "notes.txt").write_text("mine")
+        assert not attempt(lambda: take_over(name, data, path), lambda: kill_at_call(moment))  # noqa: B023
+        assert attempt(lambda: look(path, answer))  # noqa: B023
+        held = {old: "old", new: "new"}[answer.read_text()]
+        assert attempt(lambda: take_over(name, data, path))  # noqa: B023
+        assert attempt(lambda: look(path, answer))  # noqa: B023
+        assert answer.read_text() == new
+        assert (path / "notes.txt").read_text() == "mine"
+        (path / "notes.txt").unlink()
+        found[path.name] = {"then": held, "files": " ".join(sorted(entry.name for entry in path.iterdir()))}
+        shutil.rmtree(path)
+    return found
+
+
+def take_over(name: str, data: str, path: Path) -> None:
+    """Begin the fit that replaces the run, or continue it, or see that it is finished."""
+    if run.unfinished(path) is not None:
+        Recommender.resume(path, save_every=0)
+    elif Recommender.load(path).recipe.model.name == "popularity":
+        recommender = Recommender.from_recipe(name, model=SETTINGS[name])
+        recommender.fit(data, out=path, save_every=0, overwrite=True)
+    run.tidy(path)
+
+
+def look(path: Path, answer: Path) -> None:
+    """Write what the run at `path` answers."""
+    answer.write_text(repr(Recommender.load(path).recommend(users=["u1", "u2"])))
+
+
 def go_on(name: str, data: str, path: Path) -> None:
     """Begin the fit, or continue it, or see that it is finished."""
     state = run.state_of(path)
@@ -216,4 +268,7 @@ if __name__ == "__main__":
     os.fsync = lambda _: None  # a killed process loses nothing that it has written; waiting for the disk takes minutes
     what, *arguments = sys.argv[1:]
     places = Path(arguments[-1])
-    print(json.dumps(writer(places) if what == "writer" else fit(arguments[0], arguments[1], places)))
+    if what == "writer":
+        print(json.dumps(writer(places)))
+    else:
+        print(json.dumps({"fit": fit, "replace": replace}[what](arguments[0], arguments[1], places)))

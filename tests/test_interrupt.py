@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from front_door_world import write_world
 from graphllmrec.cli import app
+from graphllmrec.manifest import BEGUN, Manifest
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +72,24 @@ def test_a_fit_killed_anywhere_resumes_to_the_same_model_and_log(books: Path, tm
     assert found["left"] == ["calls.json", "whole"]  # nothing beside the run folders
 
 
+def test_a_run_is_replaced_whole_or_not_at_all_wherever_the_fit_is_killed(books: Path, tmp_path: Path) -> None:
+    """Whoever loads the folder after the kill gets the old run or the new one; the fit then goes on to its end."""
+    command = [sys.executable, str(Path(__file__).with_name("killing.py")), "replace", "lightgcn-fast"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([*command, str(books), str(tmp_path)], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert len(found) > 12
+    assert {outcome["then"] for outcome in found.values()} == {"old", "new"}
+    assert {outcome["files"] for outcome in found.values()} == {" ".join(sorted(FILES))}
+
+
 # what the command says after a kill
 
 
 FILES = [
-    "data.json", "interactions.parquet", "items.parquet", "log.jsonl", "model.json", "model.safetensors", "recipe.toml",
-    "timings.jsonl", "users.parquet",
+    "data.json", "interactions.parquet", "items.parquet", "log.jsonl", "manifest.json", "model.json",
+    "model.safetensors", "recipe.toml", "timings.jsonl", "users.parquet",
 ]  # fmt: skip
 
 
@@ -96,6 +109,9 @@ def finished(books: Path, tmp_path: Path) -> Path:
 def killed(finished: Path) -> Path:
     """A run that was killed while model.safetensors was written, and twice while a line of the timings was."""
     (finished / "model.json").unlink()
+    whole = Manifest.read(finished)
+    begun = {name: entry for name, entry in whole.files.items() if name in BEGUN}
+    Manifest(format=whole.format, complete=False, files=begun).write(finished)
     (finished / "model.safetensors").rename(finished / ".model.safetensors.a1b2c3d4.tmp")
     (finished / "metrics-valid.json").unlink()
     whole = (finished / "timings.jsonl").read_text()

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "graphllmrec"
 
 # Lowest first. A module belongs to the longest prefix that fits; it may import from its own layer and those below.
 LAYERS = [
-    ("errors", "rng", "io", "settings", "arguments", "terminal"),
+    ("errors", "rng", "io", "lock", "manifest", "settings", "arguments", "terminal"),
     ("screen",),
     ("report.format", "report.elements", "report.render", "report.notebook"),  # plain data to text and HTML
     ("progress", "text.config"),  # the screen and two files; settings alone. So `data` and `protocol` may use them

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
+import polars as pl
 import pytest
 import torch
 
 from front_door_world import encode_first_word, write_world
 from graphllmrec import run_folder as run
+from graphllmrec.data.read import load_data
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import (
     CheckpointError,
@@ -20,6 +23,7 @@ from graphllmrec.errors import (
     RecipeError,
     UnknownIdError,
 )
+from graphllmrec.manifest import Manifest
 from graphllmrec.models.baselines.ease import EASE
 from graphllmrec.models.explain import explain_item
 from graphllmrec.protocol import Abilities, Queries
@@ -168,6 +172,30 @@ def test_bad_new_items_are_refused_and_nothing_is_added(text, rows, message):
     assert text.model.item_vectors().shape[0] == 48
 
 
+@pytest.mark.parametrize("recipe", ["item-knn", "ease"])
+def test_nothing_is_answered_for_an_item_of_which_the_model_knows_nothing(world, recipe):
+    """And not the first items of the catalogue at score 0."""
+    found = Recommender.from_recipe(recipe).fit(world)
+    found.add_items([{"item_id": "fresh", "title": "poems for winter"}])
+    with pytest.warns(UserWarning, match=f"no items similar to 'fresh': {recipe} compares items by clicks"):
+        assert found.similar("fresh") == []
+    with pytest.warns(UserWarning, match=f"1 empty lists: {recipe} knows nothing of the items in the histories"):
+        assert found.recommend(history=["fresh"]) == [[]]
+
+
+def test_items_without_text_are_nobodys_neighbours(world):
+    data = load_data(world)
+    titles = data.items.table["title"].to_list()
+    some = pl.Series("title", [None if row % 4 == 0 else title for row, title in enumerate(titles)])
+    table = data.items.table.with_columns(some)
+    data = replace(data, items=replace(data.items, table=table))
+    found = Recommender.from_recipe("text-knn", text={"encoder": "ngrams"}).fit(data)
+    silent = set(table.filter(some.is_null())["item_id"])
+    assert not silent & {entry.item_id for entry in found.similar(table["item_id"][1], k=48)}
+    with pytest.warns(UserWarning, match="text-knn compares items by .*text, and this has none"):
+        assert found.similar(table["item_id"][0]) == []
+
+
 def test_added_items_survive_saving(text, tmp_path):
     text.add_items([{"item_id": "fresh", "title": "poems for winter"}])
     text.save(tmp_path / "run")
@@ -223,7 +251,7 @@ def test_a_run_folder_gives_back_the_same_recommender(world, tmp_path, name):
     assert again.recipe == fitted.recipe
     assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted(
         ["recipe.toml", "data.json", "users.parquet", "items.parquet", "interactions.parquet", "log.jsonl",
-         "timings.jsonl", "model.safetensors", "model.json"]
+         "timings.jsonl", "model.safetensors", "model.json", "manifest.json"]
     )  # fmt: skip
 
 
@@ -345,8 +373,7 @@ def test_damaged_tensors_are_noticed(ease, tmp_path):
 
 def test_a_run_of_another_format_is_refused(ease, tmp_path):
     ease.save(tmp_path / "run")
-    path = tmp_path / "run" / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    Manifest.read(tmp_path / "run").model_copy(update={"format": 99}).write(tmp_path / "run")
     with pytest.raises(CheckpointError, match=rf"has format 99, this version reads {run.FORMAT}"):
         Recommender.load(tmp_path / "run")
 

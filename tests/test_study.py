@@ -186,7 +186,7 @@ def test_fitted_models_are_deleted_unless_they_are_to_be_kept(finished, world, t
     out, _ = finished
     kept = {path.name for path in (out / "fits/books/ease/none/seed-0/run").iterdir()}
     assert kept == {
-        "recipe.toml", "log.jsonl", "timings.jsonl",
+        "recipe.toml", "log.jsonl", "timings.jsonl", "manifest.json",
         *(f"{name}-{part}.parquet" for name in ("per-user", "targets") for part in ("valid", "test")),
         "metrics-valid.json", "metrics-test.json",
     }  # fmt: skip

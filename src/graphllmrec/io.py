@@ -6,50 +6,83 @@ files of a killed process are never read, and `remove_leftovers` deletes them.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import secrets
 import shutil
-import tempfile
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from graphllmrec.errors import GraphLLMRecError, StorageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how polars and safetensors end the message of such an error
 _TEMPORARY = re.compile(r"\.(?P<of>.+)\.[a-z0-9_]{8}(\.old)?\.tmp")
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; fsynced and renamed to `path` on success, removed on failure."""
-    _make_folder(path.parent)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp makes files private
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """A temporary name beside `path` to write to; fsynced and renamed to `path` on success, removed on failure.
+
+    Raises StorageError when it cannot be written: a full disk, a folder without permission to write.
+    """
+    with storage(path):
+        _make_folder(path.parent)
+        temporary = _temporary_name(path)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # the umask takes from this
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        try:
+            yield temporary
+            temporary.chmod(mode)  # safetensors makes files private
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, renamed to `path` on success; only then is an old folder at `path` deleted."""
-    temporary = _temporary_folder(path)
-    replaced = temporary.with_name(f"{temporary.name.removesuffix('.tmp')}.old.tmp")
+    """A temporary folder beside `path`, renamed to `path` on success, removed on failure.
+
+    `path` must be absent, or an empty folder. Raises StorageError when it is neither, or cannot be written.
+    """
+    with storage(path):
+        _make_folder(path.parent)
+        temporary = _temporary_name(path)
+        temporary.mkdir()
+        try:
+            yield temporary
+            sync(temporary)
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            temporary.rename(path)
+            sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Raise StorageError, naming `path`, for errors of the operating system, also those that polars reports."""
     try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes folders private
-        if path.exists():
-            path.rename(replaced)
-        temporary.rename(path)
-        sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        yield
+    except GraphLLMRecError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        elif (found := _OS_ERROR.search(str(error))) and type(error).__module__.startswith(("polars", "safetensors")):
+            reason = os.strerror(int(found[1]))
+        else:
+            raise
+        full = (isinstance(error, OSError) and error.errno in _FULL) or reason in map(os.strerror, _FULL)
+        hint = "free some space and try again" if full else "choose a folder that can be written"
+        raise StorageError(f"cannot write {path}: {reason[:1].lower()}{reason[1:]}; {hint}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,8 +93,8 @@ def write_text(path: Path, text: str) -> None:
 
 def discard(path: Path) -> None:
     """Delete a folder with its contents; a reader finds all of it or nothing."""
-    temporary = _temporary_folder(path)
-    path.rename(temporary / path.name)
+    temporary = _temporary_name(path)
+    path.rename(temporary)
     shutil.rmtree(temporary)
 
 
@@ -83,6 +116,11 @@ def remove_leftovers(folder: Path, of: str | None = None, *, older_than: float =
                 path.unlink()
 
 
+def is_temporary(path: Path) -> bool:
+    """Is this the name of a temporary file or folder?"""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -92,9 +130,8 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _temporary_folder(path: Path) -> Path:
-    _make_folder(path.parent)
-    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _make_folder(path: Path) -> None:

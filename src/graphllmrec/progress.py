@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import TaskID
 
+from graphllmrec.io import storage
 from graphllmrec.screen import Screen, can_draw
 
 LOG, TIMINGS = "log.jsonl", "timings.jsonl"
@@ -67,21 +68,22 @@ class RunLogger:
 
     def write_to(self, folder: Path) -> None:
         """Write all events so far and from now on into `folder`: log.jsonl anew, timings.jsonl continued."""
-        _drop_torn_line(folder / TIMINGS)
-        self._files = {
-            LOG: (folder / LOG).open("w", encoding="utf-8"),
-            TIMINGS: (folder / TIMINGS).open("a", encoding="utf-8"),
-        }
+        with storage(folder / LOG):
+            _drop_torn_line(folder / TIMINGS)
+            self._files = {
+                LOG: (folder / LOG).open("w", encoding="utf-8"),
+                TIMINGS: (folder / TIMINGS).open("a", encoding="utf-8"),
+            }
         for name, lines in self._waiting.items():
-            self._files[name].writelines(lines)
-            self._files[name].flush()
+            self._write(name, "".join(lines))
             lines.clear()
 
     def finish_log(self) -> None:
         """Fitting is over: log.jsonl is complete and on disk. Later timings are still written."""
         log = self._files.pop(LOG)
-        os.fsync(log.fileno())
-        log.close()
+        with storage(Path(log.name)):
+            os.fsync(log.fileno())
+            log.close()
 
     def begin(self, name: str, total: int | None = None) -> None:
         """A new piece of work begins, of `total` steps where known; the one before is over."""
@@ -107,8 +109,7 @@ class RunLogger:
         entry = {"event": event, **values} if name == LOG else {"time": round(time.time(), 3), "event": event, **values}
         line = json.dumps(entry, ensure_ascii=False, default=float) + "\n"
         if name in self._files:
-            self._files[name].write(line)
-            self._files[name].flush()
+            self._write(name, line)
         else:
             self._waiting[name].append(line)
 
@@ -116,9 +117,15 @@ class RunLogger:
         """A message, above the bars."""
         self._screen.say(message, style)
 
+    def _write(self, name: str, lines: str) -> None:
+        with storage(Path(self._files[name].name)):
+            self._files[name].write(lines)
+            self._files[name].flush()
+
     def _close(self) -> None:
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # a full disk was reported when the line was written
+                file.close()
         self._files = {}
 
     def _end(self, failed: bool = False) -> None:

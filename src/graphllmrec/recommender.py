@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, overload
@@ -17,14 +18,14 @@ import polars as pl
 
 from graphllmrec import run_folder as run
 from graphllmrec.arguments import file_path, id_list, one_id, one_of
+from graphllmrec.data.frames import Table
 from graphllmrec.data.new_items import new_item_table
-from graphllmrec.data.prepare import read_and_split, read_dataset, split_in_rows
+from graphllmrec.data.prepare import Data, read_and_split, read_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
 from graphllmrec.data.tables import Dataset, Histories
-from graphllmrec.errors import ArgumentError, CheckpointError, GraphLLMRecError, Interrupted
+from graphllmrec.errors import ArgumentError, CheckpointError
 from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model
 from graphllmrec.fitted import Fitted, Unknown
-from graphllmrec.io import discard
 from graphllmrec.lists_file import write_lists
 from graphllmrec.models.explain import explain_item
 from graphllmrec.progress import RunLogger, open_logger
@@ -77,7 +78,8 @@ class Recommender:
 
     def fit(
         self,
-        data: Dataset | str | Path,
+        data: Data,
+        items: Table | None = None,
         *,
         out: str | Path | None = None,
         overwrite: bool = False,
@@ -85,10 +87,14 @@ class Recommender:
         save_every: float = EVERY,
         logger: RunLogger | None = None,
     ) -> Recommender:
-        """Read, split and encode `data` (a Dataset or a data folder), and fit the model. Returns self.
+        """Read, split and encode `data`, and fit the model. Returns self.
 
-        With `out`, the run is kept in that folder, and `resume` continues an interrupted or killed fit; checkpoints are
-        written every `save_every` seconds, or less often where writing takes more than 2 % of the time. With `cache`
+        `data`: a data folder, a Dataset, or interactions as a DataFrame of polars or pandas, with the items as another
+        in `items`; see `load_data`.
+
+        With `out`, the run is kept in that folder, and `resume` continues an interrupted or killed fit. With
+        `overwrite`, a run in that folder stays as it is until the new one is whole, and is replaced then. Checkpoints
+        are written every `save_every` seconds, less often where that takes more than 2 % of the time. With `cache`
         too, trained stages are shared with other runs that have the same settings, seed and data, through that folder.
         Raises DataError, TextError, CheckpointError (`out` is taken), Interrupted (Ctrl-C; the run can be resumed).
         """
@@ -97,21 +103,15 @@ class Recommender:
             run.require_free(path, overwrite)
         with open_logger(logger) as logger:
             logger.new_run()
-            dataset, split = read_and_split(data, self._given.data, self._given.seed, logger)
+            dataset, split = read_and_split(data, self._given.data, self._given.seed, logger, items)
             self.recipe = self._given.for_data(split.ordered)
             model = self.recipe.build_model()
             dataset = prepare_encoder(model.abilities, dataset, self.recipe.text)
             if path is None:
                 return self._train(model, dataset, split, logger)
-            run.begin(path, self.recipe, dataset, split, overwrite=overwrite)
-            checkpoints = Checkpoints(path / "checkpoint", None if cache is None else Path(cache), save_every)
-            try:
-                return self._train(model, dataset, split, logger, path, checkpoints)
-            except Interrupted:
-                raise
-            except GraphLLMRecError:  # another attempt would fail as well: no run folder is left
-                discard(path)
-                raise
+            with run.begin(path, self.recipe, dataset, split, overwrite=overwrite) as folder:
+                checkpoints = Checkpoints(folder / "checkpoint", None if cache is None else Path(cache), save_every)
+                return self._train(model, dataset, split, logger, folder, checkpoints)
 
     @classmethod
     def resume(
@@ -119,7 +119,7 @@ class Recommender:
         path: str | Path,
         *,
         recipe: Recipe | None = None,
-        data: Dataset | str | Path | None = None,
+        data: Data | None = None,
         save_every: float = EVERY,
         logger: RunLogger | None = None,
     ) -> Recommender:
@@ -129,32 +129,26 @@ class Recommender:
         With both of them, a fit that was killed before its folder existed starts again.
         """
         path = Path(path)
-        run.tidy(path)
         if recipe is not None and data is not None and run.state_of(path) == "absent":
             return cls(recipe).fit(data, out=path, save_every=save_every, logger=logger)
-        if run.state_of(path) == "finished":
-            raise CheckpointError(f"{path} is finished, there is nothing to resume; load it, or overwrite it")
-        tables = run.load_tables(path)
-        if recipe is not None and (recipe := recipe.for_data(tables.split.ordered)) != tables.recipe:
-            listed = "; ".join(differences(recipe.values(), tables.recipe.values())[:5])
-            raise CheckpointError(f"the recipe differs from the one of {path}: {listed}")
-        recommender = cls(tables.recipe)
-        with open_logger(logger) as logger:
+        with run.continued(path) as (folder, tables), open_logger(logger) as logger:
+            if recipe is not None and (recipe := recipe.for_data(tables.split.ordered)) != tables.recipe:
+                listed = "; ".join(differences(recipe.values(), tables.recipe.values())[:5])
+                raise CheckpointError(f"the recipe differs from the one of {path}: {listed}")
             logger.new_run()
             if data is not None:
                 dataset, _ = read_and_split(data, tables.recipe.data, tables.recipe.seed, logger)
                 if run.fingerprint(dataset) != tables.fingerprint:
                     raise CheckpointError(f"the data changed since {path} was begun; fit again with --overwrite")
-            checkpoints = Checkpoints(path / "checkpoint", every=save_every)
-            model = tables.recipe.build_model()
-            return recommender._train(model, tables.dataset, tables.split, logger, path, checkpoints)
+            checkpoints = Checkpoints(folder / "checkpoint", every=save_every)
+            recommender, model = cls(tables.recipe), tables.recipe.build_model()
+            return recommender._train(model, tables.dataset, tables.split, logger, folder, checkpoints)
 
     @classmethod
     def load(cls, path: str | Path) -> Recommender:
         """The recommender of a finished run folder. Raises CheckpointError naming what is missing or damaged."""
-        model = run.load_model(Path(path))
-        tables = run.load_tables(Path(path))
-        return cls(tables.recipe)._set(model, tables.dataset, tables.split)
+        found = run.load(Path(path))
+        return cls(found.tables.recipe)._set(found.model, found.tables.dataset, found.tables.split, found.identity)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a complete run folder in one step. Raises CheckpointError when `path` is taken."""
@@ -180,7 +174,7 @@ class Recommender:
         self,
         split: Part = "test",
         *,
-        data: Dataset | str | Path | None = None,
+        data: Data | None = None,
         branch: str | None = None,
         logger: RunLogger | None = None,
     ) -> Evaluation:
@@ -195,7 +189,7 @@ class Recommender:
             if data is not None:
                 other = read_dataset(data, self.recipe.data, logger)
                 known = split_in_rows(now.dataset, other, self.recipe.data, self.recipe.seed)
-            return evaluate_model(
+            found = evaluate_model(
                 now.model,
                 known,
                 split,
@@ -203,7 +197,9 @@ class Recommender:
                 branch=branch,
                 placebo=self.recipe.text.placebo if now.model.abilities.reads_text else "none",
                 logger=logger,
-            ).with_ids(now.dataset.users, now.dataset.items.ids)
+            )
+            found = found.with_ids(now.dataset.users, now.dataset.items.ids)
+            return replace(found, run=now.run if data is None else None)
 
     def card(
         self,
@@ -422,8 +418,8 @@ class Recommender:
             raise CheckpointError("this recommender is not fitted yet; call .fit(data) or Recommender.load(path)")
         return self._fitted
 
-    def _set(self, model: Model, dataset: Dataset, split: Split) -> Recommender:
-        self._fitted = Fitted.of(model, dataset, split)
+    def _set(self, model: Model, dataset: Dataset, split: Split, identity: str | None = None) -> Recommender:
+        self._fitted = Fitted.of(model, dataset, split, identity)
         return self
 
     def _train(
@@ -445,14 +441,15 @@ class Recommender:
         logger.begin(f"fit {model.name}")
         began = time.monotonic()
         model.fit(Task(split, text, recipe.seed, logger, checkpoints, user_text=user_text, encoder=recipe.text))
+        identity = None
         if path is not None and checkpoints is not None:
             seconds = time.monotonic() - began + checkpoints.earlier  # those of earlier attempts and other runs too
             logger.finish_log()
-            run.finish(path, model, {"seconds": round(seconds, 2)})
-        return self._set(model, dataset, split)
+            identity = run.finish(path, model, {"seconds": round(seconds, 2)})
+        return self._set(model, dataset, split, identity)
 
 
-def evaluate(recommender: Recommender, data: Dataset | str | Path | None = None, split: Part = "test") -> Evaluation:
+def evaluate(recommender: Recommender, data: Data | None = None, split: Part = "test") -> Evaluation:
     """Full-ranking metrics of a fitted recommender on its own data or other `data`; see `Recommender.evaluate`."""
     return recommender.evaluate(split, data=data)
 

@@ -70,29 +70,34 @@ def _fit(
     from graphllmrec.recommender import Recommender
 
     try:
-        if resume and run.state_of(out) == "finished":  # the earlier process can have been killed after the last write
-            return _finished(recipe, out, logger)
+        if resume and run.unfinished(out) is None and run.state_of(out) == "finished":  # killed after the last write
+            return _finished(recipe, data, out, logger)
         if resume:
             return Recommender.resume(out, recipe=recipe, data=data, logger=logger)
         assert recipe is not None
         assert data is not None
         return Recommender(recipe).fit(data, out=out, overwrite=overwrite, logger=logger)
     except (Interrupted, KeyboardInterrupt) as error:
-        if run.state_of(out) == "interrupted":
+        if run.unfinished(out) is not None:
             what = str(error) or "interrupted"
             raise Interrupted(f"{what}; continue with: {command('fit', '--resume', '--out', out)}") from None
         raise Interrupted("interrupted before training began; nothing was written") from None
 
 
-def _finished(recipe: Recipe | None, out: Path, logger: RunLogger) -> Recommender:
+def _finished(recipe: Recipe | None, data: Path | None, out: Path, logger: RunLogger) -> Recommender:
     """The recommender of a finished run: nothing is left to train."""
     from graphllmrec import run_folder as run
+    from graphllmrec.data.prepare import read_dataset
     from graphllmrec.errors import CheckpointError
     from graphllmrec.recommender import Recommender
 
     recommender = Recommender.load(out)
-    if recipe is not None and recipe != recommender.recipe:
-        raise CheckpointError(f"{out} is finished, with another recipe; choose another folder, or add --overwrite")
+    if recipe is not None and recipe.for_data(recommender.split.ordered) != recommender.recipe:
+        raise CheckpointError(f"{out} is finished, with another recipe; choose another folder, or use --overwrite")
+    if data is not None:
+        given = read_dataset(data, recommender.recipe.data, logger)
+        if run.fingerprint(given) != run.load_tables(out).fingerprint:
+            raise CheckpointError(f"{out} is finished, with other data; choose another folder, or use --overwrite")
     run.tidy(out)
     logger.say(f"{out} is already finished, nothing is left to train")
     return recommender

@@ -24,6 +24,7 @@ from graphllmrec.evaluation.metrics import (
     user_metrics,
 )
 from graphllmrec.evaluation.rank import rank_targets, top_k
+from graphllmrec.evaluation.stored import MetricsFile, check_tables
 from graphllmrec.evaluation.strata import (
     DEGREES,
     ITEM_STRATA,
@@ -34,6 +35,7 @@ from graphllmrec.evaluation.strata import (
     popularity_strata,
 )
 from graphllmrec.io import atomic_file, write_text
+from graphllmrec.manifest import RunFiles, evaluation_files, read_run
 from graphllmrec.protocol import Logger, Model, Queries
 from graphllmrec.report.elements import Cell, Table
 from graphllmrec.report.format import integer, interval, number
@@ -59,6 +61,7 @@ class Evaluation:
         pl.DataFrame
     )  # user, item (rows), their ids, rank (1 = first, 0 = not in the list), item_degree, item_popularity
     lists: Ints  # (U, max(ks)) recommended item rows in the order of per_user; -1 where nothing was left
+    run: str | None = None  # identity of the run folder that was evaluated; None: of a model in memory
 
     @property
     def name(self) -> str:
@@ -106,35 +109,46 @@ class Evaluation:
     def write(self, folder: Path | str) -> None:
         """Write metrics-PART.json and, beside it, per-user-PART.parquet (with the lists) and targets-PART.parquet.
 
-        PART is "test" or "valid", and "test-text" for one branch. The JSON file comes last, so it marks a complete set.
+        PART is "test" or "valid", and "test-text" for one branch. In a run folder, their checksums go into its manifest
+        last, which marks a complete set. Raises CheckpointError when the folder holds another run by now, or a process
+        writes there.
         """
         folder = Path(folder)
         name = _file_part(self.protocol["part"], self.protocol["branch"])
         width = self.lists.shape[1]
         lists = pl.Series("recommended", self.lists, dtype=pl.Array(pl.Int64, width))
-        for stem, table in (("per-user", self.per_user.with_columns(lists)), ("targets", self.targets)):
-            with atomic_file(folder / f"{stem}-{name}.parquet") as temporary:
-                table.write_parquet(temporary)
-        write_text(folder / f"metrics-{name}.json", json.dumps(self.to_json(), indent=1) + "\n")
+        with evaluation_files(folder, name, self.run):
+            for stem, table in (("per-user", self.per_user.with_columns(lists)), ("targets", self.targets)):
+                with atomic_file(folder / f"{stem}-{name}.parquet") as temporary:
+                    table.write_parquet(temporary.absolute())
+            write_text(folder / f"metrics-{name}.json", json.dumps(self.to_json(), indent=1) + "\n")
 
     @staticmethod
     def read(folder: Path | str, part: Part = "test", branch: str | None = None) -> Evaluation:
-        """What `write` left in `folder`. Raises EvaluationError when there is none."""
-        folder, name = Path(folder), _file_part(part, branch)
-        path = folder / f"metrics-{name}.json"
-        if not path.is_file():
-            raise EvaluationError(f"{path}: no such evaluation; run `graphllmrec evaluate` on this run first")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        per_user = pl.read_parquet(folder / f"per-user-{name}.parquet")
-        return Evaluation(
-            protocol=values["protocol"],
-            overall=values["overall"],
-            overall_ci={metric: (low, high) for metric, (low, high) in values["overall_ci"].items()},
-            strata=values["strata"],
-            per_user=per_user.drop("recommended"),
-            targets=pl.read_parquet(folder / f"targets-{name}.parquet"),
-            lists=per_user["recommended"].to_numpy(),
-        )
+        """What `write` left in `folder`. Raises EvaluationError when there is none, CheckpointError when damaged."""
+        name = _file_part(part, branch)
+        return read_run(Path(folder), lambda files: read_evaluation(files, name))
+
+
+def read_evaluation(files: RunFiles, name: str) -> Evaluation:
+    """The evaluation `name` ("test", "valid-text") of a run folder, or of a folder with evaluations alone."""
+    entries = None if files.manifest is None else files.manifest.evaluations.get(name)
+    path = files.path(f"metrics-{name}.json")
+    if not path.is_file() or (files.manifest is not None and entries is None):
+        raise EvaluationError(f"{path}: no such evaluation; run `graphllmrec evaluate` on this run first")
+    found = files.json(path.name, MetricsFile, entries)
+    per_user, targets = (files.parquet(f"{stem}-{name}.parquet", entries) for stem in ("per-user", "targets"))
+    check_tables(path, found, per_user, targets)
+    return Evaluation(
+        protocol=found.protocol.model_dump(),
+        overall=found.overall,
+        overall_ci={metric: (low, high) for metric, (low, high) in found.overall_ci.items()},
+        strata=found.strata,
+        per_user=per_user.drop("recommended"),
+        targets=targets,
+        lists=per_user["recommended"].to_numpy(),
+        run=None if files.manifest is None else files.manifest.identity,
+    )
 
 
 def evaluate_model(

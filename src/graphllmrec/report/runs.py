@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphllmrec.errors import CheckpointError
+from graphllmrec.errors import CheckpointError, EvaluationError
 from graphllmrec.evaluation.evaluation import Evaluation
 from graphllmrec.models.registry import build
 from graphllmrec.progress import RunLogger
@@ -15,6 +14,7 @@ from graphllmrec.protocol import GatedModel
 from graphllmrec.recommender import Recommender
 from graphllmrec.report.plots.training import GateTable
 from graphllmrec.report.run_report import ReportEntry, write_report
+from graphllmrec.run_folder import load_about, load_log
 
 
 def name_runs(runs: Sequence[Path]) -> dict[str, Path]:
@@ -33,9 +33,11 @@ def load_evaluations(runs: Mapping[str, Path], logger: RunLogger) -> dict[str, E
     """The test evaluation of every run; made now, and kept in the run folder, where there is none."""
     found = {}
     for name, path in runs.items():
-        if not (path / "metrics-test.json").is_file():
-            Recommender.load(path).evaluate("test", logger=logger).write(path)
-        found[name] = Evaluation.read(path)
+        try:
+            found[name] = Evaluation.read(path)
+        except EvaluationError:  # there is none; a damaged one is a CheckpointError
+            found[name] = Recommender.load(path).evaluate("test", logger=logger)
+            found[name].write(path)
     return found
 
 
@@ -58,11 +60,10 @@ def report_runs(
     logger.begin("write report", len(runs))
     entries, sources, said = [], [], list(notes)
     for name, path in runs.items():
-        about = json.loads((path / "model.json").read_text(encoding="utf-8"))
-        sources.append(json.loads((path / "data.json").read_text(encoding="utf-8"))["name"])
-        gate = _gate(about["model"], path)
-        log = _log(path)
-        entries.append(ReportEntry(name, evaluations[name], log, gate, about.get("seconds")))
+        about, data = load_about(path)
+        sources.append(data.name)
+        log = load_log(path)
+        entries.append(ReportEntry(name, evaluations[name], log, _gate(about.model, path), about.seconds))
         said.extend(f"{name}: {note}" for note in _gate_notes(log))
         logger.advance()
     what = f"{len(runs)} recommenders" if len(runs) > 1 else next(iter(runs))
@@ -83,18 +84,6 @@ def _gate_notes(log: Sequence[Mapping[str, Any]]) -> list[str]:
                 return [f"{said}."]
             break
     return []
-
-
-def _log(path: Path) -> list[dict[str, Any]]:
-    """Entries of log.jsonl; a line that a crash cut short is left out."""
-    lines = (path / "log.jsonl").read_text(encoding="utf-8").splitlines() if (path / "log.jsonl").is_file() else []
-    entries = []
-    for line in lines:
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return entries
 
 
 def _gate(model_name: str, path: Path) -> GateTable | None:

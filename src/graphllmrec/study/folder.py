@@ -60,8 +60,15 @@ def upgrade(out: Path) -> list[str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a file of the study folder holds; {} without the file."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """The object that a file of the study folder holds; {} without the file. Raises CheckpointError when damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): delete it to make it again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} cannot be read (it is no JSON object): delete it to make it again")
     return found
 
 

@@ -21,13 +21,12 @@ from graphllmrec.report.format import settings_text
 from graphllmrec.report.study_report import write_study
 from graphllmrec.study.config import Study, Variant
 from graphllmrec.study.display import Display, FitLogger
-from graphllmrec.study.folder import FIT, read_json, write_study_file
+from graphllmrec.study.folder import FIT, write_study_file
 from graphllmrec.study.outcome import summarize
 from graphllmrec.study.plan import FitJob, Plan, plan_study, read_source
 from graphllmrec.study.search import Kind, Search, Source, Trial, needs_optuna, next_settings, require_optuna
 
-KEPT = ("recipe.toml", "log.jsonl", "timings.jsonl")  # of a run whose model is not kept, beside its figures
-FIGURES = ("metrics-", "per-user-", "targets-")
+KEPT = ("recipe.toml", "log.jsonl")  # of a run whose model is not kept, beside its figures and timings
 
 
 def run_study(
@@ -180,20 +179,14 @@ def _fit(job: FitJob, dataset: Dataset, display: Display) -> float:
         "base": job.spec({}),
         "searched": job.search_spec(),
         "settings": settings,
-        "fit_seconds": read_json(folder / "model.json")["seconds"],
+        "fit_seconds": run.load_about(folder)[0].seconds,
         "seconds": round(time.monotonic() - began, 2),
         "versions": {name: version(name) for name in ("graphllmrec", "torch")},
     }
     write_text(job.folder / FIT, json.dumps(record, indent=1) + "\n")
     if not job.variant.study.keep_models:
-        _remove_model(folder)
+        run.forget_model(folder, KEPT)
     return valid.overall[metric]
-
-
-def _remove_model(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name not in KEPT and not path.name.startswith(FIGURES):
-            path.unlink()
 
 
 def _fitted(folder: Path, recipe: Recipe, dataset: Dataset, source: Source, logger: RunLogger) -> Recommender:

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from graphllmrec.errors import GraphLLMRecError
+from graphllmrec.errors import CheckpointError, GraphLLMRecError
 from graphllmrec.io import write_text
 from graphllmrec.rng import stream_seed
 from graphllmrec.study.config import Range, Space, Variant
@@ -101,7 +101,10 @@ class Search:
         lines = self._lines()
         if not lines or differences(self.spec, lines[0]):
             return []
-        found = [Trial(**line) for line in lines[1:]][: self.size]
+        try:
+            found = [Trial(**line) for line in lines[1:]][: self.size]
+        except TypeError as error:
+            raise self._unreadable(error) from error
         return [] if len(found) == self.size and best_trial(found) is None else found
 
     def write(self, trials: Sequence[Trial]) -> None:
@@ -117,7 +120,17 @@ class Search:
 
     def _lines(self) -> list[dict[str, Any]]:
         path = self.folder / "trials.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        try:
+            lines = [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+        except (ValueError, RecursionError) as error:
+            raise self._unreadable(error) from error
+        if not all(isinstance(line, dict) for line in lines):
+            raise self._unreadable(ValueError("a line is no JSON object"))
+        return lines
+
+    def _unreadable(self, error: Exception) -> CheckpointError:
+        path = self.folder / "trials.jsonl"
+        return CheckpointError(f"{path} cannot be read ({error}): delete it to make the search again")
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:

@@ -63,13 +63,13 @@ def write_trajectories(path: Path, runs: Sequence[Trajectory]) -> None:
     shape = {name: pl.List(pl.Float32) for name in CURVES} | {"step": pl.List(pl.Int64)}
     table = pl.DataFrame(rows, schema_overrides=shape)
     with atomic_file(Path(path)) as temporary:
-        table.write_parquet(temporary, compression="zstd", compression_level=19)
+        table.write_parquet(temporary.absolute(), compression="zstd", compression_level=19)
 
 
 def read_trajectories(path: Path) -> list[Trajectory]:
     """Read the file of `write_trajectories`. Raises CheckpointError for any other file."""
     try:
-        rows = pl.read_parquet(path).to_dicts()
+        rows = pl.read_parquet(Path(path).absolute(), glob=False).to_dicts()
         return [
             Trajectory(
                 row["task"],

@@ -87,9 +87,12 @@ def clicks_state(clicks: Sparse) -> dict[str, Tensor]:
 
 
 def clicks_restore(state: Mapping[str, Tensor], num_items: int) -> Sparse:
-    """Clicks from tensors written by `clicks_state`."""
+    """Clicks from tensors written by `clicks_state`. Raises ValueError for impossible item rows."""
     indptr, items = state["click_indptr"].numpy(), state["click_items"].numpy()
-    return sp.csr_array((np.ones(len(items), np.float32), items, indptr), shape=(len(indptr) - 1, num_items))
+    shape = (len(indptr) - 1, num_items)
+    clicks: Sparse = sp.csr_array((np.ones(len(items), np.float32), items, indptr), shape=shape)
+    clicks.check_format(full_check=True)  # SciPy reads other memory for a column that does not exist
+    return clicks
 
 
 class GraphFilterConfig(Config):
