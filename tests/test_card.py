@@ -135,6 +135,17 @@ def test_a_text_of_the_data_cannot_begin_a_heading_or_a_list():
     assert markdown_text("- b & <c>") == r"\- b \& \<c\>"
 
 
+def test_notes_and_repeats_of_the_reading_are_told(tmp_path):
+    folder = write_world(tmp_path / "books")
+    table = pl.read_csv(folder / "interactions.csv")
+    pl.concat([table, table.head(3)]).with_columns(position=pl.lit(1)).write_csv(folder / "interactions.csv")
+    data = load_data(folder)
+    text = section(Recommender.from_recipe("popularity").fit(data).card(), "Data")
+    assert "| repeated pairs left out | 3 |" in text
+    assert data.notes
+    assert all(f"- {markdown_text(note)}" in text for note in data.notes)
+
+
 # limits
 
 

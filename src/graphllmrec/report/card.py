@@ -33,6 +33,7 @@ from graphllmrec.report.format import (
 from graphllmrec.report.render import render
 
 FEW_USERS = 30  # of a stratum of whose figure little can be said
+_REPEATS = "repeated pairs left out"
 _TIED = "users with their newest two at one time"
 NOT_STATED = "not stated"
 _QUOTED = 600  # characters of a licence
@@ -101,7 +102,7 @@ def _data_table(data: Mapping[str, Any]) -> Table:
         "users": integer(data["users"]),
         "items": f"{integer(data['items'])}, of which {integer(data['items_without_click'])} without a click",
         "interactions": f"{integer(data['interactions'])} ({data['density']:.3%} of all pairs)",
-        "repeated pairs left out": integer(data["repeats_dropped"]),
+        _REPEATS: integer(data["repeats_dropped"]),
         "order": (data["order"] or "none") + (f", {span[0][:10]} to {span[1][:10]}" if span else ""),
         _TIED: _tied(data),
         "items with text": f"{data['items_with_text']:.1%} ({', '.join(data['text_columns']) or 'no column'})",
@@ -111,6 +112,8 @@ def _data_table(data: Mapping[str, Any]) -> Table:
     }
     if not data["order"]:
         del rows[_TIED]
+    if not data["repeats_dropped"]:  # also of a loaded run, which does not keep their number
+        del rows[_REPEATS]
     return Table(["data", markdown_text(data["name"])], [[name, markdown_text(text)] for name, text in rows.items()])
 
 
