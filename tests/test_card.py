@@ -140,7 +140,8 @@ def test_notes_and_repeats_of_the_reading_are_told(tmp_path):
     table = pl.read_csv(folder / "interactions.csv")
     pl.concat([table, table.head(3)]).with_columns(position=pl.lit(1)).write_csv(folder / "interactions.csv")
     data = load_data(folder)
-    text = section(Recommender.from_recipe("popularity").fit(data).card(), "Data")
+    Recommender.from_recipe("popularity").fit(data, out=tmp_path / "run")
+    text = section(call("card", tmp_path / "run"), "Data")  # also of a run that was saved
     assert "| repeated pairs left out | 3 |" in text
     assert data.notes
     assert all(f"- {markdown_text(note)}" in text for note in data.notes)

@@ -68,8 +68,10 @@ def test_similar_takes_limits(run):
     other = '"' + OTHER.replace('"', '""') + '"'
     assert OTHER not in ids(last_json("similar", run, "--item", ITEM, "-k", 48, "--exclude", other)["similar"])
     assert ids(last_json("similar", run, "--item", ITEM, "--candidates", other)["similar"]) == [OTHER]
-    found = last_json("similar", run, "--item", ITEM, "-k", 48, "--filter", "title LIKE 'tulip%'")["similar"]
-    assert len(found) == 12
+    found = last_json("similar", run, "--item", ITEM, "-k", 48, "--filter", "title LIKE 'gears%'")["similar"]
+    assert len(found) == 11  # not the item itself
+    result = call("similar", run, "--item", ITEM, "-k", 48, "--filter", "title LIKE 'tulip%'", "--json")
+    assert json.loads(result.stdout.splitlines()[-1])["similar"] == []  # no clicks in common: nothing to compare by
 
 
 def test_ids_from_a_file(run, tmp_path):

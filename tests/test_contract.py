@@ -16,7 +16,7 @@ from graphllmrec.data.tables import Histories
 from graphllmrec.errors import GraphLLMRecError
 from graphllmrec.models.explain import explain_item, similarities
 from graphllmrec.models.registry import MODELS, build, model_class
-from graphllmrec.protocol import BranchModel, Model, Queries, VectorModel
+from graphllmrec.protocol import BranchModel, Model, Queries, TextVectors, VectorModel
 from world import World, block_world
 
 WORLD = block_world()
@@ -152,6 +152,28 @@ def test_a_new_item_is_an_ordinary_item(name: str) -> None:
         assert (new <= scores[:, WORLD.cold].max(1).values).all()
     clicked = Queries.anonymous(Histories.from_lists([[20, WORLD.split.num_items], [WORLD.split.num_items]]))
     assert torch.isfinite(model.scores(clicked)).all()
+
+
+def test_a_new_item_has_the_neighbours_of_its_text_or_none(name: str) -> None:
+    model, row = fitted(name).with_items(WORLD.new_text(block=2)), WORLD.split.num_items
+    alike = similarities(model, row, np.append(WORLD.split.item_degree(), 0))
+    alike[row] = -torch.inf
+    if not model.abilities.ranks_cold_items:
+        assert not alike.isfinite().any()  # and no first rows of the catalogue at score 0
+        return
+    best = alike.topk(3)
+    assert (WORLD.item_block[best.indices.numpy()] == 2).all()
+    assert best.values.isfinite().all()
+    assert len(best.values.unique()) == 3
+    scores = model.scores(Queries.anonymous(Histories.from_lists([[row]])))[0]
+    assert len(scores.unique()) > row / 2
+
+
+def test_an_item_of_which_nothing_is_known_has_no_neighbours_by_chance(name: str) -> None:
+    nothing = TextVectors(torch.zeros(1, WORLD.text.vectors.shape[1]), torch.zeros(1, dtype=torch.bool))
+    model, row = fitted(name).with_items(nothing), WORLD.split.num_items
+    alike = similarities(model, row, np.append(WORLD.split.item_degree(), 0))[:row]
+    assert not alike.isfinite().any() or len(alike.unique()) > row / 2  # RecMind has a vector that it learned for these
 
 
 def test_a_model_that_is_asked_or_grows_stays_as_it_is(name: str) -> None:

@@ -29,6 +29,7 @@ from graphllmrec.protocol import Queries, SilentLogger, Task, TextVectors
 from graphllmrec.rng import rng
 from graphllmrec.train.checkpoint import Checkpoints
 from tiny import DIM, ITEMS, SPLIT, TEXT, USERS, Notes
+from world import block_world
 
 SMALL: dict[str, Any] = {
     "settings": {"sign": {"epochs": 2, "text_dim": 4, "hidden": 8, "batch_size": 8, "min_steps": 0, "warmup": 0}},
@@ -549,3 +550,26 @@ def test_stages_of_one_name_and_other_settings_lie_beside_each_other(keeps: None
     for stage in STAGES:
         assert sum(name.rpartition("-")[0] == stage for name in names) == 2
     assert len(names) == 2 * len(STAGES)
+
+
+def test_new_items_are_ranked_by_text_though_tuning_gave_it_no_weight() -> None:
+    world = block_world()
+    model = build("hybrid", {"fusion": "static", "graph": ["item-knn"]})
+    model.fit(world.task())
+    assert isinstance(model, hybrid.Hybrid)
+    model.sum.weights = torch.tensor([1.0, 0.0])
+    model.gate.set_static(model.sum.weights)
+    model._keep_text_for_new()
+    new = torch.cat([world.new_text(block).vectors for block in (2, 4)])
+    more, first = model.with_items(TextVectors(new, torch.ones(2, dtype=torch.bool))), world.split.num_items
+    queries = Queries.of(world.split.known("test"), np.arange(world.split.num_users))
+    scores = more.scores(queries)
+    for block, better in ((2, first), (4, first + 1)):
+        own = torch.from_numpy(world.user_block == block)
+        assert (scores[own, better] > scores[own, 2 * first + 1 - better]).all()
+    history = Queries.anonymous(Histories.from_lists([[first], [0, 1]]))  # of a new item: nothing but its text is known
+    alike = more.scores(history)
+    torch.testing.assert_close(alike[0], more.sum.branch_scores(history, "text-knn")[0])
+    explained = more.explain(history, 25)
+    assert sum(explained.shares.values()) == pytest.approx(float(alike[0, 25]), abs=1e-5)
+    assert explained.shares["context"] == 0

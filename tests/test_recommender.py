@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
+import polars as pl
 import pytest
 import torch
 
 from front_door_world import encode_first_word, write_world
 from graphllmrec import run_folder as run
+from graphllmrec.data.read import load_data
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import (
     CheckpointError,
@@ -167,6 +170,30 @@ def test_bad_new_items_are_refused_and_nothing_is_added(text, rows, message):
         text.add_items(rows)
     assert text.dataset.num_items == 48
     assert text.model.item_vectors().shape[0] == 48
+
+
+@pytest.mark.parametrize("recipe", ["item-knn", "ease"])
+def test_nothing_is_answered_for_an_item_of_which_the_model_knows_nothing(world, recipe):
+    """And not the first items of the catalogue at score 0."""
+    found = Recommender.from_recipe(recipe).fit(world)
+    found.add_items([{"item_id": "fresh", "title": "poems for winter"}])
+    with pytest.warns(UserWarning, match=f"no items similar to 'fresh': {recipe} compares items by clicks"):
+        assert found.similar("fresh") == []
+    with pytest.warns(UserWarning, match=f"1 empty lists: {recipe} knows nothing of the items in the histories"):
+        assert found.recommend(history=["fresh"]) == [[]]
+
+
+def test_items_without_text_are_nobodys_neighbours(world):
+    data = load_data(world)
+    titles = data.items.table["title"].to_list()
+    some = pl.Series("title", [None if row % 4 == 0 else title for row, title in enumerate(titles)])
+    table = data.items.table.with_columns(some)
+    data = replace(data, items=replace(data.items, table=table))
+    found = Recommender.from_recipe("text-knn", text={"encoder": "ngrams"}).fit(data)
+    silent = set(table.filter(some.is_null())["item_id"])
+    assert not silent & {entry.item_id for entry in found.similar(table["item_id"][1], k=48)}
+    with pytest.warns(UserWarning, match="text-knn compares items by .*text, and this has none"):
+        assert found.similar(table["item_id"][0]) == []
 
 
 def test_added_items_survive_saving(text, tmp_path):

@@ -174,12 +174,15 @@ def test_the_same_table_has_the_same_types_in_any_format(shop: Path) -> None:
 
 
 def test_attributes_survive_the_run_folder_and_new_items_have_them(shop: Path, tmp_path: Path) -> None:
+    pl.read_csv(shop / "items.csv").with_columns(vector=pl.lit([0.5])).write_parquet(shop / "items.parquet")
+    (shop / "items.csv").unlink()
     first = Recommender.from_recipe("popularity").fit(shop)
     first.save(tmp_path / "run")
     found = Recommender.load(tmp_path / "run")
     items = found.dataset.items
     assert items.table.schema == first.dataset.items.table.schema
     assert items.roles == first.dataset.items.roles
+    assert ("vector", "left out") in [(role.column, role.role) for role in items.roles]
     assert items.text_columns == ["title"]
     found.add_items([{"item_id": "n1", "price": 7, "in_stock": "yes", "released": "2024-05-01"}, {"item_id": "n2"}])
     found.save(tmp_path / "again")

@@ -11,12 +11,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from graphllmrec.data.tables import Interactions
+from graphllmrec.data.tables import Histories, Interactions
 from graphllmrec.errors import RecipeError
 from graphllmrec.models.fusion import score_fusion as blend
 from graphllmrec.models.fusion.score_fusion import Variant, build_score_table, search, zscores
+from graphllmrec.models.fusion.z_sum import TEXT_FLOOR, ZSum, ZSumConfig
 from graphllmrec.models.registry import build
-from graphllmrec.protocol import Queries, Task
+from graphllmrec.protocol import Queries, Task, TextVectors
 from graphllmrec.train.validation import tuning_users
 from tiny import DECAY, ITEMS, QUERIES, QUERY, SPLIT, TEXT, TRAIN, Notes, assert_scores, fitted
 from world import block_world
@@ -178,3 +179,51 @@ def test_z_sum_explains_a_score_by_its_experts() -> None:
     assert found.score == pytest.approx(float(model.scores(first)[0, 4]), abs=1e-5)
     assert sum(found.shares.values()) == pytest.approx(found.score)
     assert found.gate == pytest.approx(model.readable()["text-knn"]["weight"], abs=1e-4)
+
+
+# Tuning may leave no weight for the text. What only the text can place is no tie all the same.
+
+
+def without_text_weight() -> tuple[ZSum, int]:
+    """A fitted z-sum of ease and text-kNN whose whole weight is on ease, with two new items of known blocks."""
+    world = block_world()
+    model = ZSum(ZSumConfig(experts=("ease", "text-knn")))
+    model.fit(world.task())
+    model.weights = torch.tensor([1.0, 0.0])
+    new = torch.cat([world.new_text(block).vectors for block in (2, 4)])
+    return model.with_items(TextVectors(new, torch.ones(2, dtype=torch.bool))), world.split.num_items
+
+
+def test_new_items_are_ranked_by_text_though_it_has_no_weight() -> None:
+    model, first = without_text_weight()
+    world = block_world()
+    queries = Queries.of(world.split.known("test"), np.arange(world.split.num_users))
+    scores, alone = model.scores(queries), [model.branch_scores(queries, name) for name in ("ease", "text-knn")]
+    torch.testing.assert_close(scores[:, :60], alone[0][:, :60])  # items with clicks: the tuned weights
+    torch.testing.assert_close(scores[:, 60:], (1 - TEXT_FLOOR) * alone[0][:, 60:] + TEXT_FLOOR * alone[1][:, 60:])
+    second, fourth = (torch.from_numpy(world.user_block == block) for block in (2, 4))
+    assert (scores[second, first] > scores[second, first + 1]).all()
+    assert (scores[fourth, first] < scores[fourth, first + 1]).all()
+
+
+def test_a_history_of_new_items_is_answered_by_text() -> None:
+    model, first = without_text_weight()
+    queries = Queries.anonymous(Histories.from_lists([[first], [0, 1], [first + 1]]))
+    scores = model.scores(queries)
+    text, clicks = model.branch_scores(queries, "text-knn"), model.branch_scores(queries, "ease")
+    torch.testing.assert_close(scores[[0, 2]], text[[0, 2]])
+    torch.testing.assert_close(scores[1, :60], clicks[1, :60])
+    assert (block_world().item_block[scores[0, :first].topk(3).indices.numpy()] == 2).all()
+    for row, item in ((0, 25), (1, 2), (1, first), (2, first)):
+        query = Queries(queries.users[[row]], queries.histories.take(np.array([row])))
+        explained = model.explain(query, item)
+        assert explained.score == pytest.approx(float(scores[row, item]), abs=1e-5)
+        assert sum(explained.shares.values()) == pytest.approx(explained.score)
+
+
+def test_new_items_of_a_loaded_sum_are_still_new() -> None:
+    model, _ = without_text_weight()
+    other = ZSum(model.config)
+    other.restore(model.state())
+    queries = Queries.anonymous(Histories.from_lists([[3], [72]]))
+    assert torch.equal(other.scores(queries), model.scores(queries))

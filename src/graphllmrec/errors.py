@@ -10,8 +10,9 @@ class GraphLLMRecError(Exception):
 class DataError(GraphLLMRecError):
     """A table that cannot be used; nothing was loaded.
 
-    Attributes: what (the problem), file, line (1-based, header included), column, value (as found),
-    hint (what to do), count (number of rows of the file with a problem; the first one is described).
+    Attributes: what (the problem), file (or table in memory), line (1-based, header included), column, value (as
+    found), hint (what to do), count (number of rows of the file with a problem; the first one is described). Where a
+    table has no lines (parquet, a frame in memory), `counted` is "row" and `line` the number of the row, from 1 on.
     """
 
     def __init__(
@@ -24,21 +25,23 @@ class DataError(GraphLLMRecError):
         value: object = None,
         hint: str | None = None,
         count: int = 1,
+        counted: str = "line",
     ) -> None:
         self.what, self.file, self.line, self.column = what, file, line, column
-        self.value, self.hint, self.count = value, hint, count
+        self.value, self.hint, self.count, self.counted = value, hint, count, counted
         where = ", ".join(
             part
             for part in (
                 file or "",
-                f"line {line}" if line is not None else "",
+                f"{counted} {line}" if line is not None else "",
                 f"column '{column}'" if column is not None else "",
             )
             if part
         )
         found = f" (found {str(value)[:80]!r})" if value is not None else ""
         more = f" [{count:,} such problems in this file]" if count > 1 else ""
-        super().__init__((f"{where}: " if where else "") + what + found + more + (f"\n  hint: {hint}" if hint else ""))
+        text = (f"{where}: " if where else "") + what + found + more + (f"\n  hint: {hint}" if hint else "")
+        super().__init__(text.encode(errors="backslashreplace").decode())  # half a surrogate pair cannot be printed
 
 
 class RecipeError(GraphLLMRecError):

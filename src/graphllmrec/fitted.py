@@ -124,9 +124,19 @@ class Fitted:
         return Ranking(self.items, "query", ["history"], *self._rank(query, known, k, limits, unknown, None))
 
     def similar(self, item: object, k: int, limits: Limits) -> Ranking:
-        """The items that the model finds most similar to `item`, without itself. Raises UnknownIdError."""
+        """The items that the model finds most similar to `item`, without itself; fewer where it can compare no more.
+
+        None, with a warning, where it knows nothing of `item`. Raises UnknownIdError.
+        """
         row = self.items.ids.row(item, "item")
-        scores = _limited(similarities(self.model, row).clone()[None], limits)  # (1, num_items); `best` writes into it
+        alike = similarities(self.model, row, self.split.item_degree()).clone()
+        alike[row] = -torch.inf
+        if not alike.isfinite().any():
+            reads = "clicks and text" if self.model.abilities.reads_text else "clicks"
+            warn_of(
+                [], f"no items similar to {str(item)!r}: {self.model.name} compares items by {reads}, and this has none"
+            )
+        scores = _limited(alike[None], limits)  # (1, num_items); `best` writes into it
         found = best(scores, Histories.from_lists([[row]]), k, name=self.model.name)
         return Ranking(self.items, "query", self.items.ids.of([row]), *found)
 
@@ -160,10 +170,23 @@ class Fitted:
         scores = np.full((len(known), k), -np.inf, dtype=np.float32)
         seen = Histories.from_lists([[]] * len(queries)) if limits.allow_seen else queries.histories
         rows[known], scores[known] = top_k(self.model, queries, seen, k, allowed=limits.allowed, logger=logger)
+        empty = self._says_nothing(queries, scores[known])
+        if empty.any():  # an arbitrary choice among equals is no recommendation
+            at = np.flatnonzero(known)[empty]
+            rows[at], scores[at] = -1, -np.inf
+            warn_of([], f"{len(at):,} empty lists: {self.model.name} knows nothing of the items in the histories")
         if unknown == "popular" and not known.all():
             clicks = torch.from_numpy(self.split.item_degree().astype(np.float32))
             rows[~known], scores[~known] = best(_limited(clicks[None], limits), Histories.from_lists([[]]), k)
         return rows, scores
+
+    def _says_nothing(self, queries: Queries, scores: Floats) -> NDArray[np.bool_]:
+        """Queries (B,) for which the model scores every item 0; `scores` (B, k) are those of the best items."""
+        empty: NDArray[np.bool_] = ((scores == 0) | ~np.isfinite(scores)).all(1)
+        for row in np.flatnonzero(empty):  # few: limits may have left only items of score 0
+            query = Queries(queries.users[[row]], queries.histories.take(np.array([row])))
+            empty[row] = not self.model.scores(query).any()
+        return empty
 
     def _unknown_user(self, user: object) -> UnknownIdError:
         try:

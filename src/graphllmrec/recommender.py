@@ -18,8 +18,9 @@ import polars as pl
 
 from graphllmrec import run_folder as run
 from graphllmrec.arguments import file_path, id_list, one_id, one_of
+from graphllmrec.data.frames import Table
 from graphllmrec.data.new_items import new_item_table
-from graphllmrec.data.prepare import read_and_split, read_dataset, split_in_rows
+from graphllmrec.data.prepare import Data, read_and_split, read_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
 from graphllmrec.data.tables import Dataset, Histories
 from graphllmrec.errors import ArgumentError, CheckpointError
@@ -77,7 +78,8 @@ class Recommender:
 
     def fit(
         self,
-        data: Dataset | str | Path,
+        data: Data,
+        items: Table | None = None,
         *,
         out: str | Path | None = None,
         overwrite: bool = False,
@@ -85,7 +87,10 @@ class Recommender:
         save_every: float = EVERY,
         logger: RunLogger | None = None,
     ) -> Recommender:
-        """Read, split and encode `data` (a Dataset or a data folder), and fit the model. Returns self.
+        """Read, split and encode `data`, and fit the model. Returns self.
+
+        `data`: a data folder, a Dataset, or interactions as a DataFrame of polars or pandas, with the items as another
+        in `items`; see `load_data`.
 
         With `out`, the run is kept in that folder, and `resume` continues an interrupted or killed fit. With
         `overwrite`, a run in that folder stays as it is until the new one is whole, and is replaced then. Checkpoints
@@ -98,7 +103,7 @@ class Recommender:
             run.require_free(path, overwrite)
         with open_logger(logger) as logger:
             logger.new_run()
-            dataset, split = read_and_split(data, self._given.data, self._given.seed, logger)
+            dataset, split = read_and_split(data, self._given.data, self._given.seed, logger, items)
             self.recipe = self._given.for_data(split.ordered)
             model = self.recipe.build_model()
             dataset = prepare_encoder(model.abilities, dataset, self.recipe.text)
@@ -114,7 +119,7 @@ class Recommender:
         path: str | Path,
         *,
         recipe: Recipe | None = None,
-        data: Dataset | str | Path | None = None,
+        data: Data | None = None,
         save_every: float = EVERY,
         logger: RunLogger | None = None,
     ) -> Recommender:
@@ -169,7 +174,7 @@ class Recommender:
         self,
         split: Part = "test",
         *,
-        data: Dataset | str | Path | None = None,
+        data: Data | None = None,
         branch: str | None = None,
         logger: RunLogger | None = None,
     ) -> Evaluation:
@@ -444,7 +449,7 @@ class Recommender:
         return self._set(model, dataset, split, identity)
 
 
-def evaluate(recommender: Recommender, data: Dataset | str | Path | None = None, split: Part = "test") -> Evaluation:
+def evaluate(recommender: Recommender, data: Data | None = None, split: Part = "test") -> Evaluation:
     """Full-ranking metrics of a fitted recommender on its own data or other `data`; see `Recommender.evaluate`."""
     return recommender.evaluate(split, data=data)
 

@@ -37,6 +37,11 @@ def base_name(column: str) -> str:
     return column.split(":", 1)[0].strip().lstrip("\ufeff")
 
 
+def is_index(column: str) -> bool:
+    """Is this the name that pandas gives to the numbers of its rows?"""
+    return re.fullmatch(r"Unnamed: \d+|__index_level_\d+__", column) is not None
+
+
 def _key(column: str) -> str:
     return re.sub(r"[\s_\-]", "", base_name(column)).lower()
 
@@ -59,7 +64,8 @@ def match_columns(
     found = {meaning: find_column(columns, meaning) for meaning in (*required, *optional)}
     for meaning in required:
         if found[meaning] is None:
-            raise DataError(f"no column '{meaning}'", file=file, line=1, hint=_missing_hint(columns, meaning))
+            line = None if file.endswith(".parquet") or "." not in file else 1  # a table in memory has no lines
+            raise DataError(f"no column '{meaning}'", file=file, line=line, hint=_missing_hint(columns, meaning))
     return {meaning: column for meaning, column in found.items() if column is not None}
 
 

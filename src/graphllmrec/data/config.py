@@ -30,6 +30,12 @@ class DataConfig(Config):
     repeats: Repeats = Field(
         "first", description='a repeated pair counts once ("first"), or its occurrences "add" up to a weight'
     )
+    max_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="most bytes a file may hold, unpacked; none: no limit, but a compressed file may not hold "
+        "over 100 times its size and over 16 MiB",
+    )
     k_core: int = Field(0, ge=0, description="keep only users and items with so many distinct partners; 0 keeps all")
     valid_ratio: float = Field(
         0.1, ge=0, lt=1, description="share of interactions to validate on (user-ratio, global-time)"

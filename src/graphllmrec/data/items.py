@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import polars as pl
 
 from graphllmrec.data.checks import Problems, check_ids
-from graphllmrec.data.columns import base_name, match_columns
-from graphllmrec.data.files import parse_name
+from graphllmrec.data.columns import base_name, is_index, match_columns
+from graphllmrec.data.files import Source, parse_name
 from graphllmrec.data.formats import RawTable, check_short_rows, column_type, read_table
 from graphllmrec.data.roles import ColumnRole, read_column
 from graphllmrec.errors import DataError
 
 
-def read_items(path: Path) -> tuple[pl.DataFrame, list[ColumnRole], list[str]]:
+def read_items(path: Source) -> tuple[pl.DataFrame, list[ColumnRole], list[str]]:
     """Items in file order: item_id, title (null where there is none) and the other columns; their roles; and notes.
 
     Text columns are String or List(String), attributes have a type of their own (roles.py); columns of objects, bytes
@@ -23,10 +22,12 @@ def read_items(path: Path) -> tuple[pl.DataFrame, list[ColumnRole], list[str]]:
     different rows of one item.
     """
     columns: dict[str, str] = {}
+    notes: list[str] = []
 
     def pick(names: Sequence[str]) -> Sequence[str]:
         columns.update(match_columns(names, ("item_id",), ("title",), path.name))
-        return names
+        notes.extend(f"{path.name}: column {name} numbers the rows, left out" for name in names if is_index(name))
+        return [name for name in names if not is_index(name)]
 
     table = read_table(path, pick)
     problems = Problems(table)
@@ -42,7 +43,8 @@ def read_items(path: Path) -> tuple[pl.DataFrame, list[ColumnRole], list[str]]:
     frame = pl.DataFrame([item_id, *described])
     if kind in ("csv", "tsv") and table.frame[:, -1].null_count():
         check_short_rows(path)  # a line break in a text would make two wrong items of one row
-    notes = [f"{path.name}: column {role.column} {role.reason}, left out" for role in roles if role.role == "left out"]
+    notes += table.notes
+    notes += [f"{path.name}: column {role.column} {role.reason}, left out" for role in roles if role.role == "left out"]
     attributes = [role.column for role in roles if role.role == "attribute"]
     if attributes:
         notes.append(f"{path.name}: read as attributes, not as text: {', '.join(attributes)}")

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from graphllmrec.data.config import DataConfig
+from graphllmrec.data.frames import Table
 from graphllmrec.data.read import load_data
 from graphllmrec.data.split import Split, make_split
 from graphllmrec.data.tables import Dataset, IdMap, Ints
 from graphllmrec.data.tags import without_held_out_tags
-from graphllmrec.errors import DataError
+from graphllmrec.errors import ArgumentError, DataError
 from graphllmrec.progress import RunLogger
 
+Data = Dataset | str | Path | Table | Mapping[str, Table]  # whatever load_data reads, or its result
 
-def read_dataset(data: Dataset | str | Path, config: DataConfig, logger: RunLogger) -> Dataset:
-    """The Dataset, or the one read from a data folder and filtered by the settings. Raises DataError."""
+
+def read_dataset(data: Data, config: DataConfig, logger: RunLogger, items: Table | None = None) -> Dataset:
+    """The Dataset, or the one read from a data folder or tables, filtered by the settings. Raises DataError."""
     if isinstance(data, Dataset):
+        if items is not None:
+            raise ArgumentError("a Dataset has its items already; leave the argument items out")
         return data
     logger.begin("reading data")
     dataset = load_data(
         data,
+        items,
         min_rating=config.min_rating,
+        max_bytes=config.max_bytes,
         k_core=config.k_core,
         ties=config.ties,
         weights=config.weights,
@@ -37,13 +45,13 @@ def read_dataset(data: Dataset | str | Path, config: DataConfig, logger: RunLogg
 
 
 def read_and_split(
-    data: Dataset | str | Path, config: DataConfig, seed: int, logger: RunLogger
+    data: Data, config: DataConfig, seed: int, logger: RunLogger, items: Table | None = None
 ) -> tuple[Dataset, Split]:
     """The dataset that a model may see, and its split: item texts hold nothing written at held-out interactions.
 
     Raises DataError.
     """
-    read = read_dataset(data, config, logger)
+    read = read_dataset(data, config, logger, items)
     split = split_dataset(read, config, seed)
     dataset = without_held_out_tags(read, split)
     for note in dataset.notes[len(read.notes) :]:

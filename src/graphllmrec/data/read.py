@@ -16,36 +16,30 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from graphllmrec.data.checks import (
-    IdColumn,
-    OrderColumn,
-    Problems,
-    check_ids,
-    check_position,
-    check_ratings,
-    check_text,
-    check_timestamp,
-    find_rows,
-)
+from graphllmrec.data.checks import IdColumn, Problems, check_ids, check_ratings, check_text, find_rows
 from graphllmrec.data.columns import match_columns
-from graphllmrec.data.files import find_tables, parse_name
+from graphllmrec.data.files import PARTS, Source, parse_name
 from graphllmrec.data.filters import k_core_dataset
 from graphllmrec.data.formats import check_short_rows, read_table
+from graphllmrec.data.frames import Table, find_sources
 from graphllmrec.data.items import read_items
+from graphllmrec.data.meeting import unmet_ids
+from graphllmrec.data.roles import ColumnRole
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
 from graphllmrec.data.tags import add_tags, read_tags
 from graphllmrec.data.ties import Ties, break_ties, tied_users
+from graphllmrec.data.times import OrderColumn, check_position, check_timestamp
 from graphllmrec.data.weights import Floats, Repeats, Scale, Weighting, fade, read_weights, settle_repeats
 from graphllmrec.errors import DataError
 
-PARTS = ("train", "valid", "test")
-
 
 def load_data(
-    path: str | Path,
+    data: str | Path | Table | Mapping[str, Table],
+    items: Table | None = None,
     *,
     min_rating: float | None = None,
     k_core: int = 0,
+    max_bytes: int | None = None,
     name: str | None = None,
     ties: Ties = "hash",
     weights: Scale = "log",
@@ -53,13 +47,17 @@ def load_data(
     half_life: float = 0.0,
     repeats: Repeats = "first",
 ) -> Dataset:
-    """Read and check a data folder (or one interactions file without item text).
+    """Read and check a data folder, or tables in memory.
 
     Args:
-        path: the folder.
+        data: a data folder; one file or table of interactions (a DataFrame of polars or pandas, a LazyFrame, an Arrow
+            table); or {"train": table, "test": table} and maybe "valid", a ready-made split.
+        items: the table of items, or its file, where `data` is no folder that holds it.
         min_rating: keep interactions with rating >= this; users left without any disappear, the catalogue stays whole.
         k_core: keep only users and items with at least this many distinct partners, repeated until stable; the other
             items leave the catalogue as well. Not for a ready-made split.
+        max_bytes: the most bytes that one file may hold, unpacked; None: no limit, but a compressed file (.gz, .zst,
+            parquet) may not hold over a hundred times its own size and over 16 MiB.
         name: name of the dataset; default: the folder's.
         ties: what sorts interactions of one user at one time (data/ties.py): "hash" of the ids, or the rows of the
             "file". All interactions of a user are at one time where there is no order.
@@ -72,39 +70,51 @@ def load_data(
 
     Users and items are numbered by their sorted ids, so the order of rows in the files does not matter. Repeated pairs
     keep their first occurrence in time.
-    Raises DataError (file, line, column, value, hint, number of bad rows) and then loads nothing.
+    Raises DataError (file, line or row from 1 on, column, value, hint, number of bad rows) and then loads nothing;
+    ArgumentError where `data` or `items` is no table.
     """
-    folder, weighting = Path(path), Weighting(weights, dict(events or {}), half_life, repeats)
-    tables = find_tables(folder)
-    ready = "interactions" not in tables
+    weighting = Weighting(weights, dict(events or {}), half_life, repeats)
+    sources = find_sources(data, items, max_bytes)
+    place = str(data) if isinstance(data, str | Path) else "tables in memory"
+    ready = "interactions" not in sources
     if ready and k_core > 0:
-        raise DataError("a ready-made split cannot be k-core filtered", file=str(folder), hint="set k_core to 0")
+        raise DataError("a ready-made split cannot be k-core filtered", file=place, hint="set k_core to 0")
     parts = {
-        part: _read_interactions(tables[part], min_rating, weighting)
+        part: _read_interactions(sources[part], min_rating, weighting)
         for part in (PARTS if ready else ("interactions",))
-        if part in tables
+        if part in sources
     }
-    tags = read_tags(tables["tags"]) if "tags" in tables else None
+    tags = read_tags(sources["tags"]) if "tags" in sources else None
     if tags is not None:
-        parts = {part: _tags_as_reviews(rows, tags, tables["tags"].name, part) for part, rows in parts.items()}
-    order = _common_order(folder, parts)
+        parts = {part: _tags_as_reviews(rows, tags, sources["tags"].name, part) for part, rows in parts.items()}
+    order = _common_order(place, parts)
     if half_life and order != "timestamp":
-        raise DataError("half_life needs timestamps", file=str(folder), hint="leave half_life out")
-    catalogue, roles, notes = read_items(tables["items"]) if "items" in tables else (None, [], [])
+        raise DataError("half_life needs timestamps", file=place, hint="leave half_life out")
+    catalogue, roles, notes = None, list[ColumnRole](), list[str]()
+    if "items" in sources:
+        catalogue, roles, notes = read_items(sources["items"])
+        clicked = pl.concat([rows.items.ids for rows in parts.values()]).unique(maintain_order=True)
+        notes += unmet_ids(clicked, catalogue["item_id"], sources["items"].name)
     dataset = _number_rows(parts, catalogue, ready, order, weighting, ties)
     notes = [note for rows in parts.values() for note in rows.notes] + notes
     dataset = replace(
         dataset,
-        name=name or folder.name.split(".")[0] or folder.resolve().name,
-        source=str(folder),
+        name=name or _name(data),
+        source=place,
         items=replace(dataset.items, roles=tuple(roles)),
         notes=tuple(notes),
     )
     if tags is not None and catalogue is not None:
-        dataset = add_tags(dataset, tags, tables["tags"].name)
+        dataset = add_tags(dataset, tags, sources["tags"].name)
     if k_core > 0:
         dataset = k_core_dataset(dataset, k_core)
-    return _in_seconds(_with_ties_told(dataset), parts)
+    return _in_seconds(_with_ties_told(_with_repeats_told(dataset)), parts)
+
+
+def _name(data: object) -> str:
+    if not isinstance(data, str | Path):
+        return "data"
+    return Path(data).name.split(".")[0] or Path(data).resolve().name
 
 
 def demo_data() -> Dataset:
@@ -130,67 +140,84 @@ class _Rows:
     notes: list[str]
 
 
-def _read_interactions(path: Path, min_rating: float | None, weighting: Weighting) -> _Rows:
+def _read_interactions(source: Source, min_rating: float | None, weighting: Weighting) -> _Rows:
     columns: dict[str, str] = {}
 
     def pick(names: Sequence[str]) -> Sequence[str]:
-        _refuse_sessions(names, path.name)
+        _refuse_sessions(names, source.name)
         optional = (
             "timestamp", "position", "rating", "review", "summary", "weight", "count", "event", "label",
         )  # fmt: skip
-        columns.update(match_columns(names, ("user_id", "item_id"), optional, path.name))
+        columns.update(match_columns(names, ("user_id", "item_id"), optional, source.name))
         return list(columns.values())
 
-    table = read_table(path, pick)
+    table = read_table(source, pick)
     problems = Problems(table)
     users, items = check_ids(problems, columns["user_id"]), check_ids(problems, columns["item_id"])
     kind = next((kind for kind in ("timestamp", "position") if kind in columns), None)
     order = None
     if kind is not None:
         order = (check_timestamp if kind == "timestamp" else check_position)(problems, columns[kind])
-    rating = check_ratings(problems, columns["rating"]) if "rating" in columns else None
-    notes = [f"{path.name}: {order.note}"] if order is not None and order.note else []
+    rating = None
+    if "rating" in columns:
+        rating = check_ratings(problems, columns["rating"], required=min_rating is not None)
+    notes = [*table.notes, *([f"{source.name}: {order.note}"] if order is not None and order.note else [])]
     weight, keep = read_weights(problems, columns, weighting, notes)
     problems.raise_any()
     if problems.blank.all():
-        raise DataError("no rows, only column names", file=path.name, hint="is the export complete?")
+        raise DataError("no rows, only column names", file=source.name, hint="is the export complete?")
     keep &= ~problems.blank
     if min_rating is not None:
         if rating is None:
-            raise DataError("no rating column for min_rating", file=path.name, hint="leave min_rating out")
+            raise DataError("no rating column for min_rating", file=source.name, hint="leave min_rating out")
         keep &= rating >= np.float32(min_rating)
         if not keep.any():
-            raise DataError(f"no interaction has a rating >= {min_rating:g}", file=path.name, column=columns["rating"])
+            raise DataError(
+                f"no interaction has a rating >= {min_rating:g}", file=source.name, column=columns["rating"]
+            )
     elif rating is not None and (low := int(((rating <= 0) & keep).sum())):
         notes.append(
-            f"{path.name}: {low:,} ratings of 0 or less count as clicks like all others; "
+            f"{source.name}: {low:,} ratings of 0 or less count as clicks like all others; "
             "keep the good ones only with data.min_rating"
         )
+    rating = _some_ratings(rating, problems, source, notes)
     if kind == "timestamp" and "position" in columns:
-        notes.append(f"{path.name}: ordered by {columns['timestamp']}; column {columns['position']} is not used")
-    review = _reviews(problems, path, columns, notes)
+        notes.append(f"{source.name}: ordered by {columns['timestamp']}; column {columns['position']} is not used")
+    review = _reviews(problems, source, columns, notes)
     return _select(_Rows(users, items, order, rating, review, weight, kind, notes), keep)
 
 
-def _reviews(problems: Problems, path: Path, columns: dict[str, str], notes: list[str]) -> pl.Series | None:
+def _some_ratings(
+    rating: NDArray[np.float32] | None, problems: Problems, source: Source, notes: list[str]
+) -> NDArray[np.float32] | None:
+    """The ratings, NaN where a row has none; None where no row has any. Adds to `notes`."""
+    if rating is None:
+        return None
+    rows, missing = int((~problems.blank).sum()), int((np.isnan(rating) & ~problems.blank).sum())
+    if missing:
+        notes.append(f"{source.name}: {missing:,} of {rows:,} rows have no rating")
+    return None if missing == rows else rating
+
+
+def _reviews(problems: Problems, source: Source, columns: dict[str, str], notes: list[str]) -> pl.Series | None:
     """The users' reviews (n_rows,), each headline before its text; None where no row has any. Adds to `notes`."""
     names, texts = [columns[meaning] for meaning in ("summary", "review") if meaning in columns], []
     for name in names:
         text = check_text(problems, name)
         if text is None:
-            notes.append(f"{path.name}: column {name} holds no text, not read as a review")
+            notes.append(f"{source.name}: column {name} holds no text, not read as a review")
         elif text.null_count() < len(text):
             texts.append(text.str.strip_chars_end(".") if name != names[-1] else text)
     if not texts:
         return None
     lacking = (texts[-1].is_null() & pl.Series(~problems.blank)).any()
-    if lacking and (parse_name(path) or ("", ""))[1] in ("csv", "tsv"):
-        check_short_rows(path)  # a line break in a text would make two wrong rows of one
+    if lacking and (parse_name(source) or ("", ""))[1] in ("csv", "tsv"):
+        check_short_rows(source)  # a line break in a text would make two wrong rows of one
     frame = pl.DataFrame(texts)
     joined = pl.concat_str(pl.all(), separator=". ", ignore_nulls=True).alias("review")
     review = frame.select(pl.when(joined != "").then(joined)).to_series()
     written = len(review) - review.null_count()
-    notes.append(f"{path.name}: {written:,} reviews read from {' and '.join(frame.columns)}")
+    notes.append(f"{source.name}: {written:,} reviews read from {' and '.join(frame.columns)}")
     return review
 
 
@@ -250,13 +277,11 @@ def _compact(column: IdColumn, keep: NDArray[np.bool_]) -> IdColumn:
     return IdColumn(column.ids.filter(pl.Series(used)), (np.cumsum(used) - 1)[code])
 
 
-def _common_order(folder: Path, parts: dict[str, _Rows]) -> str | None:
+def _common_order(place: str, parts: dict[str, _Rows]) -> str | None:
     kinds = {rows.order_kind for rows in parts.values()}
     if len(kinds) > 1:
         listed = ", ".join(f"{part}: {rows.order_kind or 'none'}" for part, rows in parts.items())
-        raise DataError(
-            f"the parts are ordered differently ({listed})", file=str(folder), hint="give all the same column"
-        )
+        raise DataError(f"the parts are ordered differently ({listed})", file=place, hint="give all the same column")
     return kinds.pop()
 
 
@@ -301,6 +326,14 @@ def _number_rows(
         repeats=read - sum(map(len, numbered.values())),
         ties=ties,
     )
+
+
+def _with_repeats_told(dataset: Dataset) -> Dataset:
+    """The dataset with a note on its repeated pairs, where there are any."""
+    if not dataset.repeats:
+        return dataset
+    how = "the first of each is kept" if dataset.interactions.weight is None else "their weights add up"
+    return replace(dataset, notes=(*dataset.notes, f"{dataset.repeats:,} repeated (user, item) pairs: {how}"))
 
 
 def _with_ties_told(dataset: Dataset) -> Dataset:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import polars as pl
 
 from graphllmrec.data.checks import Problems, check_ids, check_text
 from graphllmrec.data.columns import match_columns
+from graphllmrec.data.files import Source
 from graphllmrec.data.formats import read_table
 from graphllmrec.data.roles import ColumnRole
 from graphllmrec.data.split import Split
@@ -24,7 +24,7 @@ MAX_TAGS = 10  # per item, the most frequent ones
 COLUMN = "tags"
 
 
-def read_tags(path: Path) -> pl.DataFrame:
+def read_tags(path: Source) -> pl.DataFrame:
     """The tags of a file, in lower case: user_id (null where it is not known), item_id, tag. Raises DataError."""
     columns: dict[str, str] = {}
 

@@ -37,18 +37,29 @@ def explain_item(model: Model, query: Queries, item: int) -> RowExplanation:
 
 
 @torch.no_grad()
-def similarities(model: Model, item: int) -> Tensor:
-    """Similarity (num_items,) of every item to item row `item`.
+def similarities(model: Model, item: int, clicks: Ints | None = None) -> Tensor:
+    """Similarity (num_items,) of every item to item row `item`; -inf for those that the model cannot compare with it.
 
     From the model's own `similar_scores(item)` where it has that, else the cosine of item vectors, else the scores for
-    a history of that item alone.
+    a history of that item alone. Not to be compared are items without a vector, items whose score is the one that they
+    get without any history, and, for a model that ranks no cold items, those of no training `clicks` (num_items,).
     """
+    found = _similarities(model, item)
+    if clicks is None or model.abilities.ranks_cold_items:
+        return found
+    known = torch.from_numpy(clicks > 0)
+    return found.masked_fill(~(known & known[item]), -torch.inf)
+
+
+def _similarities(model: Model, item: int) -> Tensor:
     if isinstance(model, ComparingModel):
         return model.similar_scores(item)
     if isinstance(model, VectorModel):
         vectors = unit(model.item_vectors())  # (num_items, dim)
-        return vectors @ vectors[item]
-    return model.scores(Queries.anonymous(Histories.from_lists([[item]])))[0]
+        known = vectors.any(1) & vectors[item].any()  # an item without text or clicks may have the zero vector
+        return (vectors @ vectors[item]).masked_fill(~known, -torch.inf)
+    scores = model.scores(Queries.anonymous(Histories.from_lists([[item], []])))  # (2, num_items)
+    return scores[0].masked_fill(scores[0] == scores[1], -torch.inf)
 
 
 def _by_branch(model: Model, query: Queries, item: int) -> RowExplanation:

@@ -31,7 +31,7 @@ ROUTED = ("cold/tail", "cold/head", "warm/tail", "warm/head")
 CONTEXTS = ("new", *ROUTED)
 _SHARPNESS = 3.0  # of the routing: an item at twice a threshold's degree belongs 8 : 1 to the upper side
 LEARNABLE = 0.01  # smallest initial weight: an expert without static weight can still gain some
-_NOTHING = 1e-30  # weight of such an expert in a static gate: there is no logarithm of 0
+NOTHING = 1e-30  # weight of such an expert in a static gate: there is no logarithm of 0
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ContextGate(nn.Module):
         self.register_buffer("shift", torch.zeros(num_experts))  # m
 
     @torch.no_grad()
-    def set_static(self, weights: Tensor, least: float = _NOTHING) -> None:
+    def set_static(self, weights: Tensor, least: float = NOTHING) -> None:
         """Same expert weights (E,) in every context (clamped to `least`); slopes and biases zero."""
         for parameter in self.parameters():
             parameter.zero_()

@@ -112,7 +112,7 @@ def _data_table(data: Mapping[str, Any]) -> Table:
     }
     if not data["order"]:
         del rows[_TIED]
-    if not data["repeats_dropped"]:  # also of a loaded run, which does not keep their number
+    if not data["repeats_dropped"]:  # or they are not known, in a run of an earlier version
         del rows[_REPEATS]
     return Table(["data", markdown_text(data["name"])], [[name, markdown_text(text)] for name, text in rows.items()])
 

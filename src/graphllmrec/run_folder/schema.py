@@ -48,6 +48,8 @@ class DataFile(BaseModel):
     source: str
     order: Literal["timestamp", "position"] | None
     columns: list[ColumnFile] = []  # none in runs of version 0.1
+    repeats: int = Field(0, ge=0)  # repeated pairs that were dropped while reading
+    notes: list[str] = []  # decisions made while reading
     split: SplitFile
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
 

@@ -81,6 +81,8 @@ def write_tables(folder: Path, recipe: Recipe, dataset: Dataset, split: Split) -
         "source": dataset.source,
         "order": dataset.order,
         "columns": [asdict(role) for role in dataset.items.roles],
+        "repeats": dataset.repeats,
+        "notes": list(dataset.notes),
         "split": {
             "kind": split.kind,
             "valid_in_history": split.valid_in_history,
@@ -108,7 +110,10 @@ def read_tables(files: RunFiles) -> Tables:
         settings.valid_in_history, settings.ordered, dict(settings.settings),
     )  # fmt: skip
     ready = dict(zip(PARTS, (train, valid, test), strict=True)) if split.kind == "ready-made" else {}
-    dataset = Dataset(about.name, users, items, split.interactions(), ready, about.order, about.source)
+    dataset = Dataset(
+        about.name, users, items, split.interactions(), ready, about.order, about.source,
+        repeats=about.repeats, notes=tuple(about.notes),
+    )  # fmt: skip
     return Tables(recipe, dataset, split, about.fingerprint)
 
 
@@ -132,7 +137,8 @@ def _read_items(files: RunFiles, about: DataFile) -> Items:
     roles = tuple(ColumnRole(role.column, role.role, role.reason) for role in about.columns)
     table = files.parquet("items.parquet")
     with _sound(files.path("items.parquet")):
-        if unknown := {role.column for role in roles} - {*table.columns}:
+        kept = {role.column for role in roles if role.role != "left out"}
+        if unknown := kept - {*table.columns}:
             raise ValueError(f"data.json describes a column {min(unknown)!r} that it has not")
         return Items(IdMap(_column(table, "item_id", pl.String())), table, roles, _read_encoder(files))
 

@@ -17,6 +17,10 @@ them: FOLDS gates are fitted, each without a part of the users; unless they rank
 than the static weights do, the static weights stay. Targets are weighted by the drift of contexts towards the time
 after validation (models/fusion/gate_fitting.py).
 
+Tuning on clicked items may leave nothing for the text. A static gate still gives new items the least weight of the text
+that z-sum gives them, a learned one starts above zero; and where no expert with weight distinguishes any items, as for
+a history of new items, the others are summed (models/fusion/z_sum.py).
+
 Cross-entropy favours popular items, so the cold contexts, and items without any click, get a bias last, limited by
 `cold_budget`, the share of the validation metric that it may cost.
 
@@ -48,7 +52,7 @@ from graphllmrec.models.fusion.gate_fitting import (
     query_features,
 )
 from graphllmrec.models.fusion.z_sum import ZSum, ZSumConfig
-from graphllmrec.nn.gate import CONTEXTS, LEARNABLE, ContextGate, GateInputs, head_degree, memberships
+from graphllmrec.nn.gate import CONTEXTS, LEARNABLE, NOTHING, ContextGate, GateInputs, head_degree, memberships
 from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, RowExplanation, Task, TextVectors
@@ -129,8 +133,16 @@ class Hybrid:
         self._set_item_features(task.split, text)
         self.gate = ContextGate(len(self.sum.branches), len(ITEM_FEATURES), len(QUERY_FEATURES))
         self.gate.set_static(self.sum.weights)
+        self._keep_text_for_new()
         if self.config.fusion == "gate" and len(task.split.valid):
             self._fit_gate(task)
+
+    @torch.no_grad()
+    def _keep_text_for_new(self) -> None:
+        """Give a static gate the weights of z-sum for items without clicks, in the context of new items."""
+        weights = self.sum.cold_weights()
+        if weights is not self.sum.weights:
+            self.gate.log_weight[NEW] = (weights / weights.sum()).clamp_min(NOTHING).log()
 
     def _set_item_features(self, split: Split, text: TextVectors) -> None:
         """What the gate reads of items."""
@@ -199,12 +211,16 @@ class Hybrid:
 
     @torch.no_grad()
     def _parts(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        """w_e z_e (E, B, num_items) of every expert, and β (num_items,)."""
+        """w_e z_e (E, B, num_items) of every expert, and β (B, num_items)."""
         experts = torch.stack([self.sum.branch_scores(queries, name) for name in self.sum.branches])
         weights, bias = self.gate.weigh_items(self.inputs())
         features = query_features(queries, experts, self.degree, self._places("text")) - self.query_centre
         factors = self.gate.query_factors(features)  # (B, E)
-        return experts.mul_(weights.T[:, None, :]).mul_(factors.T[:, :, None]), bias
+        silent = self.sum.silent_rows(experts)  # (B,)
+        spare = experts[:, silent] * self.sum.spare_weights()[:, None, None]
+        parts = experts.mul_(weights.T[:, None, :]).mul_(factors.T[:, :, None])
+        parts[:, silent] = spare
+        return parts, bias * ~silent[:, None]
 
     def scores(self, queries: Queries) -> Tensor:
         """Scores (B, num_items)."""
@@ -228,7 +244,7 @@ class Hybrid:
         parts, bias = self._parts(queries)
         found = parts[:, 0, item]
         graph, text = (float(found[self._places(branch)].sum()) for branch in self.branches)
-        shares = {"clicks": graph, "text": text, "context": float(bias[item])}
+        shares = {"clicks": graph, "text": text, "context": float(bias[0, item])}
         gamma, contexts = self.gate_values()
         names = {name: float(membership[item]) for name, membership in contexts.items()}
         return RowExplanation(sum(shares.values()), shares, float(gamma[item]), names)
@@ -257,6 +273,7 @@ class Hybrid:
         return more
 
 
+NEW = CONTEXTS.index("new")
 ITEM_FEATURES = ("log clicks", "agreement of its text with its neighbours'", "log words")
 QUERY_FEATURES = ("log history length", "mean log clicks of the history", "correlation of the branches")
 

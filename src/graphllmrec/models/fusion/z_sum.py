@@ -7,6 +7,11 @@ CombSUM (Fox & Shaw 1994, "Combination of multiple searches", TREC-2) over z-nor
 "Relevance score normalization for metasearch", CIKM), with weights. Weights and the experts' recency decays are found
 together by hill climbing on the NDCG@20 of up to `tune_users` validation users (models/fusion/score_fusion.py).
 
+The weights are tuned on items with clicks, and tuning may leave nothing for the text. Two rules keep what only the text
+can place from ties: items without training clicks are scored with at least TEXT_FLOOR of the weight on the experts that
+read text; and where no expert with weight distinguishes any items, as for a history of new items, the others are
+summed.
+
 An expert that cannot use the data (text-kNN without text, transitions without order) is left out, and logged. Each
 expert is a branch: it can be scored alone, and `explain` gives its additive share.
 """
@@ -18,6 +23,7 @@ from copy import copy
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
@@ -29,6 +35,8 @@ from graphllmrec.models.scoring import DECAYS, UNTUNED_DECAY
 from graphllmrec.protocol import Abilities, FadingModel, Model, Queries, RowExplanation, Task, TextVectors
 from graphllmrec.settings import Config
 from graphllmrec.train.validation import VALIDATION_USERS, tuning_users
+
+TEXT_FLOOR = 0.1  # least weight of the text in the score of an item without training clicks
 
 
 class ZSumConfig(Config):
@@ -90,6 +98,7 @@ class ZSum:
         )
         self.experts: dict[str, Model] = {}
         self.weights = torch.empty(0)  # (num_experts,), in the order of `experts`
+        self.unclicked = torch.empty(0, dtype=torch.bool)  # of the last items: no training clicks
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -102,6 +111,7 @@ class ZSum:
         for name, expert in self.experts.items():
             task.logger.begin(f"z-sum: fit {name}")
             expert.fit(task)
+        self.unclicked = torch.from_numpy(task.split.item_degree() == 0)
         task.logger.begin("z-sum: tune weights")
         self._tune(task)
 
@@ -171,18 +181,59 @@ class ZSum:
 
     def scores(self, queries: Queries) -> Tensor:
         """Weighted sum (B, num_items) of the experts' z-scores."""
-        total = torch.zeros(())
-        for name, weight in zip(self.branches, self.weights, strict=True):
-            total = total + weight * self.branch_scores(queries, name)  # (B, num_items)
+        total, spoken = torch.zeros(()), torch.zeros(len(queries), dtype=torch.bool)
+        cold, items = torch.zeros(()), torch.empty(0, dtype=torch.long)
+        cold_weights = self.cold_weights()
+        for name, weight, cold_weight in zip(self.branches, self.weights, cold_weights, strict=True):
+            z = self.branch_scores(queries, name)  # (B, num_items)
+            total = total + weight * z
+            if weight > 0:
+                spoken |= z.any(1)
+            if cold_weights is not self.weights:
+                items = self._unclicked(z.shape[1])
+                cold = cold + cold_weight * z.index_select(1, items)
+        if len(items):
+            total.index_copy_(1, items, cold)
+        if not spoken.all():
+            silent = (~spoken).numpy()
+            rest = Queries(queries.users[silent], queries.histories.take(np.flatnonzero(silent)))
+            weighed = zip(self.branches, self.spare_weights(), strict=True)
+            total[~spoken] = sum((w * self.branch_scores(rest, name) for name, w in weighed if w > 0), torch.zeros(()))
         return total
+
+    def silent_rows(self, experts: Tensor) -> Tensor:
+        """Queries (B,) for which no expert with weight distinguishes items, by their z-scores (E, B, num_items)."""
+        return ~experts[self.weights > 0].any(2).any(0)
+
+    def spare_weights(self) -> Tensor:
+        """Equal weights (num_experts,) of the experts that have none."""
+        spare = (self.weights <= 0).float()
+        return spare / spare.sum().clamp_min(1)
+
+    def cold_weights(self) -> Tensor:
+        """Weights (num_experts,) for items without clicks; `weights` itself where these leave enough to the text."""
+        reads = torch.tensor([expert.abilities.needs_text for expert in self.experts.values()])
+        text = float(self.weights[reads].sum())
+        if not reads.any() or text >= TEXT_FLOOR:
+            return self.weights
+        own = self.weights * reads / text if text > 0 else reads / reads.sum()
+        others = self.weights * ~reads
+        return TEXT_FLOOR * own + (1 - TEXT_FLOOR) * others / others.sum()
+
+    def _unclicked(self, num_items: int) -> Tensor:
+        """Rows of the items without training clicks; of a run of version 0.1, those that were added to it."""
+        return self.unclicked.nonzero()[:, 0] + (num_items - len(self.unclicked))
 
     def explain(self, queries: Queries, item: int) -> RowExplanation:
         """Weighted z-score of item row `item` per expert for the first query; the gate is the weight of the text."""
-        parts = zip(self.branches, self.weights, strict=True)
-        shares = {name: float(self.branch_scores(queries, name)[0, item] * weight) for name, weight in parts}
+        scores = {name: self.branch_scores(queries, name)[0] for name in self.branches}
+        used = [z for z, weight in zip(scores.values(), self.weights, strict=True) if weight > 0 and z.any()]
+        is_new = item in self._unclicked(len(next(iter(scores.values()))))
+        weights = self.spare_weights() if not used else self.cold_weights() if is_new else self.weights
+        shares = {name: float(z[item] * weight) for (name, z), weight in zip(scores.items(), weights, strict=True)}
         text = [
             float(w)
-            for (_, expert), w in zip(self.experts.items(), self.weights, strict=True)
+            for (_, expert), w in zip(self.experts.items(), weights, strict=True)
             if expert.abilities.needs_text
         ]
         return RowExplanation(sum(shares.values()), shares, gate=sum(text) if text else None)
@@ -192,7 +243,7 @@ class ZSum:
         parts = {
             f"{name}/{key}": value for name, expert in self.experts.items() for key, value in expert.state().items()
         }
-        return {"weights": self.weights, **parts}
+        return {"weights": self.weights, "unclicked": self.unclicked, **parts}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Load tensors written by `state`; experts that were left out of the fit stay out."""
@@ -202,10 +253,11 @@ class ZSum:
             if own:
                 self.experts[name] = build(name, self._settings(name))
                 self.experts[name].restore(own)
-        self.weights = state["weights"]
+        self.weights, self.unclicked = state["weights"], state.get("unclicked", torch.empty(0, dtype=torch.bool))
 
     def with_items(self, text: TextVectors) -> Self:
         """A copy whose experts all have more items."""
         more = copy(self)
         more.experts = {name: expert.with_items(text) for name, expert in self.experts.items()}
+        more.unclicked = torch.cat([self.unclicked, torch.ones(len(text), dtype=torch.bool)])
         return more
