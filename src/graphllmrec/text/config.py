@@ -31,7 +31,8 @@ class TextConfig(Config):
         "auto", description="auto: what the model says, else mean for encoders and last for decoders"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 in the linear layers where the hardware has it, float32 for all the rest"
+        "auto",
+        description="auto: bfloat16 in linear layers where the hardware has it, else float32; minilm on a CPU: float32",
     )
     batch_tokens: int | None = Field(
         None, ge=1, description="tokens per batch, padding included; default: 1,024 per CPU thread, 32,768 on a GPU"
