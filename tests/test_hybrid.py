@@ -48,7 +48,8 @@ NO_VALIDATION = replace(CUT, valid=CUT.valid.where(np.zeros(len(CUT.valid), dtyp
 
 
 def fit(task: Task = TASK, **settings: Any) -> Any:
-    model = build("hybrid", SMALL | settings)
+    own = {"settings": SMALL["settings"]} if settings.get("fusion") == "static" else SMALL
+    model = build("hybrid", own | settings)
     model.fit(task)
     return model
 

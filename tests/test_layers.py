@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "graphllmrec"
 
 # Lowest first. A module belongs to the longest prefix that fits; it may import from its own layer and those below.
 LAYERS = [
-    ("errors", "rng", "io", "lock", "manifest", "settings", "arguments", "terminal"),
+    ("errors", "rng", "io", "lock", "manifest", "settings", "arguments", "terminal", "toml"),
     ("screen",),
     ("report.format", "report.elements", "report.render", "report.notebook"),  # plain data to text and HTML
     ("progress", "text.config"),  # the screen and two files; settings alone. So `data` and `protocol` may use them
@@ -26,7 +26,7 @@ LAYERS = [
     ("models",),
     ("recipe", "run_folder", "legacy"),
     ("report.card",),  # of the parts of a recommender, so that it can have a method `card`
-    ("recommendation", "fitted", "lists_file", "recommender"),
+    ("recommendation", "fitted", "lists_file", "recommender", "proposal"),
     ("evaluate",),  # the import path of version 0.1; nothing imports it
     ("report",),
     ("study", "grokking.lab"),  # both run many trainings, and draw with `report`

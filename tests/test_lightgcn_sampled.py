@@ -156,7 +156,7 @@ def test_a_step_of_pairs_with_scaled_scores(monkeypatch: pytest.MonkeyPatch, cos
         ({"loss": "softmax"}, 'over all items: model "lightgcn-softmax"'),
         ({"negatives": 4}, 'negatives belong to loss = "softmax"'),
         ({"loss": "in-batch", "negatives": 4}, 'negatives belong to loss = "softmax"'),
-        ({"uniformity": 0.5}, "a part of DirectAU"),
+        ({"uniformity": 0.5}, 'loss = "directau"'),
         ({"temperature": 0.5}, "needs cosine"),
         ({"noise": 0.1}, "needs contrast"),
         ({"contrast": 0.1, "num_layers": 0}, "num_layers of at least 1"),

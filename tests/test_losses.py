@@ -266,6 +266,13 @@ def test_direct_au_draws_pairs_together_and_everything_else_apart() -> None:
     assert float(direct_au_loss(queries[:1], queries[:1])) == 0
 
 
+def test_direct_au_of_two_has_one_pair() -> None:
+    queries, targets = units(2), units(2)
+    pair = sum(-float(((side[0] - side[1]) ** 2).sum()) for side in (queries, targets))  # log exp(-2 d²) / 2
+    aligned = float(((queries - targets) ** 2).sum()) / 2
+    assert float(direct_au_loss(queries, targets, 0.7)) == pytest.approx(aligned + 0.7 * pair, abs=1e-5)
+
+
 def test_contrast_tells_a_nodes_two_views_from_those_of_others() -> None:
     first, second = units(4), 5 * units(4)  # length plays no part
     expected = 0.0

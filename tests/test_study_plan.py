@@ -54,11 +54,11 @@ def test_the_cut_offs_of_all_metrics_are_evaluated_and_the_headline_metric_is_fi
 def test_settings_of_the_study_hold_for_all_models_and_those_of_a_model_come_after():
     found = study(
         set={"data.k_core": 2, "text.max_tokens": 12},
-        models=[{"recipe": "popularity"}, {"recipe": "text-knn", "set": {"text.max_tokens": 9}}],
+        models=[{"recipe": "popularity"}, {"recipe": "z-sum"}, {"recipe": "text-knn", "set": {"text.max_tokens": 9}}],
     )
     recipes = [variant.recipe(0) for variant in found.variants]
-    assert [recipe.data.k_core for recipe in recipes] == [2, 2]
-    assert [recipe.text.max_tokens for recipe in recipes] == [12, 9]
+    assert [recipe.data.k_core for recipe in recipes] == [2, 2, 2]
+    assert [recipe.text.max_tokens for recipe in recipes] == [96, 12, 9]  # popularity reads no text
 
 
 def test_what_is_set_or_tuned_holds_for_clicks_without_order_too():
@@ -74,7 +74,7 @@ def test_what_is_set_or_tuned_holds_for_clicks_without_order_too():
 
 
 def test_pairs_are_the_baseline_those_of_compare_and_each_placebo(monkeypatch):
-    monkeypatch.setattr("graphllmrec.study.config.PLACEBO_KEY", "text.revision")
+    monkeypatch.setattr("graphllmrec.study.config.PLACEBO_KEY", "text.prompt")
     found = study(
         models=[{"recipe": "ease"}, {"recipe": "text-knn"}, {"recipe": "z-sum", "placebos": []}],
         placebos=["none", "shuffled"],
@@ -88,8 +88,8 @@ def test_pairs_are_the_baseline_those_of_compare_and_each_placebo(monkeypatch):
         ("z-sum", "text-knn"),
         ("text-knn", "text-knn [shuffled]"),
     ]
-    assert found.variants[1].recipe(0).text.revision is None
-    assert found.variants[2].recipe(0).text.revision == "shuffled"
+    assert found.variants[1].recipe(0).text.prompt == ""
+    assert found.variants[2].recipe(0).text.prompt == "shuffled"
 
 
 def test_a_recipe_beside_the_study_file_is_found(tmp_path, monkeypatch):

@@ -125,6 +125,17 @@ def test_lower_precision_stays_close(tiny_model: Callable[..., Path], tmp_path: 
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(TEXTS)))
 
 
+@pytest.mark.parametrize("native", [{"amx_bf16": True}, {"avx512_bf16": True}, {}])
+def test_the_packaged_model_computes_alike_on_every_processor(
+    monkeypatch: pytest.MonkeyPatch, native: dict[str, bool]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: native)
+    cpu = torch.device("cpu")
+    assert encoder._dtype(TextConfig(), cpu) == "float32"
+    assert encoder._dtype(TextConfig(dtype="bfloat16"), cpu) == "bfloat16"
+    assert encoder._dtype(TextConfig(encoder="Qwen/Qwen2.5-3B"), cpu) == ("mixed" if native else "float32")
+
+
 def test_pooling_is_read_from_the_model(tiny_model: Callable[..., Path]) -> None:
     folder = tiny_model()
     (folder / "1_Pooling").mkdir()

@@ -110,6 +110,16 @@ def test_the_search_never_ends_below_equal_weights_or_a_single_model() -> None:
     assert found.ndcg >= table.ndcg(found.chosen, torch.tensor([0.5, 0.5]))
 
 
+def test_the_grid_alone_has_every_single_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blend, "_STEPS", ())  # no climbing after it
+    for useless_first in (True, False):
+        pair = [Variant(Constant(), None), Variant(fitted("ease", decay=DECAY), None)]
+        table = build_score_table(pair[:: 1 if useless_first else -1], [[0], [1]], SPLIT, tuning_users(SPLIT, 0))
+        found = search(table, [[0], [1]])
+        assert found.ndcg >= max(found.alone)
+        assert found.trials == 1 + blend._GRID + 1
+
+
 def test_the_search_gives_a_useless_model_no_weight() -> None:
     world = block_world()
     good, useless = fitted("transitions", world.task()), fitted("popularity", world.task())

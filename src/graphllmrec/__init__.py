@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from graphllmrec.errors import GraphLLMRecError
     from graphllmrec.evaluation.compare import compare
     from graphllmrec.evaluation.evaluation import Evaluation
+    from graphllmrec.proposal import Proposal, propose
     from graphllmrec.recipe import Recipe
     from graphllmrec.recommendation import Explanation, Recommendation
     from graphllmrec.recommender import Recommender, evaluate
@@ -32,12 +33,14 @@ _HOME = {
     "Evaluation": "graphllmrec.evaluation.evaluation",
     "GraphLLMRecError": "graphllmrec.errors",
     "Explanation": "graphllmrec.recommendation",
+    "Proposal": "graphllmrec.proposal",
     "Recipe": "graphllmrec.recipe",
     "Recommendation": "graphllmrec.recommendation",
     "Recommender": "graphllmrec.recommender",
     "compare": "graphllmrec.evaluation.compare",
     "evaluate": "graphllmrec.recommender",
     "load_data": "graphllmrec.data.read",
+    "propose": "graphllmrec.proposal",
 }
 
 __all__ = [
@@ -45,12 +48,14 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "GraphLLMRecError",
+    "Proposal",
     "Recipe",
     "Recommendation",
     "Recommender",
     "compare",
     "evaluate",
     "load_data",
+    "propose",
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_SHOWN = 20  # problems of a recipe in its message
+
 
 class GraphLLMRecError(Exception):
     """Base of all errors of this package; the command line prints them without a traceback."""
@@ -44,12 +46,24 @@ class DataError(GraphLLMRecError):
         super().__init__(text.encode(errors="backslashreplace").decode())  # half a surrogate pair cannot be printed
 
 
+def _readable(text: str, longest: int) -> str:
+    """The text on one line, without characters that command a terminal, and cut in its middle where it is long."""
+    if len(text) > longest:
+        text = f"{text[: longest * 2 // 3]} … {text[-longest // 3 :]}"
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in text
+    )
+
+
 class RecipeError(GraphLLMRecError):
-    """A recipe with one or more invalid settings; `problems` lists all of them."""
+    """A recipe with one or more invalid settings; `problems` lists all of them, the message the first of very many."""
 
     def __init__(self, problems: list[str], source: str = "recipe") -> None:
-        self.problems = problems
-        super().__init__(f"{source} has {len(problems)} problem(s):\n" + "\n".join(f"  - {p}" for p in problems))
+        self.problems = [_readable(problem, 600) for problem in problems]
+        more = len(problems) - _SHOWN
+        shown = self.problems[:_SHOWN] + ([f"and {more:,} more"] if more > 0 else [])
+        count = f"{_readable(source, 200)} has {len(problems):,} problem(s):\n"
+        super().__init__(count + "\n".join(f"  - {problem}" for problem in shown))
 
 
 class TextError(GraphLLMRecError):

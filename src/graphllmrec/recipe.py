@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import tomli_w
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from graphllmrec.data.config import DataConfig
@@ -32,12 +32,12 @@ from graphllmrec.evaluation.metrics import METRICS
 from graphllmrec.legacy import current_recipe
 from graphllmrec.models.registry import MODELS, model_class
 from graphllmrec.protocol import Model
-from graphllmrec.settings import Config
+from graphllmrec.settings import SAVED, Config
 from graphllmrec.text.config import TextConfig
+from graphllmrec.toml import MAX_DEPTH, check_values, parse_toml, read_toml
 
+_LARGEST_K = 1_000_000
 _LONGEST = 400  # characters of a problem: some of them repeat the value
-_MAX_CHARACTERS = 1_000_000  # of a recipe file
-_UNREADABLE = (RecursionError, ValueError, OverflowError)  # nested too deep, thousands of digits, too long
 
 
 class ModelConfig(Config):
@@ -64,22 +64,24 @@ class ModelConfig(Config):
 
     @field_validator("config", mode="wrap")
     @classmethod
-    def _of_the_model(cls, value: Any, _handler: Any, info: Any) -> Any:
+    def _of_the_model(cls, value: Any, _handler: Any, info: ValidationInfo) -> Any:
         # Without a valid name there is nothing to check the settings against; the name is the problem reported.
-        return model_class(info.data["name"]).config_class.model_validate(value) if "name" in info.data else Config()
+        if "name" not in info.data:
+            return Config()
+        return model_class(info.data["name"]).config_class.model_validate(value, context=info.context)
 
 
 class EvaluateConfig(Config):
     """Cut-offs k of the ranking metrics, and the metric that is shown first."""
 
-    ks: tuple[int, ...] = Field((10, 20), min_length=1, description="cut-offs of the ranking metrics")
+    ks: tuple[int, ...] = Field((10, 20), min_length=1, max_length=100, description="cut-offs of the ranking metrics")
     metric: str = Field("ndcg@20", description="the metric that is shown first")
 
     @field_validator("ks")
     @classmethod
     def _positive(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
-        if min(ks) < 1:
-            raise ValueError("every k must be at least 1")
+        if not 1 <= min(ks) <= max(ks) <= _LARGEST_K:
+            raise ValueError(f"every k must be from 1 to {_LARGEST_K:,}")
         return tuple(sorted(set(ks)))
 
     @model_validator(mode="after")
@@ -95,7 +97,9 @@ class Recipe(Config):
 
     title: str = Field("", description="what this run is, in a line")
     notes: str = Field("", description="anything worth knowing about it")
-    seed: int = Field(0, ge=0, description="of every draw: splits, batches, negatives, dropout, initial weights")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="of every draw: splits, batches, negatives, dropout, initial weights"
+    )
     model: ModelConfig
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
@@ -108,12 +112,28 @@ class Recipe(Config):
     def for_data(self, ordered: bool) -> Recipe:
         """The recipe for data whose clicks have an order or not.
 
-        With an order, [unordered] is dropped. Without one, it is merged into [model]; where it has a `name`, it is a
-        model of its own, which takes the place of [model].
+        With an order, [unordered] is dropped. Without one, it is merged into [model], and settings of [model] that have
+        no effect beside it fall back to their defaults (`idle_without_order`); where it has a `name`, it is a model of
+        its own, which takes the place of [model].
         """
         if not self.unordered:
             return self
         return Recipe.model_validate(_variant(self.values(), ordered))
+
+    @property
+    def idle_without_order(self) -> list[str]:
+        """Settings of [model] that have no effect beside [unordered], e.g. ["negatives"]."""
+        return [] if "name" in self.unordered else _idle(self.model.config, self.unordered)
+
+    def idle(self) -> dict[str, str]:
+        """Settings without effect of one section because of another: those of [text] where no model reads text."""
+        names, other = [self.model.name], self.unordered.get("name")
+        if isinstance(other, str) and other in MODELS:
+            names.append(other)
+        if self.build_model().abilities.reads_text or any(model_class(n).abilities.reads_text for n in names[1:]):
+            return {}
+        needed = f"a model that reads text ({' and '.join(names)} {'reads' if len(names) == 1 else 'read'} none)"
+        return {f"text.{name}": needed for name in TextConfig.model_fields if self.text.changed(name)}
 
     def build_model(self) -> Model:
         """The unfitted model."""
@@ -138,25 +158,31 @@ def recipe_names() -> list[str]:
     return sorted(Path(str(entry)).stem for entry in _packaged().iterdir() if str(entry).endswith(".toml"))
 
 
-def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None = None, *, saved: bool = False
+) -> Recipe:
     """A checked recipe from a TOML file, the bare name of a packaged one ("ease"), plain values, or a Recipe.
 
     `overrides` maps dotted keys ("model.l2") or sections ({"model": {"l2": 50}}) to values that replace those of the
-    source. Raises RecipeError listing every problem: syntax, unknown models and keys, impossible values.
+    source. Raises RecipeError listing every problem: syntax, unknown models and keys, impossible values, settings that
+    have no effect beside the others. saved: the recipe of a run, where the last are no problem any more.
     """
     if isinstance(source, Recipe):
         values, label = source.values(), "recipe"
     elif isinstance(source, Mapping):
-        values, label = dict(source), "recipe"
+        values, label = check_values(source, "recipe"), "recipe"
     elif isinstance(source, str | Path):
         values, label = _read(source), str(source)
     else:
         raise RecipeError([f"a recipe is a name, a TOML file or a mapping of sections, not {source!r:.80}"])
-    values, overrides = current_recipe(values), _current_overrides(overrides or {}, values)
+    overrides = check_values(overrides or {}, label)
+    if deep := [key for key in overrides if key.count(".") >= MAX_DEPTH]:
+        raise RecipeError([f"{deep[0][:80]}: unknown setting, of {deep[0].count('.'):,} parts"], label)
+    values, overrides = current_recipe(values), _current_overrides(overrides, values)
     for key, value in sorted(overrides.items(), key=lambda entry: entry[0] != "model.name"):
         values = _overridden(values, key.split("."), value, label)
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values, context=SAVED if saved else None)
     except ValidationError as error:
         raise RecipeError(_problems(error, values), label) from None
     try:
@@ -198,10 +224,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise RecipeError([f"{text!r} is not of the form section.key=value, e.g. model.l2=50.0"], "--set")
     try:
-        return key.strip(), _parsed(f"value = {value.strip()}")["value"]
+        return key.strip(), parse_toml(f"value = {value.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
-    except _UNREADABLE as error:
+    except (ValueError, RecursionError, OverflowError) as error:
         raise RecipeError([f"{key.strip()}: a value that is no setting ({error})"], "--set") from None
 
 
@@ -211,7 +237,7 @@ def _packaged() -> Any:
 
 def _read(source: str | Path) -> dict[str, Any]:
     path = Path(source)
-    if not path.is_file():
+    if not _is_file(path):
         names = recipe_names()
         if str(source) in names:
             path = Path(str(_packaged() / f"{source}.toml"))
@@ -220,17 +246,14 @@ def _read(source: str | Path) -> dict[str, Any]:
             hint = f"did you mean {close[0]!r}? " if close else ""
             problem = f"no such file, and no packaged recipe of that name; {hint}packaged: {', '.join(names)}"
             raise RecipeError([problem], str(source))
+    return read_toml(path)
+
+
+def _is_file(path: Path) -> bool:
     try:
-        return _parsed(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, *_UNREADABLE) as error:
-        raise RecipeError([f"not valid TOML: {error}"], str(source)) from None
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    """TOML as plain values. Raises TOMLDecodeError, and `_UNREADABLE` for what no recipe holds."""
-    if len(text) > _MAX_CHARACTERS:
-        raise OverflowError(f"{len(text):,} characters; a recipe has at most {_MAX_CHARACTERS:,}")
-    return tomllib.loads(text)
+        return path.is_file()
+    except (OSError, ValueError):  # no name of a file: too long, or with a NUL
+        return False
 
 
 def _variant(values: Mapping[str, Any], ordered: bool) -> dict[str, Any]:
@@ -239,7 +262,28 @@ def _variant(values: Mapping[str, Any], ordered: bool) -> dict[str, Any]:
     unordered = values.pop("unordered")
     if ordered:
         return values
-    return {**values, "model": unordered} if "name" in unordered else _replaced(values, ["model"], unordered, "recipe")
+    if "name" in unordered:
+        return {**values, "model": unordered}
+    config = model_class(values["model"]["name"]).config_class.model_validate(
+        {key: value for key, value in values["model"].items() if key != "name"}, context=SAVED
+    )
+    idle = _idle(config, unordered)
+    model = {key: value for key, value in values["model"].items() if key not in idle}
+    return _replaced({**values, "model": model}, ["model"], unordered, "recipe")
+
+
+def _idle(config: Config, unordered: Mapping[str, Any]) -> list[str]:
+    """Settings of [model] that have no effect once those of [unordered] are merged in; [] where these are invalid."""
+    given = config.model_dump(mode="json", exclude_none=True)
+    merged = _replaced({"model": given}, ["model"], unordered, "recipe")["model"]
+    dropped: list[str] = []
+    try:
+        while new := type(config).model_validate(merged, context=SAVED).idle().keys() - unordered.keys():
+            dropped += sorted(new)  # without them, others may have no effect
+            merged = {key: value for key, value in merged.items() if key not in new}
+    except ValidationError:
+        return []
+    return dropped
 
 
 def _overridden(values: Mapping[str, Any], path: list[str], value: Any, label: str) -> dict[str, Any]:
@@ -309,7 +353,7 @@ def _problems(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
             path = path[:-1]  # the last part names one of several types, e.g. a number or "tune"
         key = ".".join(["model", *path[2:]] if path[:2] == ["model", "config"] else path)
         found.setdefault(key, []).append(_problem(entry, path, values))
-    return [f"{key}: {' or: '.join(messages)}" for key, messages in found.items()]
+    return [f"{key}: {' or: '.join(messages)}" if key else messages[0] for key, messages in found.items()]
 
 
 def _problem(entry: ErrorDetails, path: list[str], values: Mapping[str, Any]) -> str:

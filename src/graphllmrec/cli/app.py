@@ -19,6 +19,7 @@ from graphllmrec.cli.doctor import doctor
 from graphllmrec.cli.evaluate import compare, evaluate, report, stats
 from graphllmrec.cli.fit import fit
 from graphllmrec.cli.grok_lab import grok_lab
+from graphllmrec.cli.init import init
 from graphllmrec.cli.recommend import explain, recommend, similar
 from graphllmrec.cli.refit import refit
 from graphllmrec.cli.study import study
@@ -84,6 +85,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 app.command("demo", rich_help_panel="Start")(demo)
 app.command("doctor", rich_help_panel="Start")(doctor)
+app.command("init", rich_help_panel="Start")(init)
 app.command("grok-lab", rich_help_panel="Start")(grok_lab)
 app.command("fit", rich_help_panel="Train and evaluate")(fit)
 app.command("refit", rich_help_panel="Train and evaluate")(refit)

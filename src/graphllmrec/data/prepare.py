@@ -14,7 +14,7 @@ from graphllmrec.data.read import load_data
 from graphllmrec.data.split import Split, make_split
 from graphllmrec.data.tables import Dataset, IdMap, Ints
 from graphllmrec.data.tags import without_held_out_tags
-from graphllmrec.errors import ArgumentError, DataError
+from graphllmrec.errors import ArgumentError, DataError, RecipeError
 from graphllmrec.progress import RunLogger
 
 Data = Dataset | str | Path | Table | Mapping[str, Table]  # whatever load_data reads, or its result
@@ -60,8 +60,8 @@ def read_and_split(
 
 
 def split_dataset(dataset: Dataset, config: DataConfig, seed: int) -> Split:
-    """The split of the settings. Raises DataError."""
-    return make_split(
+    """The split of the settings. Raises DataError, RecipeError for settings without effect on this split."""
+    split = make_split(
         dataset,
         kind=config.split,
         seed=seed,
@@ -69,6 +69,13 @@ def split_dataset(dataset: Dataset, config: DataConfig, seed: int) -> Split:
         test_ratio=config.test_ratio,
         cold_ratio=config.cold_ratio,
     )
+    idle = config.model_copy(update={"split": split.kind}).idle()  # of the split that "auto" stands for
+    if idle:
+        raise RecipeError(
+            [f"data.{name} has no effect: these data are split by {split.kind}, it needs {needed}"
+             for name, needed in idle.items()]
+        )  # fmt: skip
+    return split
 
 
 def split_in_rows(known: Dataset, other: Dataset, config: DataConfig, seed: int) -> Split:

@@ -117,7 +117,11 @@ def _split_statistics(split: Split) -> dict[str, Any]:
 
 def statistics_table(dataset: Dataset, split: Split | None = None, more: Iterable[tuple[str, str]] = ()) -> Table:
     """The same figures as a table, and `more` lines: `rich.print(statistics_table(dataset))`."""
-    figures = statistics(dataset, split)
+    return figures_table(statistics(dataset, split), more)
+
+
+def figures_table(figures: dict[str, Any], more: Iterable[tuple[str, str]] = ()) -> Table:
+    """The figures of `statistics`, and `more` lines, as a table."""
     table = Table(title=figures["name"], show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column()

@@ -83,4 +83,4 @@ def without_held_out_tags(dataset: Dataset, split: Split) -> Dataset:
     if not left_out:
         return dataset
     note = f"{left_out:,} tags written at validation or test interactions are not part of the item texts"
-    return replace(dataset, items=with_tags(dataset.items, rest), tags=rest, notes=(*dataset.notes, note))
+    return replace(dataset, items=with_tags(dataset.items, rest), notes=(*dataset.notes, note))

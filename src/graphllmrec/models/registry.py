@@ -8,6 +8,7 @@ from typing import Any
 
 from graphllmrec.errors import RecipeError
 from graphllmrec.protocol import Model
+from graphllmrec.settings import SAVED
 
 MODELS: dict[str, str] = {
     "popularity": "baselines.popularity:Popularity",
@@ -41,8 +42,11 @@ def model_class(name: str) -> Any:
     return getattr(import_module(f"graphllmrec.models.{module}"), cls)
 
 
-def build(name: str, settings: Mapping[str, Any] | None = None) -> Model:
-    """An unfitted model from its name and settings. Raises pydantic's ValidationError for invalid settings."""
+def build(name: str, settings: Mapping[str, Any] | None = None, *, saved: bool = False) -> Model:
+    """An unfitted model from its name and settings. Raises pydantic's ValidationError for invalid settings.
+
+    saved: the settings are those of a fitted model, which are not refused for having no effect.
+    """
     cls = model_class(name)
-    model: Model = cls(cls.config_class(**(settings or {})))
+    model: Model = cls(cls.config_class.model_validate(dict(settings or {}), context=SAVED if saved else None))
     return model

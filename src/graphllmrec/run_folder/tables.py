@@ -20,6 +20,7 @@ from safetensors.numpy import load, save_file
 from graphllmrec.data.roles import ColumnRole
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
+from graphllmrec.data.tags import COLUMN as TAGS
 from graphllmrec.errors import CheckpointError, RecipeError
 from graphllmrec.io import atomic_file, write_text
 from graphllmrec.manifest import FORMAT, MANIFEST, RunFiles, damaged
@@ -49,9 +50,13 @@ class Tables:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 over ids, catalogue and interactions; the same for the same data in any file format."""
+    """SHA-256 over ids, catalogue, tags and interactions as read; the same for the same data in any file format."""
     digest = hashlib.sha256()
-    for table in (dataset.users.ids.to_frame(), dataset.items.table):
+    items = dataset.items.table
+    if dataset.tags is not None:  # the column depends on the split (data/tags.py)
+        items = items.drop(TAGS, strict=False)
+        digest.update(dataset.tags.sort(pl.all(), nulls_last=True).write_ndjson().encode())
+    for table in (dataset.users.ids.to_frame(), items):
         digest.update(table.write_ndjson().encode())
     rows = dataset.interactions
     for values in (rows.user, rows.item, rows.order, rows.rating, *([] if rows.weight is None else [rows.weight])):

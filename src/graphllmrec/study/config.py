@@ -58,6 +58,10 @@ class Range(Config):
         return [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
 
 
+def _of_text(key: str) -> bool:
+    return key.split(".")[0] == "text"
+
+
 def _flat_settings(value: Any) -> Any:
     return dict(flatten(value)) if isinstance(value, Mapping) else value
 
@@ -71,11 +75,14 @@ def _kind(value: Any) -> str:
 
 
 # Told apart by type before validation, so that one problem is not reported twice.
-Values = Annotated[Annotated[Range, Tag("range")] | Annotated[tuple[Any, ...], Tag("list")], Discriminator(_kind)]
+Values = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[tuple[Any, ...], Field(max_length=1_000), Tag("list")],
+    Discriminator(_kind),
+]
 Settings = Annotated[dict[str, Any], BeforeValidator(_flat_settings)]  # {"text.max_tokens": 64}
 Space = Annotated[dict[str, Values], BeforeValidator(_flat_space)]  # {"model.l2": the values to try}
 Placebos = tuple[Annotated[str, Field(pattern=r"^[\w-]+$")], ...]  # also names of folders
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1, max_length=10_000)]
 
 
 class StudyModel(Config):
@@ -115,14 +122,16 @@ class Study(Config):
     placebos: Placebos = Field((), description="values of text.placebo for models that read text")
     baseline: str | None = Field(None, description="the model that every other one is tested against")
     compare: tuple[tuple[str, str], ...] = Field((), description='further paired tests: [["hybrid", "ease"], …]')
-    trials: int = Field(20, ge=1, description="settings tried per model, data set and placebo that has a search space")
-    tune_seed: int = Field(0, ge=0, description="of the search, and of every fit made for it")
+    trials: int = Field(
+        20, ge=1, le=1_000_000, description="settings tried per model, data set and placebo that has a search space"
+    )
+    tune_seed: int = Field(0, ge=0, lt=2**63, description="of the search, and of every fit made for it")
     tune_placebos: bool = Field(
         True, description="a search of its own for each placebo; false: use the settings found without a placebo"
     )
     keep_models: bool = Field(False, description="keep the fitted models, not only their figures")
     overrides: Settings = Field({}, alias="set", description="settings for all models, e.g. data.k_core")
-    models: tuple[StudyModel, ...] = Field(min_length=1)
+    models: tuple[StudyModel, ...] = Field(min_length=1, max_length=200)
 
     @field_validator("metric", "metrics")
     @classmethod
@@ -198,7 +207,16 @@ class Variant:
     @property
     def reads_text(self) -> bool:
         """Does the model read item or user text? Only then a placebo of the text changes anything."""
-        return self.recipe(0).build_model().abilities.reads_text
+        both = {**self.study.overrides, **self.model.overrides}
+        settings = {key: value for key, value in both.items() if not _of_text(key)}
+        return load_recipe(self.model.recipe, settings).build_model().abilities.reads_text
+
+    def _shared_settings(self) -> dict[str, Any]:
+        """The settings for all models, without those of [text] for a model that reads none."""
+        shared = self.study.overrides
+        if any(map(_of_text, shared)) and not self.reads_text:
+            return {key: value for key, value in shared.items() if not _of_text(key)}
+        return shared
 
     def recipe(self, seed: int, tuned: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe of one fit. Raises RecipeError."""
@@ -209,5 +227,5 @@ class Variant:
             "evaluate.ks": sorted({parse_metric(m)[1] for m in metrics}),
         }
         placebo = {} if self.placebo == NO_PLACEBO else {PLACEBO_KEY: self.placebo}
-        settings = {**self.study.overrides, **self.model.overrides, **(tuned or {}), **placebo}
+        settings = {**self._shared_settings(), **self.model.overrides, **(tuned or {}), **placebo}
         return load_recipe(self.model.recipe, {**settings, **own})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import tomllib
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from graphllmrec.errors import RecipeError
 from graphllmrec.study.config import PLACEBO_KEY, Range, Study, StudyModel, Variant
+from graphllmrec.toml import check_values, read_toml
 
 RENAMED = {"controls": "placebos", "tune_controls": "tune_placebos"}  # keys of version 0.1
 RESERVED = {  # settings that a study decides
@@ -33,7 +33,7 @@ def load_study(source: str | Path | Mapping[str, Any] | Study) -> Study:
     if isinstance(source, Study):
         return source
     if isinstance(source, Mapping):
-        values, label = dict(source), "study"
+        values, label = check_values(source, "study"), "study"
     else:
         values, label = _read(Path(source)), str(source)
     values = _with_new_keys(values, label)
@@ -54,10 +54,7 @@ def load_study(source: str | Path | Mapping[str, Any] | Study) -> Study:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(["no such file; see docs/guides/study.md for what a study file holds"], str(path))
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError([f"not valid TOML: {error}"], str(path)) from None
+    values = read_toml(path)
     for model in values.get("models", []) if isinstance(values.get("models"), list) else ():
         beside = path.parent / str(model.get("recipe", "")) if isinstance(model, dict) else path.parent
         if beside.is_file():

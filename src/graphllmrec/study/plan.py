@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from graphllmrec.data.read import load_data
+from graphllmrec.data.prepare import read_dataset
 from graphllmrec.data.tables import Dataset
 from graphllmrec.errors import CheckpointError, DataError
+from graphllmrec.progress import RunLogger
 from graphllmrec.run_folder import fingerprint
 from graphllmrec.study.config import Study, Variant
 from graphllmrec.study.folder import CACHE, FIT, FITS, differences, plain_values, read_json, upgrade

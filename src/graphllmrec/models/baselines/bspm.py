@@ -22,7 +22,7 @@ What goes beyond the paper, all of it off by default:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
@@ -40,7 +40,7 @@ from graphllmrec.models.scoring import Decay, empty_csr, history_state, load_his
 from graphllmrec.nn.histories import history_matrix
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import rng
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
 from graphllmrec.train.validation import Trials, settle, tuning_users
 
 _HELD_OUT = 0.1  # of every user's training clicks, to tune on where there is no validation part
@@ -65,6 +65,14 @@ class BSPMConfig(Config):
     item_power: float = Field(0.5, ge=0, le=1, description="clicks are divided by the item's degree to this power")
     popularity: Popularity = Field(0.0, description='scores times item degree to this power; or "tune"')
     decay: Decay = Field("tune", description='history weight per step back, 0 to 1, or "tune" on validation')
+
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        yield Condition("rank", self.ideal > 0, "ideal above 0")
+        yield Condition("solver sharpen_steps", self.sharpen_time != 0, "sharpen_time above 0")
+        if self.merge == "late":  # where the ideal filter or the sharpening is missing, this is "early"
+            yield Condition("merge", self.ideal > 0, 'ideal above 0, to be "late"')
+            yield Condition("merge", self.sharpen_time != 0, 'sharpen_time above 0, to be "late"')
 
 
 class BSPM:

@@ -14,7 +14,7 @@ P and V Vᵀ are never formed: the model keeps the clicks and V, num_clicks + nu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -30,7 +30,7 @@ from graphllmrec.graph.svd import COLUMNS, truncated_svd
 from graphllmrec.models.scoring import Decay, Sparse, empty_csr, history_state, load_history_state, settle_decay
 from graphllmrec.nn.histories import history_matrix
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,10 @@ class GraphFilterConfig(Config):
     rank: int = Field(256, ge=1, le=100_000, description="singular vectors of the ideal low-pass filter")
     ideal: float = Field(0.3, ge=0, le=1e6, description="weight of the ideal low-pass filter beside the linear one")
     decay: Decay = Field("tune", description='history weight per step back, 0 to 1, or "tune" on validation')
+
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        yield Condition("rank", self.ideal > 0, "ideal above 0")
 
 
 class GraphFilter:

@@ -29,7 +29,7 @@ Source: the GraphLLMRec design (item-level gates for cold/warm × popular/long-t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
@@ -56,7 +56,7 @@ from graphllmrec.nn.gate import CONTEXTS, LEARNABLE, NOTHING, ContextGate, GateI
 from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, RowExplanation, Task, TextVectors
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
 from graphllmrec.text.whiten import Whitening, require_text
 from graphllmrec.train.device import on_cpu, resolve_device
 from graphllmrec.train.loop import TrainedConfig
@@ -77,6 +77,10 @@ class GateConfig(TrainedConfig):
     tune_users: int = Field(10_000, ge=1, le=10_000_000, description="validation users to fit the gate on, at most")
     drift: bool = Field(True, description="weight validation targets by the drift of contexts over time")
     cold_budget: float = Field(0.005, ge=0, le=1, description="share of validation NDCG@20 to give up for cold items")
+
+    def conditions(self) -> Iterator[Condition]:
+        """The validation part is what the gate is fitted on, so nothing is left to stop the fit by."""
+        yield Condition("patience validate_every", False, "a validation part, which the gate itself is fitted on")
 
 
 class HybridConfig(Config):
@@ -101,6 +105,10 @@ class HybridConfig(Config):
         if nested := [name for name in (*self.graph, *self.text) if name == Hybrid.name]:
             raise ValueError(f"the hybrid cannot be an expert of itself: {', '.join(nested)}")
         return self
+
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        yield Condition("gate", self.fusion == "gate", 'fusion = "gate"')
 
     def as_sum(self) -> ZSumConfig:
         """Settings of the static sum of all experts."""

@@ -265,7 +265,7 @@ class ZSum:
         for name in self.config.experts:
             own = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
             if own:
-                self.experts[name] = build(name, self._settings(name))
+                self.experts[name] = build(name, self._settings(name), saved=True)
                 self.experts[name].restore(own)
         self.weights, self.unclicked = state["weights"], state.get("unclicked", torch.empty(0, dtype=torch.bool))
 

@@ -28,7 +28,7 @@ step draws one, and nothing decays.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from functools import partial
 from typing import ClassVar, Literal, Self
@@ -48,7 +48,7 @@ from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
 from graphllmrec.text.whiten import Whitening, require_text
 from graphllmrec.train.device import on_cpu, resolve_device, to_device
 from graphllmrec.train.negatives import mask_targets
@@ -71,6 +71,10 @@ class AlphaFuseConfig(HistoryConfig):
     num_heads: int = Field(2, ge=1, le=64, description="heads of a layer")
     dropout: float = Field(0.5, ge=0, lt=1, description="share of the encoder's values dropped in training")
     negatives: int = Field(1024, ge=0, le=10_000_000, description="sampled negatives of the softmax; 0 takes all items")
+
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        yield Condition("num_layers num_heads", self.encoder == "attention", 'encoder = "attention"')
 
 
 class AlphaFuse:

@@ -22,7 +22,7 @@ item dropout: in every step a share of the items has layer 0 alone, as a new ite
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from functools import partial
 from typing import ClassVar, Literal, Self
@@ -45,7 +45,7 @@ from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
 from graphllmrec.text.whiten import Whitening, require_text
 from graphllmrec.train.device import on_cpu, resolve_device, to_device
 from graphllmrec.train.negatives import mask_targets
@@ -69,6 +69,10 @@ class AlphaRecConfig(HistoryConfig):
     num_layers: int = Field(2, ge=0, le=16, description="propagation layers L")
     negatives: int = Field(256, ge=1, le=10_000_000, description="uniform negatives per step")
     temperature: float = Field(0.15, gt=0, le=100, description="what the cosine is divided by")
+
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        yield Condition("decay max_history", self.query == "history", 'query = "history"')
 
 
 class AlphaRec:

@@ -24,7 +24,7 @@ the neighbourhoods of its items, because they would reveal the target; a popular
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from functools import partial
 from typing import ClassVar, Literal, Self
@@ -44,7 +44,7 @@ from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
 from graphllmrec.text.whiten import Whitening, whiten_text
 from graphllmrec.train.device import on_cpu, resolve_device, to_device
 from graphllmrec.train.negatives import draw_negatives, mask_targets
@@ -69,6 +69,10 @@ class GraphSAGEConfig(HistoryConfig):
     negatives: int = Field(
         1024, ge=1, le=10_000_000, description="uniform negatives per step (loss softmax); at most all items"
     )
+
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        yield Condition("negatives", self.loss == "softmax", 'loss = "softmax"')
 
 
 class GraphSAGE:

@@ -21,7 +21,7 @@ start from a normal distribution of standard deviation .1, as in the authors' co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from typing import ClassVar, Self
 
@@ -38,7 +38,7 @@ from graphllmrec.nn.losses import bpr_loss
 from graphllmrec.nn.scoring import rows_below_all, with_bias, with_one
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At, torch_rng
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
 from graphllmrec.train.device import resolve_device, to_device
 from graphllmrec.train.loop import MonitoredConfig
 from graphllmrec.train.validation import train_model
@@ -56,6 +56,10 @@ class LightGCNConfig(MonitoredConfig):
     embedding_dim: int = Field(64, ge=1, le=8_192, description="size of the embeddings")
     num_layers: int = Field(3, ge=0, le=16, description="propagation layers L; 0 is matrix factorisation")
     l2: float = Field(1e-4, ge=0, le=10, description="λ: penalty on the layer-0 embeddings of the batch (eq. 15)")
+
+    def conditions(self) -> Iterator[Condition]:
+        """Pairs are compared number by number, and the layers are sparse products: both are in float32."""
+        yield Condition("precision", False, "a loss with dense matrix products, which lightgcn-sampled has")
 
 
 class Embeddings(nn.Module):

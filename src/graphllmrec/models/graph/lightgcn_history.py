@@ -15,13 +15,13 @@ Not from the paper: all but the layers. Saved: z_i with its bias, and `fold_in` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from graphllmrec.data.tables import Ints
@@ -35,7 +35,7 @@ from graphllmrec.nn.losses import drawn_softmax_loss, softmax_loss
 from graphllmrec.nn.scoring import Scale, log_popularity, rows_below_all, with_bias, with_one
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
 from graphllmrec.train.device import resolve_device, to_device
 from graphllmrec.train.loop import MonitoredConfig
 from graphllmrec.train.validation import train_model
@@ -59,13 +59,10 @@ class LightGCNHistoryConfig(MonitoredConfig):
     dropout: float = Field(0.3, ge=0, lt=1, description="share of query dimensions dropped in training")
     cold_dropout: float = Field(0.3, ge=0, lt=1, description="share of items without a vector in a step (item dropout)")
 
-    @model_validator(mode="after")
-    def _everything_acts(self) -> LightGCNHistoryConfig:
-        if self.changed("temperature") and not self.cosine:
-            raise ValueError("temperature divides the cosine: it needs cosine = true")
-        if self.edge_dropout and self.num_layers < 2:
-            raise ValueError("edge_dropout acts between items, two layers apart: it needs num_layers of at least 2")
-        return self
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        yield Condition("temperature", self.cosine, "cosine = true")
+        yield Condition("edge_dropout", self.num_layers >= 2, "num_layers of at least 2 (items are two layers apart)")
 
 
 class Network(nn.Module):

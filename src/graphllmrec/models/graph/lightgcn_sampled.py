@@ -17,7 +17,7 @@ models/graph/lightgcn_softmax.py. Unknown users are folded in (nn/fold_in.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -37,7 +37,7 @@ from graphllmrec.nn.scoring import Scale, log_popularity, rows_below_all, with_b
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
 from graphllmrec.train.device import resolve_device, to_device
 from graphllmrec.train.loop import MonitoredConfig
 from graphllmrec.train.validation import train_model
@@ -66,24 +66,25 @@ class LightGCNSampledConfig(MonitoredConfig):
     noise: float = Field(0.2, ge=0, le=10, description="length of XSimGCL's noise per layer")
 
     @model_validator(mode="after")
-    def _everything_acts(self) -> LightGCNSampledConfig:
+    def _fits_together(self) -> LightGCNSampledConfig:
         if bool(self.negatives) != (self.loss == "softmax"):
             raise ValueError(
                 'negatives belong to loss = "softmax", which needs at least 1; over all items: model "lightgcn-softmax"'
             )
-        if self.changed("uniformity") and self.loss != "directau":
-            raise ValueError('uniformity is a part of DirectAU: it needs loss = "directau"')
-        if self.changed("temperature") and not self.cosine:
-            raise ValueError("temperature divides the cosine: it needs cosine = true")
-        if self.changed("noise") and not self.contrast:
-            raise ValueError("noise is part of the contrast: it needs contrast above 0")
-        if (self.contrast or self.edge_dropout) and not self.num_layers:
-            raise ValueError("contrast and edge_dropout act on layers: they need num_layers of at least 1")
         if self.fanouts and len(self.fanouts) != self.num_layers:
             raise ValueError(f"{len(self.fanouts)} fanouts for {self.num_layers} layers: give one per layer, or none")
         if self.fanouts and (self.contrast or self.edge_dropout):
             raise ValueError("fanouts sample the graph: they go with neither contrast nor edge_dropout")
         return self
+
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        yield Condition("uniformity", self.loss == "directau", 'loss = "directau"')
+        yield Condition("temperature", self.cosine, "cosine = true")
+        products = self.loss in ("softmax", "in-batch", "directau") or self.contrast > 0
+        yield Condition("precision", products, "a loss with dense matrix products (softmax, in-batch), or contrast")
+        yield Condition("noise", self.contrast > 0, "contrast above 0")
+        yield Condition("contrast edge_dropout", self.num_layers > 0, "num_layers of at least 1")
 
 
 class LightGCNSampled:

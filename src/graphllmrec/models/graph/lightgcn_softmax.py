@@ -17,13 +17,13 @@ Unknown users are folded in (nn/fold_in.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from graphllmrec.data.tables import Ints
@@ -42,7 +42,7 @@ from graphllmrec.nn.losses import (
 from graphllmrec.nn.scoring import Scale, log_popularity, rows_below_all, with_bias, with_one
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.rng import At
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
 from graphllmrec.train.device import resolve_device, to_device
 from graphllmrec.train.loop import MonitoredConfig
 from graphllmrec.train.validation import train_model
@@ -66,15 +66,12 @@ class LightGCNSoftmaxConfig(MonitoredConfig):
     contrast: float = Field(0.0, ge=0, le=100, description="weight of XSimGCL's contrast of noisy layers; 0 is off")
     noise: float = Field(0.2, ge=0, le=10, description="length of XSimGCL's noise per layer")
 
-    @model_validator(mode="after")
-    def _everything_acts(self) -> LightGCNSoftmaxConfig:
-        if self.changed("temperature") and not self.cosine:
-            raise ValueError("temperature divides the cosine: it needs cosine = true")
-        if self.changed("noise") and not self.contrast:
-            raise ValueError("noise is part of the contrast: it needs contrast above 0")
-        if (self.contrast or self.edge_dropout) and not self.num_layers:
-            raise ValueError("contrast and edge_dropout act on layers: they need num_layers of at least 1")
-        return self
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        yield Condition("temperature", self.cosine, "cosine = true")
+        yield Condition("precision", self.contrast > 0, "contrast above 0; the softmax over all items is in float32")
+        yield Condition("noise", self.contrast > 0, "contrast above 0")
+        yield Condition("contrast edge_dropout", self.num_layers > 0, "num_layers of at least 1")
 
 
 class LightGCNSoftmax:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from graphllmrec.grokking.gate_schedule import GateScheduleName
+from graphllmrec.settings import Condition
 from graphllmrec.text.lora import LoRAConfig
 from graphllmrec.train.loop import MonitoredConfig
 
 
 class RecMindConfig(MonitoredConfig):
-    """Settings of RecMind. `negatives`, `decay` and `max_history` are those of histories: a user query reads none."""
+    """Settings of RecMind."""
 
     epochs: int = Field(30, ge=0, le=100_000, description="passes over the training data at most, after the warm-up")
     warmup_epochs: int = Field(2, ge=0, le=100_000, description="T_w: passes of alignment alone, first; 0 is none")
@@ -62,25 +64,27 @@ class RecMindConfig(MonitoredConfig):
             raise ValueError('loss "slk" keeps a threshold per user: it needs query = "user"')
         if self.fusion == "intra" and not self.num_layers:
             raise ValueError('fusion "intra" gates each propagation: it needs num_layers of at least 1')
-        self._require(self.cosine, "cosine = true", "temperature")
-        self._require(self.hidden > 0, "hidden above 0", "text_dropout")
-        self._require(self.fusion != "text", "a graph branch", "cold_dropout")
-        self._require(self.gated, 'fusion "intra" or "late"', "align", "warmup_epochs", "gate_schedule")
-        aligns = self.gated and (self.align > 0 or self.warmup_epochs > 0)
-        self._require(aligns, "an alignment", "align_temperature", "align_size", "hardness", "queue")
-        self._require(self.monitor_users > 0, "monitor_users above 0", "gate_schedule")
-        schedule = self.gate_schedule if self.gated and self.monitor_users else "none"
-        self._require(schedule in ("grokking", "late"), 'gate_schedule "grokking" or "late"', "gate_schedule_strength")
-        self._require(schedule == "grokking", 'gate_schedule "grokking"', "gate_schedule_half_life")
-        if self.lora != LoRAConfig() and not self.lora.epochs:
-            raise ValueError("settings of lora need lora.epochs of at least 1")
         return self
 
-    def _require(self, given: bool, needed: str, *names: str) -> None:
-        """Raise ValueError for settings that were changed, but not to 0 or "none", and act only with what is needed."""
-        idle = [name for name in names if not given and self.changed(name) and self.value(name) not in (0, "none")]
-        if idle:
-            raise ValueError(f"{', '.join(idle)} would do nothing: only with {needed}")
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        yield Condition("decay max_history negatives", self.query == "history", 'query = "history"')
+        yield Condition("negatives", self.loss == "softmax", 'loss = "softmax"')
+        yield Condition("temperature", self.cosine, "cosine = true")
+        yield Condition("hidden", self.fusion != "graph", 'a text branch in the score (fusion other than "graph")')
+        yield Condition("text_dropout", self.hidden > 0, "hidden above 0")
+        yield Condition("cold_dropout", self.fusion != "text", 'a graph branch in the score (fusion other than "text")')
+        gated = 'fusion "intra" or "late"'
+        yield Condition("align warmup_epochs gate_schedule", self.gated, gated)
+        aligns = self.gated and (self.align > 0 or self.warmup_epochs > 0)
+        yield Condition("align_temperature align_size hardness queue", aligns, "an alignment")
+        yield Condition("gate_schedule", self.monitor_users > 0, "monitor_users above 0")
+        schedule = self.gate_schedule if self.gated and self.monitor_users else "none"
+        scheduled = schedule in ("grokking", "late")
+        yield Condition("gate_schedule_strength", scheduled, 'gate_schedule "grokking" or "late"')
+        yield Condition("gate_schedule_half_life", schedule == "grokking", 'gate_schedule "grokking"')
+        yield Condition("lora", self.lora.epochs > 0, "lora.epochs of at least 1")
+        yield Condition("lora", self.fusion != "graph", 'a text branch in the score (fusion other than "graph")')
 
     @property
     def gated(self) -> bool:
