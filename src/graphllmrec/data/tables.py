@@ -279,7 +279,7 @@ class Dataset:
     repeats: int = 0  # repeated (user, item) pairs that were dropped
     ties: str = "file"  # what sorts interactions of one user and time: "hash" of the ids or rows of the "file"
     tags: pl.DataFrame | None = (
-        None  # user_id (or null), item_id, tag, as read: the items' column `tags` is made of them
+        None  # user_id (or null), item_id, tag, as read: the column `tags` is made of them
     )
     tied_users: float = 0.0  # share of users whose newest two interactions are at one time
     notes: tuple[str, ...] = ()  # decisions and conversions made while reading
