@@ -30,6 +30,12 @@ def table(folder: Path, users: int = 40, new: int = 0) -> Path:
     return folder
 
 
+def found(recommender: Recommender) -> Findings:
+    """What a fit found."""
+    assert isinstance(recommender._findings, Findings)
+    return recommender._findings
+
+
 def test_the_last_clicks_are_learned_from(tmp_path: Path) -> None:
     data = table(tmp_path / "data", new=20)
     fitted = Recommender.from_recipe("transitions").fit(data)
@@ -63,16 +69,14 @@ def test_findings_survive_the_run_folder(tmp_path: Path, recipe: str, settings: 
     assert "launch" in first.dataset.items.ids
     assert "new3" in first.dataset.users
     again = first.refit(newer)  # a refit can be refitted: it hands on what it took over
-    assert again._findings().settings == fitted._findings().settings  # type: ignore[union-attr]
+    assert found(again).settings == found(fitted).settings
 
 
 def test_a_warm_start_trains_fewer_epochs_from_the_earlier_weights(tmp_path: Path) -> None:
     data = table(tmp_path / "data")
     settings = SMALL | {"patience": 100, "learning_rate": 0.01}
     fitted = Recommender.from_recipe("lightgcn-paper", model=settings | {"validate_every": 1}).fit(data)
-    findings = fitted._findings()
-    assert findings is not None
-    assert findings.settings["graph/epochs"] > 2
+    assert found(fitted).settings["graph/epochs"] > 2
     cold, warm, idle = fitted.refit(data), fitted.refit(data, warm=0.1), fitted.refit(data, warm=1e-9)
     now = [recommender.model.state()["users"] for recommender in (fitted, warm, cold)]
     assert (now[0] - now[1]).norm() < (now[0] - now[2]).norm()
@@ -120,7 +124,7 @@ def test_what_cannot_be_refitted_is_refused(tmp_path: Path) -> None:
         fitted.refit(warm=2)
     with pytest.raises(CheckpointError, match="not fitted yet"):
         Recommender.from_recipe("popularity").refit()
-    fitted._findings = lambda: None  # as a run of version 0.1
+    fitted._findings = None  # as a run of version 0.1
     with pytest.raises(CheckpointError, match="kept no findings"):
         fitted.refit()
 

@@ -8,7 +8,7 @@ recommender.recommend(users=["A3L1RF2"], k=10)
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -56,7 +56,7 @@ class Recommender:
         self.recipe = self._given = recipe  # after `fit`, `recipe` has [unordered] merged in, or dropped
         self._fitted: Fitted | None = None  # never changed, only replaced
         self._adding = Lock()  # held by the thread that adds items
-        self._findings: Callable[[], Findings | None] = Findings  # what the fit found on its validation part
+        self._findings: Findings | run.RunFiles | None = None  # what the fit found on validation, or where it is kept
         self._refits: tuple[Recommender, float] | None = None  # whose findings a refit takes over, and how warm
         self._earlier: Earlier | None = None  # what it takes over
 
@@ -165,7 +165,7 @@ class Recommender:
         found = run.load(Path(path))
         tables = found.tables
         recommender = cls(tables.recipe)._set(found.model, tables.dataset, tables.split, found.identity)
-        recommender._findings = found.findings
+        recommender._findings = found.files
         return recommender
 
     def refit(
@@ -196,7 +196,7 @@ class Recommender:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a complete run folder in one step. Raises CheckpointError when `path` is taken."""
-        now, findings = self._get(), self._findings()
+        now, findings = self._get(), _findings(self)
         run.save_run(Path(path), self.recipe, now.dataset, now.split, now.model, findings, overwrite=overwrite)
 
     @property
@@ -496,7 +496,7 @@ class Recommender:
             seconds = time.monotonic() - began + checkpoints.earlier  # those of earlier attempts and other runs too
             logger.finish_log()
             identity = run.finish(path, model, findings, {"seconds": round(seconds, 2)})
-        self._findings = lambda: findings
+        self._findings = findings
         return self._set(model, dataset, split, identity)
 
 
@@ -529,9 +529,15 @@ def _view(recommender: Recommender) -> View:
     return View(title, facts, notes=[recipe.title] if recipe.title else [])
 
 
+def _findings(recommender: Recommender) -> Findings | None:
+    """What the fit found; None for a run that kept nothing. Raises CheckpointError when its file is damaged."""
+    kept = recommender._findings
+    return run.read_findings(kept) if isinstance(kept, run.RunFiles) else kept
+
+
 def _earlier(recommender: Recommender, warm: float, dataset: Dataset) -> Earlier:
     """What a refit on `dataset` takes over. Raises CheckpointError for a run that kept no findings."""
-    then, findings = recommender.dataset, recommender._findings()
+    then, findings = recommender.dataset, _findings(recommender)
     if findings is None:
         raise CheckpointError("this run was fitted by a version that kept no findings; fit it again, then refit it")
     items = then.items.ids.rows(dataset.items.ids.ids.to_list())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import polars as pl
 
+from graphllmrec.data.tables import Dataset
 from graphllmrec.errors import DataError
 
 FEW = 0.5  # of the clicked items; fewer in the items table are worth a note
@@ -23,32 +24,33 @@ DIFFERENCES: tuple[tuple[str, Callable[[pl.Expr], pl.Expr]], ...] = (  # what di
 )
 
 
-def unmet_ids(clicked: pl.Series, known: pl.Series, file: str) -> list[str]:
+def unmet_ids(clicked: pl.Series, known: pl.Series, file: str) -> tuple[list[str], bool]:
     """A note, or none, on clicked ids (n,) that are not among the `known` ids (m,) of the items table `file`.
 
-    Raises DataError where none of several clicked items is in the items table.
+    And whether the tables do not meet at all: none of several clicked items is in the items table.
     """
     found = clicked.is_in(known.implode())
     unmet = clicked.filter(~found)
     if not len(unmet):
-        return []
+        return [], False
     what, pairs = _difference(unmet, known)
     if not found.any() and len(clicked) > 1:  # one click proves nothing
-        raise DataError(
-            "no clicked item is in this table",
-            file=file,
-            column="item_id",
-            hint=f"clicked are {_listed(clicked)}; the table has {_listed(known) or 'no rows'}"
-            + (f"; they differ in {what}" if what else "")
-            + f". {HINT}",
-        )
+        seen = f"clicked are {_listed(clicked)}; the table has {_listed(known) or 'no rows'}"
+        differ = f"; they differ in {what}" if what else ""
+        return [f"{file}: no clicked item is in this table: {seen}{differ}. {HINT}"], True
     if len(unmet) <= (1 - FEW) * len(clicked) and not what:
-        return []
+        return [], False
     note = f"{file}: {len(unmet):,} of {len(clicked):,} clicked items are not in the table, e.g. "
     if not what:
-        return [note + _listed(unmet)]
+        return [note + _listed(unmet)], False
     examples = ", ".join(f"{mine!r} (the table has {theirs!r})" for mine, theirs in pairs)
-    return [f"{note}{examples}; they differ in {what}, so these are different items"]
+    return [f"{note}{examples}; they differ in {what}, so these are different items"], False
+
+
+def require_meeting(dataset: Dataset) -> None:
+    """Raise DataError for a dataset none of whose clicked items is in its items table: nothing can be learned of it."""
+    if dataset.apart:
+        raise DataError(dataset.apart)
 
 
 def _difference(unmet: pl.Series, known: pl.Series) -> tuple[str, list[tuple[str, str]]]:

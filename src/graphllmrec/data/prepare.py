@@ -10,6 +10,7 @@ import numpy as np
 
 from graphllmrec.data.config import DataConfig
 from graphllmrec.data.frames import Table
+from graphllmrec.data.meeting import require_meeting
 from graphllmrec.data.read import load_data
 from graphllmrec.data.split import Split, make_split
 from graphllmrec.data.tables import Dataset, IdMap, Ints
@@ -52,6 +53,7 @@ def read_and_split(
     Raises DataError.
     """
     read = read_dataset(data, config, logger, items)
+    require_meeting(read)
     split = split_dataset(read, config, seed)
     dataset = without_held_out_tags(read, split)
     for note in dataset.notes[len(read.notes) :]:

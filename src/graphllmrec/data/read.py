@@ -90,11 +90,13 @@ def load_data(
     order = _common_order(place, parts)
     if half_life and order != "timestamp":
         raise DataError("half_life needs timestamps", file=place, hint="leave half_life out")
-    catalogue, roles, notes = None, list[ColumnRole](), list[str]()
+    catalogue, roles, notes, apart = None, list[ColumnRole](), list[str](), ""
     if "items" in sources:
         catalogue, roles, notes = read_items(sources["items"])
         clicked = pl.concat([rows.items.ids for rows in parts.values()]).unique(maintain_order=True)
-        notes += unmet_ids(clicked, catalogue["item_id"], sources["items"].name)
+        unmet, do_not_meet = unmet_ids(clicked, catalogue["item_id"], sources["items"].name)
+        notes += unmet
+        apart = unmet[0] if do_not_meet else ""
     dataset = _number_rows(parts, catalogue, ready, order, weighting, ties)
     notes = [note for rows in parts.values() for note in rows.notes] + notes
     dataset = replace(
@@ -103,6 +105,7 @@ def load_data(
         source=place,
         items=replace(dataset.items, roles=tuple(roles)),
         notes=tuple(notes),
+        apart=apart,
     )
     if tags is not None and catalogue is not None:
         dataset = add_tags(dataset, tags, sources["tags"].name)

@@ -278,9 +278,8 @@ class Dataset:
     source: str = ""  # folder or file it came from
     repeats: int = 0  # repeated (user, item) pairs that were dropped
     ties: str = "file"  # what sorts interactions of one user and time: "hash" of the ids or rows of the "file"
-    tags: pl.DataFrame | None = (
-        None  # user_id (or null), item_id, tag, as read: the column `tags` is made of them
-    )
+    tags: pl.DataFrame | None = None  # user_id (or null), item_id, tag, as read: the column `tags` is made of them
+    apart: str = ""  # what to say where no clicked item is in the items table; "": some are, or there is no table
     tied_users: float = 0.0  # share of users whose newest two interactions are at one time
     notes: tuple[str, ...] = ()  # decisions and conversions made while reading
 

@@ -61,9 +61,9 @@ from graphllmrec.run_folder.tables import Tables, fingerprint, read_tables, writ
 from graphllmrec.terminal import command
 
 __all__ = [
-    "FORMAT", "LoadedRun", "State", "Tables", "begin", "continued", "fingerprint", "finish", "forget_model", "load",
-    "load_about", "load_log", "load_tables", "read_earlier", "require_free", "save_run", "state_of", "tidy",
-    "unfinished", "write_earlier",
+    "FORMAT", "LoadedRun", "RunFiles", "State", "Tables", "begin", "continued", "fingerprint", "finish", "forget_model",
+    "load", "load_about", "load_log", "load_tables", "read_earlier", "read_findings", "require_free", "save_run",
+    "state_of", "tidy", "unfinished", "write_earlier",
 ]  # fmt: skip
 State = Literal["absent", "interrupted", "finished", "damaged", "foreign"]
 
@@ -215,14 +215,7 @@ class LoadedRun:
     model: Model
     tables: Tables
     identity: str | None
-    files: RunFiles
-
-    def findings(self) -> Findings | None:
-        """Those of the fit, read now; None for an old run, which kept none.
-
-        Raises CheckpointError when the file has been damaged or replaced since.
-        """
-        return read_findings(self.files)
+    files: RunFiles  # `read_findings` reads what the fit found
 
 
 def load(path: Path) -> LoadedRun:
