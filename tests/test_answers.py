@@ -84,7 +84,7 @@ def test_a_condition_keeps_the_items_for_which_it_is_true(condition, expected):
         (pl.col("nope"), "unable to find column"),
         (True, "filter is a condition such as .* not True"),
         ({"brand": "Lego"}, "filter is a condition"),
-        (lambda item: True, "filter is a condition"),
+        pytest.param(lambda item: True, "filter is a condition", id="function"),
     ],
     ids=str,
 )

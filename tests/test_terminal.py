@@ -8,9 +8,9 @@ import shlex
 import pytest
 
 from graphllmrec import terminal
-from graphllmrec.cli.common import command, id_fields
+from graphllmrec.cli.common import id_fields
 from graphllmrec.recommendation import Explanation, Recommendation
-from graphllmrec.terminal import visible
+from graphllmrec.terminal import command, visible
 
 EVIL = "\x1b[2J\x9b31m\u202eevil\u2066\r\n\x07"
 
@@ -53,5 +53,5 @@ def test_a_history_on_the_command_line_is_a_line_of_csv(text, ids):
 
 
 def test_suggested_commands_can_be_copied():
-    line = command("graphllmrec", "explain", "my run", "--user", "Doe, 6", "--item", "it'em")
+    line = command("explain", "my run", "--user", "Doe, 6", "--item", "it'em")
     assert shlex.split(line) == ["graphllmrec", "explain", "my run", "--user", "Doe, 6", "--item", "it'em"]
