@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from graphllmrec import terminal
-from graphllmrec.cli.common import id_fields
+from graphllmrec.cli.common import option_ids
 from graphllmrec.recommendation import Explanation, Recommendation
 from graphllmrec.terminal import command, visible
 
@@ -49,7 +49,7 @@ def test_a_lone_surrogate_can_be_printed():
     ],
 )
 def test_a_history_on_the_command_line_is_a_line_of_csv(text, ids):
-    assert id_fields(text) == ids
+    assert option_ids(text) == ids
 
 
 def test_suggested_commands_can_be_copied():
