@@ -206,7 +206,9 @@ def test_report_is_one_page(runs, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "2 recommenders on books" in page
     assert "<script" not in page
-    assert result.stdout.splitlines()[-1].startswith(f"Wrote {tmp_path / 'report.html'} about 2 run(s); ease is first")
+    assert result.stdout.splitlines()[-1].startswith(
+        f"Wrote {tmp_path / 'report.html'} about 2 run(s); ease first with"
+    )
     assert last_json("report", runs / "ease", "--out", tmp_path / "one.html")["values"].keys() == {"ease"}
 
 

@@ -96,7 +96,8 @@ def test_svd_refuses_no_rank() -> None:
 @pytest.mark.parametrize("ideal", [0.0, 0.3])
 def test_gf_cf_is_linear_plus_ideal_filter(ideal: float) -> None:
     expected = faded(linear_filter() + ideal * ideal_filter(3))
-    assert_scores(fitted("graph-filter", rank=3, ideal=ideal, decay=DECAY), expected, 3e-6)
+    settings = {"rank": 3, "ideal": ideal} if ideal else {"ideal": ideal}
+    assert_scores(fitted("graph-filter", **settings, decay=DECAY), expected, 3e-6)
 
 
 def test_a_rank_beyond_the_catalogue_keeps_every_click() -> None:

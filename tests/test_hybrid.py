@@ -24,7 +24,7 @@ from graphllmrec.models.explain import explain_item
 from graphllmrec.models.fusion import hybrid
 from graphllmrec.models.fusion.gate_fitting import Folds
 from graphllmrec.models.registry import build
-from graphllmrec.nn.gate import CONTEXTS, LEARNABLE
+from graphllmrec.nn.gate import CONTEXTS, LEARNABLE, NOTHING
 from graphllmrec.protocol import Queries, SilentLogger, Task, TextVectors
 from graphllmrec.rng import rng
 from graphllmrec.train.checkpoint import Checkpoints
@@ -560,7 +560,7 @@ def test_new_items_are_ranked_by_text_though_tuning_gave_it_no_weight() -> None:
     assert isinstance(model, hybrid.Hybrid)
     model.sum.weights = torch.tensor([1.0, 0.0])
     model.gate.set_static(model.sum.weights)
-    model._keep_text_for_new()
+    model._keep_text_for_new(model.gate, NOTHING)
     new = torch.cat([world.new_text(block).vectors for block in (2, 4)])
     more, first = model.with_items(TextVectors(new, torch.ones(2, dtype=torch.bool))), world.split.num_items
     queries = Queries.of(world.split.known("test"), np.arange(world.split.num_users))

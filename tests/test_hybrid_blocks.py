@@ -37,7 +37,7 @@ ALONE = {"drift": False, "cold_budget": 0.0}  # nothing but the fitted gate
 @cache
 def in_blocks(world: str = "next", fusion: str = "gate") -> Any:
     """A hybrid with default settings; the gate alone where cold items are asked for, which nothing announces."""
-    model = build("hybrid", {"fusion": fusion, "gate": ALONE if "mixed" in world else {}})
+    model = build("hybrid", {"fusion": fusion, "gate": ALONE if "mixed" in world and fusion == "gate" else {}})
     text = SHUFFLED if "shuffled" in world else BLOCKS.text
     model.fit(replace(BLOCKS.task(seed=3), split=MIXED if "mixed" in world else BLOCKS.split, text=text))
     return model

@@ -88,8 +88,8 @@ def test_a_run_is_replaced_whole_or_not_at_all_wherever_the_fit_is_killed(books:
 
 
 FILES = [
-    "data.json", "interactions.parquet", "items.parquet", "log.jsonl", "manifest.json", "model.json",
-    "model.safetensors", "recipe.toml", "timings.jsonl", "users.parquet",
+    "data.json", "findings.safetensors", "interactions.parquet", "items.parquet", "log.jsonl", "manifest.json",
+    "model.json", "model.safetensors", "recipe.toml", "timings.jsonl", "users.parquet",
 ]  # fmt: skip
 
 

@@ -251,7 +251,7 @@ def test_a_run_folder_gives_back_the_same_recommender(world, tmp_path, name):
     assert again.recipe == fitted.recipe
     assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted(
         ["recipe.toml", "data.json", "users.parquet", "items.parquet", "interactions.parquet", "log.jsonl",
-         "timings.jsonl", "model.safetensors", "model.json", "manifest.json"]
+         "timings.jsonl", "findings.safetensors", "model.safetensors", "model.json", "manifest.json"]
     )  # fmt: skip
 
 

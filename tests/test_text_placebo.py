@@ -239,8 +239,9 @@ def test_controls_among_several_are_told_by_name(world, seen, tmp_path):
 
 
 def test_a_model_that_reads_no_text_has_no_control(world):
-    found = Recommender.from_recipe("ease", text={"placebo": "shuffled"}).fit(world).evaluate()
-    assert found.protocol["placebo"] == "none"
+    assert Recommender.from_recipe("ease").fit(world).evaluate().protocol["placebo"] == "none"
+    with pytest.raises(RecipeError, match=r"text\.placebo has no effect"):
+        Recommender.from_recipe("ease", text={"placebo": "shuffled"})
 
 
 def test_an_unknown_control_is_refused():

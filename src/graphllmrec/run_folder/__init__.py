@@ -150,7 +150,7 @@ def continued(path: Path) -> Iterator[tuple[Path, Tables]]:
         exchange(path)
 
 
-def finish(folder: Path, model: Model, findings: Findings | None, facts: Mapping[str, Any] | None = None) -> str:
+def finish(folder: Path, model: Model, findings: Findings | None = None, facts: Mapping[str, Any] | None = None) -> str:
     """Write the fitted model into the folder of `begin` or `continued`, mark the run finished, return its identity.
 
     `facts` (seconds, …) go into model.json.

@@ -62,7 +62,7 @@ def read_model(files: RunFiles, recipe: Recipe, split: Split) -> Model:
         with _fitting(path, "its settings are not those of version 0.1"):
             name, config, tensors = legacy.current_run(name, config, tensors)
     try:
-        model = build(name, config)
+        model = build(name, config, saved=True)
     except (ValidationError, GraphLLMRecError, TypeError) as error:
         raise damaged(path, f"its settings are not those of a model ({str(error).splitlines()[0]})") from error
     if (model.name, model.config) != (recipe.model.name, recipe.build_model().config):

@@ -125,7 +125,7 @@ def read_tables(files: RunFiles) -> Tables:
 def _read_recipe(files: RunFiles) -> Recipe:
     path, content = files.path("recipe.toml"), files.read("recipe.toml")
     try:
-        return load_recipe(tomllib.loads(content.decode()))
+        return load_recipe(tomllib.loads(content.decode()), saved=True)
     except RecipeError as error:
         raise damaged(path, "; ".join(error.problems)) from error
     except (ValueError, RecursionError) as error:  # no UTF-8, no TOML

@@ -142,7 +142,7 @@ class Hybrid:
         self._set_item_features(task.split, text)
         self.gate = ContextGate(len(self.sum.branches), len(ITEM_FEATURES), len(QUERY_FEATURES))
         self.gate.set_static(self.sum.weights)
-        self._keep_text_for_new()
+        self._keep_text_for_new(self.gate, NOTHING)
         if self.config.fusion == "gate":
             found = settle(task, "hybrid/gate", lambda: self._fitted_gate(task), None)
             if found is not None and found["experts"] == list(self.sum.branches):
@@ -156,11 +156,11 @@ class Hybrid:
         return {"experts": list(self.sum.branches), "query_centre": self.query_centre.tolist(), "gate": gate}
 
     @torch.no_grad()
-    def _keep_text_for_new(self) -> None:
-        """Give a static gate the weights of z-sum for items without clicks, in the context of new items."""
+    def _keep_text_for_new(self, gate: ContextGate, least: float) -> None:
+        """Give a static gate the weights of z-sum for items without clicks, in their context; each at least `least`."""
         weights = self.sum.cold_weights()
         if weights is not self.sum.weights:
-            self.gate.log_weight[NEW] = (weights / weights.sum()).clamp_min(NOTHING).log()
+            gate.log_weight[NEW] = (weights / weights.sum()).clamp_min(least).log()
 
     def _set_item_features(self, split: Split, text: TextVectors) -> None:
         """What the gate reads of items."""
@@ -184,6 +184,7 @@ class Hybrid:
         static = targets.mean(targets.ndcg(gate, inputs))
         learned = deepcopy(gate)
         learned.set_static(self.sum.weights, LEARNABLE)
+        self._keep_text_for_new(learned, LEARNABLE)
         folds = out_of_fold(learned, inputs, targets, config, task)
         held_out = targets.mean(folds.ndcg(inputs, targets))
         about = dict(zip(CONTEXTS, drift.tolist(), strict=True))
