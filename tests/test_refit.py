@@ -109,6 +109,27 @@ def test_items_added_since_the_fit_can_be_refitted(tmp_path: Path) -> None:
     assert "added" in fitted.refit(warm=1.0).dataset.items.ids
 
 
+def test_shares_of_the_parts_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    data = {"split": "user-ratio", "test_ratio": 0.3, "valid_ratio": 0.2}
+    refitted = Recommender.from_recipe("popularity", data=data).fit(table(tmp_path)).refit(out=tmp_path / "run")
+    assert len(refitted.split.train) == 280
+    assert Recommender.load(tmp_path / "run").recipe == refitted.recipe
+
+
+def test_the_earlier_fit_is_let_go(tmp_path: Path) -> None:
+    """A process that refits every night does not keep all earlier models."""
+    refitted = Recommender.from_recipe("popularity").fit(table(tmp_path)).refit()
+    assert (refitted._refits, refitted._earlier) == (None, None)
+
+
+def test_an_encoder_fitted_on_the_catalogue_is_fitted_again(tmp_path: Path) -> None:
+    folder = table(tmp_path, new=4)
+    titles = "".join(f"i{number:02},garden tool number {number}\n" for number in range(20)) + "launch,lawn spade\n"
+    (folder / "items.csv").write_text("item_id,title\n" + titles)
+    fitted = Recommender.from_recipe("text-knn", text={"encoder": "ngrams"}).fit(folder)
+    assert fitted.refit().recommend(history=["launch"], k=3)
+
+
 def test_a_fit_without_any_split_says_what_that_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from graphllmrec.progress import RunLogger
 

@@ -18,6 +18,7 @@ import polars as pl
 
 from graphllmrec import run_folder as run
 from graphllmrec.arguments import file_path, id_list, one_id, one_of
+from graphllmrec.data.config import DataConfig
 from graphllmrec.data.frames import Table
 from graphllmrec.data.new_items import new_item_table
 from graphllmrec.data.prepare import Data, read_and_split, read_dataset, split_in_rows
@@ -38,6 +39,9 @@ from graphllmrec.report.notebook import View, notebook_html
 from graphllmrec.text.prepare import prepare_encoder, prepare_new_text, prepare_text
 from graphllmrec.train.checkpoint import EVERY, Checkpoints
 
+_WHOLE = {"data.split": "none"} | {  # no part is held out, so shares of the parts have their defaults
+    f"data.{name}": DataConfig.model_fields[name].default for name in ("valid_ratio", "test_ratio", "cold_ratio")
+}
 _NOTHING_HELD_OUT = (
     "nothing is held out (data.split = none): what is tuned keeps its default, and every stage trains all its epochs; "
     "fit with a split first, and `refit` that run on all data"
@@ -116,7 +120,7 @@ class Recommender:
             model = self.recipe.build_model()
             dataset = prepare_encoder(model.abilities, dataset, self.recipe.text)
             if self._refits is not None:
-                self._earlier = _earlier(*self._refits, dataset)
+                self._earlier, self._refits = _earlier(*self._refits, dataset), None
             elif split.kind == "none":
                 logger.say(f"note: {_NOTHING_HELD_OUT}")
             if path is None:
@@ -189,7 +193,7 @@ class Recommender:
         """
         if not 0 <= warm <= 1:
             raise ArgumentError(f"warm is a share of the epochs, from 0 to 1; got {warm!r}")
-        recommender = Recommender(load_recipe(self.recipe, {"data.split": "none"}))
+        recommender = Recommender(load_recipe(self.recipe, _WHOLE))
         recommender._refits = (self, warm)
         own = self.dataset if data is None else data
         return recommender.fit(own, items, out=out, overwrite=overwrite, save_every=save_every, logger=logger)
@@ -496,7 +500,7 @@ class Recommender:
             seconds = time.monotonic() - began + checkpoints.earlier  # those of earlier attempts and other runs too
             logger.finish_log()
             identity = run.finish(path, model, findings, {"seconds": round(seconds, 2)})
-        self._findings = findings
+        self._findings, self._earlier = findings, None  # what was taken over is not needed any more
         return self._set(model, dataset, split, identity)
 
 

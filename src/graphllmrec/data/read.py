@@ -90,24 +90,17 @@ def load_data(
     order = _common_order(place, parts)
     if half_life and order != "timestamp":
         raise DataError("half_life needs timestamps", file=place, hint="leave half_life out")
-    catalogue, roles, notes, apart = None, list[ColumnRole](), list[str](), ""
-    if "items" in sources:
-        catalogue, roles, notes = read_items(sources["items"])
-        clicked = pl.concat([rows.items.ids for rows in parts.values()]).unique(maintain_order=True)
-        unmet, do_not_meet = unmet_ids(clicked, catalogue["item_id"], sources["items"].name)
-        notes += unmet
-        apart = unmet[0] if do_not_meet else ""
-    dataset = _number_rows(parts, catalogue, ready, order, weighting, ties)
-    notes = [note for rows in parts.values() for note in rows.notes] + notes
+    catalogue = _read_catalogue(sources["items"], parts) if "items" in sources else _Catalogue()
+    dataset = _number_rows(parts, catalogue.table, ready, order, weighting, ties)
     dataset = replace(
         dataset,
         name=name or _name(data),
         source=place,
-        items=replace(dataset.items, roles=tuple(roles)),
-        notes=tuple(notes),
-        apart=apart,
+        items=replace(dataset.items, roles=catalogue.roles),
+        notes=(*(note for rows in parts.values() for note in rows.notes), *catalogue.notes),
+        apart=catalogue.apart,
     )
-    if tags is not None and catalogue is not None:
+    if tags is not None and catalogue.table is not None:
         dataset = add_tags(dataset, tags, sources["tags"].name)
     if k_core > 0:
         dataset = k_core_dataset(dataset, k_core)
@@ -141,6 +134,24 @@ class _Rows:
     weight: Floats | None
     order_kind: str | None  # "timestamp", "position" or None
     notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Catalogue:
+    """The items table, its columns' roles, notes, and what to say where no clicked item is in it."""
+
+    table: pl.DataFrame | None = None
+    roles: tuple[ColumnRole, ...] = ()
+    notes: tuple[str, ...] = ()
+    apart: str = ""
+
+
+def _read_catalogue(source: Source, parts: dict[str, _Rows]) -> _Catalogue:
+    """The items, held against the clicked ones. Raises DataError."""
+    table, roles, notes = read_items(source)
+    clicked = pl.concat([rows.items.ids for rows in parts.values()]).unique(maintain_order=True)
+    unmet, do_not_meet = unmet_ids(clicked, table["item_id"], source.name)
+    return _Catalogue(table, tuple(roles), (*notes, *unmet), unmet[0] if do_not_meet else "")
 
 
 def _read_interactions(source: Source, min_rating: float | None, weighting: Weighting) -> _Rows:

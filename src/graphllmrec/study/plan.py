@@ -153,4 +153,5 @@ def plan_study(study: Study | str | Path | Mapping[str, Any], data: Sequence[str
 
 def read_source(study: Study, path: Path) -> Dataset:
     """One data folder, filtered as the study says; the settings are the same for all its models."""
-    return read_dataset(path, study.variants[0].recipe(0).data, RunLogger())
+    with RunLogger(quiet=True) as logger:  # each fit tells the notes
+        return read_dataset(path, study.variants[0].recipe(0).data, logger)
