@@ -108,7 +108,7 @@ def test_lists_are_no_ids(tmp_path: Path) -> None:
     ("header", "hint"),
     [
         ("usr_id,item_id", "did you mean 'usr_id'"),
-        ("when,item_id", "columns found: 'when', 'item_id'; understood as user_id: user_id, user,"),
+        ("when,item_id", "columns found: 'when', 'item_id'; rename one of them to one of: user_id, user,"),
         ("user_id item_id", "only one column: is the separator a comma, tab, semicolon"),
         ("196,242,3", "the first line looks like data"),
     ],
