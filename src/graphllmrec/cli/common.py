@@ -30,13 +30,15 @@ Exclude = Annotated[
 ]
 Candidates = Annotated[
     list[str] | None,
-    typer.Option("--candidates", help=f"The only items that lists may hold: {IDS}. Can be repeated.", show_default=False),
+    typer.Option(
+        "--candidates", help=f"The only items that lists may hold: {IDS}. Can be repeated.", show_default=False
+    ),
 ]
 Filter = Annotated[
     list[str] | None,
     typer.Option(
         "--filter",
-        help="A condition on the columns of the items, in SQL: \"price < 20 AND brand = 'Lego'\". Can be repeated: then "
+        help="A condition on the columns of the items, in SQL: \"price < 20 AND brand = 'Lego'\". Repeated: "
         "all must be true.",
         show_default=False,
     ),

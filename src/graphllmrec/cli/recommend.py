@@ -85,9 +85,7 @@ def _check_whom(user: str | None, users: str | None, history: str | None, *, all
         raise typer.BadParameter("--out writes the lists of --all-users or --users a,b,c")
 
 
-def _limits(
-    conditions: list[str] | None, exclude: list[str] | None, candidates: list[str] | None
-) -> dict[str, Any]:
+def _limits(conditions: list[str] | None, exclude: list[str] | None, candidates: list[str] | None) -> dict[str, Any]:
     """Arguments of `recommend` and `similar` that say which items lists may hold. An option can be repeated."""
 
     def ids(options: list[str]) -> list[str]:

@@ -23,8 +23,8 @@ def save_report(
     """Write one HTML page about run folders of the same data to `out`: metrics, strata, gates, training curves.
 
     `baseline`: the folder name of the run that others are tested against (default: the first). Runs that have no test
-    evaluation are evaluated, and keep it. Raises CheckpointError for a run that cannot be read, EvaluationError when the
-    runs cannot be compared.
+    evaluation are evaluated, and keep it. Raises CheckpointError for a run that cannot be read, EvaluationError when
+    the runs cannot be compared.
     """
     with open_logger(None) as logger:
         report_runs(name_runs([Path(run) for run in runs]), Path(out), logger, metric=metric, baseline=baseline)
