@@ -21,7 +21,10 @@ def matching(items: Items, condition: Any) -> NDArray[np.bool_]:
     what is no condition on them.
     """
     if isinstance(condition, Sequence) and not isinstance(condition, str | bytes):
-        return np.logical_and.reduce([np.ones(len(items), bool), *(_matching(items, each) for each in condition)])
+        kept = np.ones(len(items), bool)
+        for each in condition:
+            kept &= _matching(items, each)
+        return kept
     return _matching(items, condition)
 
 
