@@ -11,6 +11,7 @@ import pytest
 import zstandard
 
 from graphllmrec.data import Dataset, demo_data, load_data
+from graphllmrec.data.split import make_split
 from graphllmrec.data.tables import Interactions
 from graphllmrec.errors import DataError
 
@@ -257,14 +258,24 @@ def test_min_rating_drops_rows_before_repeats_and_users_left_empty(tmp_path: Pat
     assert (data.users.ids.to_list(), data.items.ids.ids.to_list(), data.repeats) == (["a"], ["x", "y"], 0)
 
 
+CORE = "user_id,item_id\nu1,x\nu1,y\nu1,z\nu2,x\nu2,y\nu3,z\nu3,p\n"  # p and u3 fall, then z; u1 keeps x and y
+
+
 def test_k_core_iterates_until_stable(tmp_path: Path) -> None:
-    # u3 falls first (1 item), then z (only u1 left), and u1 keeps x and y
-    text = "user_id,item_id\nu1,x\nu1,y\nu1,z\nu2,x\nu2,y\nu3,z\n"
-    items = "item_id,title\nz,Zed\nq,Queue\ny,Why\n"
-    data = load_data(folder(tmp_path, interactions_csv=text, items_csv=items), k_core=2)
+    data = load_data(folder(tmp_path, interactions_csv=CORE), k_core=2)
     assert sorted(clicks(data)) == [("u1", "x"), ("u1", "y"), ("u2", "x"), ("u2", "y")]
-    assert data.items.table.rows() == [("x", None), ("y", "Why")]
+    assert data.items.ids.ids.to_list() == ["x", "y"]
     assert data.notes == ("2-core: 1 users and 2 items left out",)
+
+
+def test_items_outside_the_k_core_stay_candidates_where_the_items_table_has_them(tmp_path: Path) -> None:
+    items = "item_id,title\nz,Zed\nq,Queue\ny,Why\n"
+    data = load_data(folder(tmp_path, interactions_csv=CORE, items_csv=items), k_core=2)
+    assert sorted(clicks(data)) == [("u1", "x"), ("u1", "y"), ("u2", "x"), ("u2", "y")]
+    assert data.items.table.rows() == [("q", "Queue"), ("x", None), ("y", "Why"), ("z", "Zed")]
+    expected = "2-core: 1 users and 1 items left out; 2 items of the items table outside of it stay, without clicks"
+    assert data.notes == (expected,)
+    assert make_split(data, "user-ratio", test_ratio=0.5).num_items == 4  # q and z are ranked, and are nobody's target
 
 
 def test_ready_made_split_keeps_unseen_users_and_items(tmp_path: Path) -> None:

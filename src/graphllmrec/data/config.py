@@ -39,7 +39,11 @@ class DataConfig(Config):
         "over 100 times its size and over 16 MiB",
     )
     k_core: int = Field(
-        0, ge=0, le=1_000_000_000, description="keep only users and items with so many distinct partners; 0 keeps all"
+        0,
+        ge=0,
+        le=1_000_000_000,
+        description="keep only clicks of users and on items with so many distinct partners; items of the items table "
+        "stay; 0 keeps all",
     )
     valid_ratio: float = Field(
         0.1, ge=0, lt=1, description="share of interactions to validate on (user-ratio, global-time)"

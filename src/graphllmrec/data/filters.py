@@ -1,4 +1,4 @@
-"""Remove interactions outside the k-core."""
+"""Remove interactions outside the k-core; the items of the items table stay candidates."""
 
 from __future__ import annotations
 
@@ -27,15 +27,23 @@ def k_core(interactions: Interactions, num_users: int, num_items: int, k: int) -
         keep = stays
 
 
-def k_core_dataset(dataset: Dataset, k: int) -> Dataset:
-    """The dataset without users and items outside the k-core. Raises DataError if none are left."""
+def k_core_dataset(dataset: Dataset, k: int, listed: pl.Series) -> Dataset:
+    """The dataset without interactions and users outside the k-core. Raises DataError if none are left.
+
+    Items of the items table, whose ids are `listed`, stay in the catalogue: they are candidates without clicks. Which
+    items have enough clicks is known afterwards only, so that a ranking of these alone would be easier than a real one.
+    """
     keep = k_core(dataset.interactions, dataset.num_users, dataset.num_items, k)
     if not keep.any():
         raise DataError(f"the {k}-core is empty", file=dataset.source, hint="choose a smaller k_core")
     rest = dataset.interactions.where(keep)
     users = np.bincount(rest.user, minlength=dataset.num_users) > 0
-    items = np.bincount(rest.item, minlength=dataset.num_items) > 0
+    inside = np.bincount(rest.item, minlength=dataset.num_items) > 0
+    items = inside | dataset.items.ids.ids.is_in(listed.implode()).to_numpy()
+    unclicked = int((items & ~inside).sum())
     note = f"{k}-core: {int((~users).sum()):,} users and {int((~items).sum()):,} items left out"
+    if unclicked:
+        note += f"; {unclicked:,} items of the items table outside of it stay, without clicks"
     return replace(
         dataset,
         users=IdMap(dataset.users.ids.filter(pl.Series(users))),

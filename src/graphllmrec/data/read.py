@@ -54,8 +54,8 @@ def load_data(
             table); or {"train": table, "test": table} and maybe "valid", a ready-made split.
         items: the table of items, or its file, where `data` is no folder that holds it.
         min_rating: keep interactions with rating >= this; users left without any disappear, the catalogue stays whole.
-        k_core: keep only users and items with at least this many distinct partners, repeated until stable; the other
-            items leave the catalogue as well. Not for a ready-made split.
+        k_core: keep only clicks of users and on items with at least this many distinct partners, repeated until stable;
+            users left without any disappear, the items of the items table all stay. Not for a ready-made split.
         max_bytes: the most bytes that one file may hold, unpacked; None: no limit, but a compressed file (.gz, .zst,
             parquet) may not hold over a hundred times its own size and over 16 MiB.
         name: name of the dataset; default: the folder's.
@@ -103,7 +103,8 @@ def load_data(
     if tags is not None and catalogue.table is not None:
         dataset = add_tags(dataset, tags, sources["tags"].name)
     if k_core > 0:
-        dataset = k_core_dataset(dataset, k_core)
+        listed = dataset.items.ids.ids.clear() if catalogue.table is None else catalogue.table["item_id"]
+        dataset = k_core_dataset(dataset, k_core, listed)
     return _in_seconds(_with_ties_told(_with_repeats_told(dataset)), parts)
 
 

@@ -169,6 +169,6 @@ def _check_memory(num_items: int, nnz: int, dtype: type[np.floating[Any]]) -> in
     if needed > free:
         raise RecipeError([
             f"model.name: ease needs {needed / 1e9:,.1f} GB for {num_items:,} items ({dense} bytes for every pair), "
-            f"{free / 1e9:,.1f} GB are free; use item-knn, which is sparse, or raise data.k_core to drop rare items"
+            f"{free / 1e9:,.1f} GB are free; use item-knn, which is sparse, or an items table without the rarest items"
         ])  # fmt: skip
     return needed
