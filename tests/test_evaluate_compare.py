@@ -122,7 +122,7 @@ def test_many_models_are_held_against_one_baseline():
 def test_evaluations_of_different_things_are_not_compared():
     valid = evaluate_model(Oracle(SPLIT, 1.0), SPLIT, "valid")
     with pytest.raises(
-        EvaluationError, match=r"cannot be compared: users, targets or masked items differ(.|\n)*valid part"
+        EvaluationError, match=r"cannot be compared: users, targets, masked items or decoys differ(.|\n)*valid part"
     ):
         compare(GOOD, valid)
     other = random_split(num_users=150, seed=9)

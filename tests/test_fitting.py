@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +22,11 @@ from graphllmrec.models.fusion.gate_fitting import (
     build_gate_targets,
     context_drift,
     fit_gate,
+    keep_up_new,
     lift_cold,
     out_of_fold,
     query_features,
+    tune_prior,
 )
 from graphllmrec.models.fusion.hybrid import GateConfig
 from graphllmrec.nn.gate import CONTEXTS, ContextGate, GateInputs, head_degree
@@ -66,7 +69,7 @@ def shares(degrees: Any, cold_degree: float, head_degree: float) -> Dense:
 
 def inputs() -> GateInputs:
     features = torch.from_numpy(rng(2, "board").normal(size=(ITEMS, 2)).astype(np.float32))
-    return GateInputs(torch.from_numpy(shares(DEGREES, 2.5, 5.0)).float(), features)
+    return GateInputs(torch.from_numpy(shares(DEGREES, 2.5, 5.0)).float(), features, torch.zeros(len(features)))
 
 
 def random_gate(seed: int = 3, size: float = 0.2) -> ContextGate:
@@ -191,7 +194,9 @@ def block_targets(limit: int = 10_000) -> tuple[GateTargets, GateInputs]:
     world = block_world()
     model, degree = fitted("z-sum", world.task()), torch.from_numpy(world.split.item_degree()).float()
     features = torch.from_numpy(rng(2, "board").normal(size=(len(degree), 2)).astype(np.float32))
-    about = GateInputs(torch.from_numpy(shares(degree.tolist(), 2.5, 5.0)).float(), features)
+    about = GateInputs(
+        torch.from_numpy(shares(degree.tolist(), 2.5, 5.0)).float(), features, torch.zeros(len(features))
+    )
     return build_gate_targets(model, world.task(), degree, [1], about.contexts, GateConfig(tune_users=limit)), about
 
 
@@ -578,6 +583,101 @@ def test_what_one_lift_does_not_need_is_not_spent_on_the_other() -> None:
     found = [lifted(budget, without(COLD_TARGETS))[1] for budget in (0.06, 0.12)]
     assert [done["cold"]["lift"] for done in found] == [0, 0]
     assert 0 < found[0]["new"]["lift"] < found[1]["new"]["lift"]
+
+
+# new items keep up with a static sum
+
+STATIC = torch.tensor([0.5, 0.3, 0.2])[:EXPERTS]
+
+
+def static_gate() -> ContextGate:
+    gate = ContextGate(EXPERTS, 2, 2)
+    gate.set_static(STATIC)
+    return gate
+
+
+def of_new_targets(gate: ContextGate) -> float:
+    asked = sorted({query for query, item in zip(ROW, TARGET, strict=True) if item in NEW_TARGETS})
+    return float(targets_by_hand().ndcg(gate, inputs())[asked].mean())
+
+
+def sunk(gate: ContextGate) -> ContextGate:
+    """The gate with new items far below all others."""
+    gate.context_bias.data[fitting.NEW] = -8.0
+    gate.log_weight.data[fitting.NEW] -= 1.0
+    return gate
+
+
+@torch.no_grad()
+def test_new_items_that_a_gate_has_sunk_keep_up_with_the_static_weights() -> None:
+    static, scale = static_gate(), torch.tensor(1.7)
+
+    def made() -> ContextGate:
+        gate = sunk(static_gate())
+        gate.log_weight += scale.log()
+        return gate
+
+    gate, folds = made(), Folds([made()], [torch.arange(ASKED)])
+    done = keep_up_new(gate, static, inputs(), targets_by_hand(), folds)
+    assert done["before"] == pytest.approx(of_new_targets(made()))
+    assert done["static"] == pytest.approx(of_new_targets(static))
+    assert done["before"] < done["static"] <= done["after"] == pytest.approx(of_new_targets(gate))
+    assert done["bias"] <= 0  # at 0 they are where the static weights have them
+    torch.testing.assert_close(gate.log_weight, static.log_weight + scale.log())  # on the scale of the others
+    lower = deepcopy(gate)
+    lower.context_bias[fitting.NEW] -= 0.05
+    assert of_new_targets(lower) < done["static"]
+    for name, value in doubles(gate).items():  # the new context alone is changed
+        was, now = (
+            each[1:] if name in ("context_bias", "log_weight") else each for each in (doubles(made())[name], value)
+        )
+        np.testing.assert_array_equal(now, was)
+
+
+@torch.no_grad()
+def test_a_gate_that_has_nothing_to_give_stays_as_it_is() -> None:
+    """Random weights rank all targets together worse than static ones, whatever the bias of new items."""
+
+    def made() -> ContextGate:
+        gate = random_gate()
+        gate.context_bias[fitting.NEW] = -2.0
+        return gate
+
+    gate, folds = made(), Folds([made()], [torch.arange(ASKED)])
+    done = keep_up_new(gate, static_gate(), inputs(), targets_by_hand(), folds)
+    assert done["bias"] is None
+    assert done["before"] < done["static"]
+    for one in (gate, *folds.gates):
+        assert all(np.array_equal(value, doubles(made())[name]) for name, value in doubles(one).items())
+
+
+@torch.no_grad()
+def test_new_items_that_keep_up_are_left_alone() -> None:
+    gate = random_gate()
+    gate.context_bias[fitting.NEW] = 9.0
+    before = doubles(gate)
+    folds = Folds([deepcopy(gate)], [torch.arange(ASKED)])
+    done = keep_up_new(gate, static_gate(), inputs(), targets_by_hand(), folds)
+    assert done["bias"] is None
+    assert done["before"] > done["static"]
+    assert all(np.array_equal(before[name], value) for name, value in doubles(gate).items())
+    nobody = keep_up_new(gate, static_gate(), inputs(), without(NEW_TARGETS), folds)
+    assert nobody == {"queries": 0, "bias": None}
+
+
+@torch.no_grad()
+def test_the_prior_that_ranks_best_is_chosen() -> None:
+    logs = torch.tensor(DEGREES).float().log1p()
+    chosen, tried = tune_prior(random_gate(), inputs(), targets_by_hand(), logs)
+    assert set(tried) == {str(p) for p in fitting.PRIORS}
+    for p in (-0.5, 0.0, 0.35):
+        w = doubles(random_gate())
+        total = 0.0
+        for query in range(ASKED):
+            scores = [gated(w, query, item) + p * float(logs[item]) for item in range(ITEMS)]
+            total += ndcg(np.array(scores), query)
+        assert tried[str(p)] == pytest.approx(total / ASKED, abs=1e-6)
+    assert tried[str(chosen)] == max(tried.values())
 
 
 # interrupted, shared

@@ -101,7 +101,8 @@ EXPERTS, ITEM_FEATURES, QUERY_FEATURES = 3, 2, 2
 def inputs() -> GateInputs:
     """Eight items with random features."""
     features = rng(3, "gate-test").normal(size=(len(DEGREES), ITEM_FEATURES)).astype(np.float32)
-    return GateInputs(memberships(torch.tensor(DEGREES), 3.0, 30.0), torch.from_numpy(features))
+    zeros = torch.zeros(len(features))
+    return GateInputs(memberships(torch.tensor(DEGREES), 3.0, 30.0), torch.from_numpy(features), zeros)
 
 
 def random_gate() -> ContextGate:

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from dense import Dense, clicks_of, edges, normalised
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import Interrupted, TextError
+from graphllmrec.evaluation.evaluation import evaluate_model
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.models.explain import explain_item
 from graphllmrec.models.fusion import hybrid
@@ -29,11 +30,11 @@ from graphllmrec.protocol import Queries, SilentLogger, Task, TextVectors
 from graphllmrec.rng import rng
 from graphllmrec.train.checkpoint import Checkpoints
 from tiny import DIM, ITEMS, SPLIT, TEXT, USERS, Notes
-from world import block_world
+from world import BLOCKS, block_world
 
 SMALL: dict[str, Any] = {
     "settings": {"sign": {"epochs": 2, "text_dim": 4, "hidden": 8, "batch_size": 8, "min_steps": 0, "warmup": 0}},
-    "gate": {"epochs": 2, "min_steps": 0, "batch_size": 4},
+    "gate": {"epochs": 2, "min_steps": 0, "batch_size": 4, "decoys": 0.0},  # what is computed by hand has none
 }
 EXPERTS = ("sign", "item-knn", "transitions", "text-knn")
 WORDS = EXPERTS.index("text-knn")  # the text branch; all others are the graph branch
@@ -48,7 +49,7 @@ NO_VALIDATION = replace(CUT, valid=CUT.valid.where(np.zeros(len(CUT.valid), dtyp
 
 
 def fit(task: Task = TASK, **settings: Any) -> Any:
-    own = {"settings": SMALL["settings"]} if settings.get("fusion") == "static" else SMALL
+    own = SMALL if settings.get("fusion", "gate") == "gate" else {"settings": SMALL["settings"]}
     model = build("hybrid", own | settings)
     model.fit(task)
     return model
@@ -452,6 +453,91 @@ def test_new_items_are_not_lifted_where_validation_has_none() -> None:
     assert (said["new"]["lift"], said["new"]["targets"], len(said["new"]["tried"])) == (0, 0, 1)
     assert model.gate.context_bias.tolist() == [0, said["cold"]["lift"], said["cold"]["lift"], 0, 0]
     assert said["cold"]["lift"] > 0
+
+
+# baselines of the gate, decoys
+
+
+def test_a_static_sum_with_a_prior_adds_a_multiple_of_the_log_clicks() -> None:
+    log = Log()
+    model = fit(replace(TASK, logger=log), fusion="static+prior", gate={"decoys": 0.0})
+    [said] = log.of("prior-tuned")
+    assert model.prior == said["prior"] == float(max(said["tried"], key=lambda p: said["tried"][p]))
+    assert said["tried"]["0.0"] <= said["tried"][str(model.prior)]
+    model.prior = 0.3
+    degree = torch.from_numpy(clicks_of(CUT.train, USERS, ITEMS).sum(0)).float()
+    expected = stored("static").scores(KNOWN) + 0.3 * degree.log1p()
+    torch.testing.assert_close(model.scores(KNOWN), expected, rtol=1e-5, atol=2e-6)
+    again = build("hybrid", model.config.model_dump())
+    again.restore(model.state())
+    assert torch.equal(again.scores(KNOWN), model.scores(KNOWN))
+    assert sum(model.explain(STRANGER, 0).shares.values()) == pytest.approx(
+        float(model.scores(STRANGER)[0, 0]), abs=1e-5
+    )
+
+
+def test_a_static_sum_with_a_lift_adds_one_number_for_cold_and_one_for_new_items() -> None:
+    log = Log()
+    model = fit(replace(TASK, logger=log), fusion="static+lift", gate={"cold_budget": 1.0, "decoys": 0.0})
+    [said] = log.of("cold-lift")
+    assert not log.of("gate-or-static")
+    cold, new = said["cold"]["lift"], said["new"]["lift"]
+    assert (cold, new, said["kept_up"]["bias"]) == (5, 5, None)
+    contexts = np.array([contexts_of(item) for item in range(ITEMS)])
+    added = torch.from_numpy(contexts @ np.array([new, cold, cold, 0, 0])).float()
+    torch.testing.assert_close(model.scores(KNOWN), stored("static").scores(KNOWN) + added, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("fusion", ["static+lift", "static+prior"])
+def test_settings_of_the_gate_that_a_static_sum_does_not_read_are_refused(fusion: str) -> None:
+    with pytest.raises(ValidationError, match=r'gate\.epochs has no effect: it needs fusion = "gate"'):
+        build("hybrid", {"fusion": fusion, "gate": {"epochs": 9, "decoys": 1.0}})
+
+
+def planted_world(share: int = 6) -> tuple[Any, Any]:
+    """The block world, in which every sixth user clicks an item without training clicks, and its split."""
+    world = block_world()
+    split, users = world.split, np.arange(world.split.num_users)
+
+    def some_new(part: Any, which: int) -> Any:
+        item = part.item.copy()
+        for user in users[(users + which) % share == 0]:
+            item[user] = world.cold_of(world.user_block[user])[which]
+        return replace(part, item=item)
+
+    return world, replace(split, valid=some_new(split.valid, 0), test=some_new(split.test, 1))
+
+
+def decoys_of_the_world(world: Any, number: int) -> TextVectors:
+    """Items that nobody clicks, with texts of the same kind as those of the items."""
+    random = rng(5, "decoys-of-the-world")
+    blocks, noise = random.integers(0, BLOCKS, number), random.normal(0, 0.05, (number, world.directions.shape[1]))
+    vectors = world.directions[torch.from_numpy(blocks)] + torch.from_numpy(noise.astype(np.float32))
+    return TextVectors(torch.nn.functional.normalize(vectors, dim=1), torch.ones(number, dtype=torch.bool))
+
+
+def test_new_items_rank_no_worse_than_by_static_weights_whatever_unclicked_items_there_are() -> None:
+    world, split = planted_world()
+    figures: dict[str, list[float]] = {}
+    for fusion in ("static", "gate", "static+lift"):
+        model = build("hybrid", {"fusion": fusion, "graph": ["ease", "transitions"]})
+        model.fit(Task(split, world.text))
+        for number in (0, 30, 100):
+            more = replace(split, num_items=split.num_items + number)
+            found = evaluate_model(model.with_items(decoys_of_the_world(world, number)), more)
+            figures.setdefault(fusion, []).append(found.strata["item_degree"]["0"]["ndcg@20"])
+    for fusion in ("gate", "static+lift"):
+        assert (np.array(figures[fusion]) >= np.array(figures["static"])).all(), figures
+
+
+def test_decoys_are_candidates_of_the_fit_and_no_part_of_the_model() -> None:
+    seen: dict[float, int] = {}
+    for share in (0.0, 0.5):
+        log = Log()
+        model = fit(replace(TASK, logger=log), gate=SMALL["gate"] | {"decoys": share})
+        seen[share] = log.of("gate-users")[0]["items"]
+        assert model.scores(KNOWN).shape[1] == len(model.gate_values()[0]) == ITEMS
+    assert seen == {0.0: ITEMS, 0.5: ITEMS + round(0.5 * ITEMS)}
 
 
 # interruption in every stage

@@ -307,4 +307,5 @@ def test_every_setting_of_the_evaluation_acts(folder: str) -> None:
     model.fit(Task(split, None, 0))
     one, other = (evaluate_model(model, split, "test", ks=ks).overall for ks in ((10, 20), (5,)))
     assert set(one) != set(other)
-    assert EvaluateConfig.model_fields.keys() == {"ks", "metric"}  # metric: what the console shows, tests/test_cli.py
+    decoys = {"decoys", "decoys_from", "decoys_seed"}  # tests/test_decoys.py
+    assert EvaluateConfig.model_fields.keys() == {"ks", "metric"} | decoys  # metric: tests/test_cli.py

@@ -493,3 +493,15 @@ def test_the_example_study_runs(world, tmp_path):
     example = Path(__file__).parent.parent / "examples" / "studies" / "quick.toml"
     call(example, "--data", world, "--out", tmp_path / "out")
     assert pl.DataFrame(json.loads((tmp_path / "out" / "study.json").read_text())["entries"]).height == 4
+
+
+@pytest.mark.parametrize("split", ["global-time", "cold-item"])
+def test_a_study_with_another_split_and_decoys_says_so(tmp_path: Path, split: str) -> None:
+    world = write_world(tmp_path / "books")
+    settings = {"decoys": 7, "set": {"data.split": split}, "models": [{"recipe": "popularity"}, {"recipe": "item-knn"}]}
+    found = run_study(settings | {"baseline": "popularity"}, [world], tmp_path / "out", display=Display())
+    protocol = found["data"]["books"]["protocol"]
+    assert (protocol["split"], protocol["decoys"], protocol["decoys_from"]) == (split, 7, "auto")
+    assert protocol["items"] == 48 + 7
+    assert found["comparisons"][0]["users"] > 0
+    assert "with 7 unclicked decoys" in (tmp_path / "out" / "study.md").read_text()

@@ -51,6 +51,19 @@ def test_the_cut_offs_of_all_metrics_are_evaluated_and_the_headline_metric_is_fi
     assert found.all_metrics == ("hr@5", "ndcg@50")
 
 
+def test_decoys_are_the_same_for_all_models_and_seeds(tmp_path):
+    found = study(decoys=50, models=[{"recipe": "popularity"}, {"recipe": "z-sum"}])
+    sections = [variant.recipe(seed).evaluate for variant in found.variants for seed in (0, 1)]
+    assert {(each.decoys, each.decoys_from, each.decoys_seed) for each in sections} == {(50, "auto", 0)}
+    with pytest.raises(RecipeError, match="decoys_from has no effect: it needs decoys above 0"):
+        study(decoys_from="somewhere")
+    with pytest.raises(RecipeError, match=r"evaluate\.decoys: cannot be set here"):
+        study(set={"evaluate.decoys": 3})
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "study.toml").write_text('decoys = 2\ndecoys_from = "shop"\n[[models]]\nrecipe = "ease"\n')
+    assert load_study(tmp_path / "study.toml").decoys_from == str(tmp_path / "shop")
+
+
 def test_settings_of_the_study_hold_for_all_models_and_those_of_a_model_come_after():
     found = study(
         set={"data.k_core": 2, "text.max_tokens": 12},

@@ -7,7 +7,7 @@
     l2 = 100.0
     [data]           # how interactions are filtered and split
     [text]           # how item text becomes vectors (text.encoder.TextConfig)
-    [evaluate]       # cut-offs and the headline metric
+    [evaluate]       # cut-offs, the headline metric, decoys
     [unordered]      # replaces settings of [model] where the clicks have no order; with a name, all of [model]
 
 A section or key that is left out takes its default; `to_toml` writes the defaults out, so run folders are complete.
@@ -32,8 +32,9 @@ from graphllmrec.evaluation.metrics import METRICS
 from graphllmrec.legacy import current_recipe
 from graphllmrec.models.registry import MODELS, model_class
 from graphllmrec.protocol import Model
-from graphllmrec.settings import SAVED, Config
+from graphllmrec.settings import SAVED, Condition, Config
 from graphllmrec.text.config import TextConfig
+from graphllmrec.text.decoys import AUTO
 from graphllmrec.toml import MAX_DEPTH, check_values, parse_toml, read_toml
 
 _LARGEST_K = 1_000_000
@@ -72,10 +73,28 @@ class ModelConfig(Config):
 
 
 class EvaluateConfig(Config):
-    """Cut-offs k of the ranking metrics, and the metric that is shown first."""
+    """Cut-offs k of the ranking metrics, the metric that is shown first, and unclicked items."""
 
     ks: tuple[int, ...] = Field((10, 20), min_length=1, max_length=100, description="cut-offs of the ranking metrics")
     metric: str = Field("ndcg@20", description="the metric that is shown first")
+    decoys: int = Field(
+        0,
+        ge=0,
+        le=10_000_000,
+        description="unclicked items that are added to the candidates; docs/guides/evaluation.md",
+    )
+    decoys_from: str = Field(
+        AUTO,
+        min_length=1,
+        description='"auto": made of the texts of the catalogue; or a data folder, whose items they are',
+    )
+    decoys_seed: int = Field(
+        0, ge=0, lt=2**63, description="of the draw of decoys; the recipe's seed does not change it"
+    )
+
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        yield Condition("decoys_from decoys_seed", self.decoys > 0, "decoys above 0")
 
     @field_validator("ks")
     @classmethod
@@ -191,6 +210,17 @@ def load_recipe(
         problems = _problems(error, _variant(recipe.values(), ordered=False))
         raise RecipeError([f"with [unordered] in its place, {problem}" for problem in problems], label) from None
     return recipe
+
+
+def evaluate_settings(recipe: Recipe, decoys: int | None, decoys_from: str | Path | None) -> EvaluateConfig:
+    """The section [evaluate] with other decoys, where these are not None. Raises RecipeError."""
+    given = {"decoys": decoys, "decoys_from": None if decoys_from is None else str(decoys_from)}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return recipe.evaluate
+    off = {"decoys_from", "decoys_seed"} if decoys == 0 else None
+    values = recipe.evaluate.model_dump(exclude=off) | given
+    return load_recipe({"model": {"name": recipe.model.name}, "evaluate": values}).evaluate
 
 
 def _current_overrides(overrides: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,11 +31,12 @@ from graphllmrec.lists_file import write_lists
 from graphllmrec.models.explain import explain_item
 from graphllmrec.progress import RunLogger, open_logger
 from graphllmrec.protocol import Earlier, Findings, Model, Queries, Task
-from graphllmrec.recipe import Recipe, differences, load_recipe
+from graphllmrec.recipe import Recipe, differences, evaluate_settings, load_recipe
 from graphllmrec.recommendation import Explanation, FrameKind, Recommendation
 from graphllmrec.report.card import CardSource, card_markdown, card_values
 from graphllmrec.report.format import integer
 from graphllmrec.report.notebook import View, notebook_html
+from graphllmrec.text.decoys import make_decoys
 from graphllmrec.text.prepare import prepare_encoder, prepare_new_text, prepare_text
 from graphllmrec.train.checkpoint import EVERY, Checkpoints
 
@@ -224,30 +225,41 @@ class Recommender:
         *,
         data: Data | None = None,
         branch: str | None = None,
+        decoys: int | None = None,
+        decoys_from: str | Path | None = None,
         logger: RunLogger | None = None,
     ) -> Evaluation:
         """Full-ranking metrics on the test or validation part; `branch` ("graph", "text") scores one branch alone.
 
+        `decoys`: so many items that nobody clicks are added to the candidates, `decoys_from` "auto" or a data folder
+        (text/decoys.py); by default those of the recipe. This recommender's own catalogue stays as it is.
+
         With `data` (e.g. train.* = what is known today, test.* = next week), that data is split as the recipe says;
         all its users and items must be known. Raises DataError for unknown ones, EvaluationError without any target.
         """
+        settings = evaluate_settings(self.recipe, decoys, decoys_from)
         with open_logger(logger) as logger:
             now = self._get()
-            known = now.split
+            known, run_id = now.split, now.run if data is None else None
             if data is not None:
                 other = read_dataset(data, self.recipe.data, logger)
                 known = split_in_rows(now.dataset, other, self.recipe.data, self.recipe.seed)
+            added = None
+            if settings.decoys:
+                added = make_decoys(now.items, settings.decoys, settings.decoys_from, settings.decoys_seed)
+                now = self._with_items(now, added.table, logger)
+                known = replace(known, num_items=len(now.items))
             found = evaluate_model(
                 now.model,
                 known,
                 split,
-                ks=self.recipe.evaluate.ks,
+                ks=settings.ks,
                 branch=branch,
                 placebo=self.recipe.text.placebo if now.model.abilities.reads_text else "none",
+                decoys=added,
                 logger=logger,
             )
-            found = found.with_ids(now.dataset.users, now.dataset.items.ids)
-            return replace(found, run=now.run if data is None else None)
+            return replace(found.with_ids(now.dataset.users, now.dataset.items.ids), run=run_id)
 
     def card(
         self,
@@ -452,14 +464,17 @@ class Recommender:
         Raises DataError for missing, repeated or already known ids, unknown columns, and (for a model that ranks by
         text) an item without text; nothing is added then.
         """
-        recipe = self.recipe
         with self._adding, open_logger(logger) as logger:
             now = self._get()
-            abilities = now.model.abilities
-            table = new_item_table(rows, now.items, needs_text=abilities.needs_text, text_columns=recipe.text.columns)
-            new = now.items.others(table)
-            text = prepare_new_text(abilities, new, now.items, now.split, recipe.text, recipe.seed, logger)
-            self._fitted = now.with_items(table, text)
+            needs_text, columns = now.model.abilities.needs_text, self.recipe.text.columns
+            table = new_item_table(rows, now.items, needs_text=needs_text, text_columns=columns)
+            self._fitted = self._with_items(now, table, logger)
+
+    def _with_items(self, now: Fitted, table: pl.DataFrame, logger: RunLogger) -> Fitted:
+        """The same with more items, rows of the catalogue's columns, whose texts are encoded as the recipe says."""
+        recipe, new = self.recipe, now.items.others(table)
+        text = prepare_new_text(now.model.abilities, new, now.items, now.split, recipe.text, recipe.seed, logger)
+        return now.with_items(table, text)
 
     def _get(self) -> Fitted:
         if self._fitted is None:

@@ -25,6 +25,18 @@ def evaluate(
     branch: Annotated[
         str | None, typer.Option("--branch", help="Rank by one branch alone: graph or text.", show_default=False)
     ] = None,
+    decoys: Annotated[
+        int | None,
+        typer.Option("--decoys", help="Add so many unclicked items to the candidates.", show_default=False),
+    ] = None,
+    decoys_from: Annotated[
+        str | None,
+        typer.Option(
+            "--decoys-from",
+            help="The data folder whose items they are; default: made of the catalogue.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Rank all items for every user with a target, print the metrics and write them into the run folder."""
@@ -37,7 +49,7 @@ def evaluate(
 
     recommender = Recommender.load(run)
     with RunLogger() as logger:
-        evaluation = recommender.evaluate(split, branch=branch, logger=logger)
+        evaluation = recommender.evaluate(split, branch=branch, decoys=decoys, decoys_from=decoys_from, logger=logger)
     evaluation.write(run)
     if as_json:
         print_json(evaluation.to_json())

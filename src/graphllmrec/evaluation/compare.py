@@ -23,7 +23,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from graphllmrec.errors import EvaluationError
-from graphllmrec.evaluation.evaluation import Evaluation, protocol_line
+from graphllmrec.evaluation.evaluation import Evaluation, decoys_told, protocol_line
 from graphllmrec.rng import rng
 
 Floats = NDArray[np.float64]
@@ -64,7 +64,8 @@ def compare(
     """Compare two evaluations user by user, overall and (unless `strata` is False) within every stratum.
 
     `rounds` resamples bound the precision of p from below: the smallest possible p is 1 / (rounds + 1). Raises
-    EvaluationError when the two were not measured on the same users, targets and masked items, or lack the metric.
+    EvaluationError when the two were not measured on the same users, targets, masked items and decoys, or lack the
+    metric.
     """
     _check_same(a, b, metric)
     whole = _paired(a, b, a.per_user, b.per_user, metric, rounds, seed)
@@ -194,7 +195,7 @@ def _paired(
 def _check_same(a: Evaluation, b: Evaluation, metric: str) -> None:
     if a.protocol["fingerprint"] != b.protocol["fingerprint"]:
         raise EvaluationError(
-            f"{a.name} and {b.name} cannot be compared: users, targets or masked items differ\n"
+            f"{a.name} and {b.name} cannot be compared: users, targets, masked items or decoys differ\n"
             f"  {a.name}: {protocol_line(a.protocol)}\n  {b.name}: {protocol_line(b.protocol)}\n"
             f"  hint: {_way_out(a, b)}"
         )
@@ -206,6 +207,12 @@ def _check_same(a: Evaluation, b: Evaluation, metric: str) -> None:
 
 def _way_out(a: Evaluation, b: Evaluation) -> str:
     """What to change so that the two can be compared."""
+    with_decoys = [decoys_told(evaluation.protocol).rstrip(", ") or "without decoys" for evaluation in (a, b)]
+    if with_decoys[0] != with_decoys[1]:
+        return (
+            f"one was measured {with_decoys[0]}, the other {with_decoys[1]}; evaluate both with the same --decoys and "
+            "--decoys-from"
+        )
     one, other = (evaluation.protocol["split_settings"] for evaluation in (a, b))
     differ = {key: (one.get(key), other.get(key)) for key in sorted({*one, *other}) if one.get(key) != other.get(key)}
     if "seed" in differ:

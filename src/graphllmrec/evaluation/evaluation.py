@@ -40,6 +40,7 @@ from graphllmrec.protocol import Logger, Model, Queries
 from graphllmrec.report.elements import Cell, Table
 from graphllmrec.report.format import integer, interval, number
 from graphllmrec.report.notebook import View, notebook_html
+from graphllmrec.text.decoys import AUTO, Decoys
 
 Rows = dict[str, dict[str, dict[str, float]]]
 
@@ -159,14 +160,16 @@ def evaluate_model(
     ks: Sequence[int] = (10, 20),
     branch: str | None = None,
     placebo: str = "none",
+    decoys: Decoys | None = None,
     batch_size: int | None = None,
     logger: Logger | None = None,
 ) -> Evaluation:
     """Rank all items for every user with a target in `part`; known items are masked (`split.known(part)`).
 
     `branch` evaluates one branch of a BranchModel alone; `placebo` (kept in the protocol) is the text placebo that the
-    model was fitted on (text/placebo.py). Raises EvaluationError when no user has a target, for scores
-    that are NaN or not one per item, for an unknown branch, and for a cut-off below 1.
+    model was fitted on (text/placebo.py); `decoys` (text/decoys.py) are the last items of model and split. Raises
+    EvaluationError when no user has a target, for scores that are NaN or not one per item, for an unknown branch, and
+    for a cut-off below 1.
     """
     if not ks or min(ks) < 1:
         raise EvaluationError(f"cut-offs must be at least 1; got ks = {list(ks)}")
@@ -188,7 +191,7 @@ def evaluate_model(
     per_user.insert_column(2, activity.alias("user_activity"))
     metrics = {name: per_user[name].to_numpy() for name in per_user.columns if "@" in name}
     return Evaluation(
-        protocol=_protocol(model, split, part, ks, branch, users, targets, known) | {"placebo": placebo},
+        protocol=_protocol(model, split, part, ks, branch, users, targets, known, decoys) | {"placebo": placebo},
         overall={name: float(value.mean()) for name, value in metrics.items()} | catalogue_metrics(lists, degree, ks),
         overall_ci={name: mean_interval(value) for name, value in metrics.items()},
         strata=_strata(per_user, target_table, ks, activities),
@@ -269,11 +272,13 @@ def _strata(per_user: pl.DataFrame, targets: pl.DataFrame, ks: Sequence[int], ac
 
 def _protocol(
     model: Model, split: Split, part: Part, ks: Sequence[int], branch: str | None,
-    users: Ints, targets: Histories, known: Histories,
+    users: Ints, targets: Histories, known: Histories, decoys: Decoys | None,
 ) -> dict[str, Any]:  # fmt: skip
     digest = hashlib.sha256(f"{part}/{split.num_items}".encode())
     for values in (users, targets.indptr, targets.items, known.indptr, known.items):
         digest.update(np.ascontiguousarray(values, dtype=np.int64).tobytes())
+    if decoys is not None:
+        digest.update(decoys.digest)
     both = part == "test" and split.valid_in_history and len(split.valid) > 0
     return {
         "model": model.name,
@@ -286,6 +291,8 @@ def _protocol(
         "ks": list(ks),
         "users": len(users),
         "items": split.num_items,
+        "decoys": 0 if decoys is None else len(decoys),
+        "decoys_from": None if decoys is None else decoys.source,
         "targets": len(targets.items),
         "ties": "fixed pseudo-random item order",
         "fingerprint": digest.hexdigest()[:16],
@@ -297,10 +304,20 @@ def protocol_line(protocol: dict[str, Any]) -> str:
     placebo = _placebo(protocol)
     return (
         f"{protocol['split']} split, {protocol['part']} part · {protocol['users']:,} users, "
-        f"{protocol['targets']:,} targets · all {protocol['items']:,} items ranked, {protocol['masked']} masked"
+        f"{protocol['targets']:,} targets · all {protocol['items']:,} items ranked, "
+        + decoys_told(protocol)
+        + f"{protocol['masked']} masked"
         + _ties_told(protocol["split_settings"])
         + (f" · placebo: {placebo} instead of text" if placebo else "")
     )
+
+
+def decoys_told(protocol: Mapping[str, Any]) -> str:
+    """ "with 1,500 unclicked decoys, "; "" for an evaluation without any, and for those of earlier versions."""
+    if not (number := protocol.get("decoys", 0)):
+        return ""
+    source = protocol["decoys_from"]
+    return f"with {number:,} unclicked decoys{'' if source == AUTO else f' of {source}'}, "
 
 
 def _ties_told(split_settings: dict[str, Any]) -> str:

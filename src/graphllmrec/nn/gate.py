@@ -9,12 +9,13 @@ clicks d,
 with c = `cold_degree` and h the degree from which items are "head" (the most clicked items, with half of all clicks).
 Every context has its own weight of every expert and its own bias; features of item and query change the weights:
 
-    w_e(q, i) = exp( Σ_c π_ic a_ce + x_i · s_e + y_q · t_e + m_e )          β_i = Σ_c π_ic b_c
+    w_e(q, i) = exp( Σ_c π_ic a_ce + x_i · s_e + y_q · t_e + m_e )          β_i = Σ_c π_ic b_c + p log(1 + d_i)
     score(q, i) = Σ_e w_e(q, i) z_e(q, i) + β_i
     γ_i = share of the text experts in Σ_e w_e(i) at y = 0
 
 z_e: z-scores of expert e. x_i, y_q: features, centred. m_e: a shift that is not learned, 0 unless it is set. A static
-gate is the same formula with a_ce = log of one tuned weight per expert and all else 0.
+gate is the same formula with a_ce = log of one tuned weight per expert and all else 0. p: a prior of the clicks d, 0 in
+all gates but that of "static+prior".
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ class GateInputs:
 
     contexts: Tensor  # (num_items, 5) soft membership π, rows add up to 1
     features: Tensor  # (num_items, num_features) x
+    prior: Tensor  # (num_items,) p log(1 + d): not learned, 0 unless it is set
 
     def to(self, device: torch.device) -> GateInputs:
         """The same on another device."""
-        return GateInputs(self.contexts.to(device), self.features.to(device))
+        return GateInputs(self.contexts.to(device), self.features.to(device), self.prior.to(device))
 
 
 class ContextGate(nn.Module):
@@ -69,7 +71,7 @@ class ContextGate(nn.Module):
     def weigh_items(self, inputs: GateInputs) -> tuple[Tensor, Tensor]:
         """Weights (num_items, E) for the average query, and β (num_items,)."""
         logs = inputs.contexts @ self.log_weight + inputs.features @ self.item_slope + self.shift
-        return logs.exp(), inputs.contexts @ self.context_bias
+        return logs.exp(), inputs.contexts @ self.context_bias + inputs.prior
 
     def query_factors(self, features: Tensor) -> Tensor:
         """Factors (B, E) of the weights for queries with features y (B, G)."""

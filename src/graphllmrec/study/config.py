@@ -8,6 +8,7 @@
     baseline = "z-sum"           # every model is tested against it
     compare = [["hybrid", "hybrid-static"]]
     trials = 20                  # settings tried per model, data set and placebo: the same number for all
+    decoys = 1500                # unclicked items, candidates of all models (text/decoys.py)
     [[models]]
     recipe = "hybrid"            # a packaged recipe, or a file (beside STUDY.toml, or from the current folder)
     set = { "text.max_tokens" = 64 }
@@ -19,7 +20,7 @@ fit (plan.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +30,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from graphllmrec.errors import EvaluationError
 from graphllmrec.evaluation.metrics import parse_metric
 from graphllmrec.recipe import Recipe, flatten, load_recipe
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
+from graphllmrec.text.decoys import AUTO
 
 NO_PLACEBO = "none"
 PLACEBO_KEY = "text.placebo"  # the setting of a recipe that a placebo is
@@ -129,9 +131,15 @@ class Study(Config):
     tune_placebos: bool = Field(
         True, description="a search of its own for each placebo; false: use the settings found without a placebo"
     )
+    decoys: int = Field(0, ge=0, le=10_000_000, description="unclicked items, candidates of all models")
+    decoys_from: str = Field(AUTO, min_length=1, description='"auto": made of the catalogue; or a data folder')
     keep_models: bool = Field(False, description="keep the fitted models, not only their figures")
     overrides: Settings = Field({}, alias="set", description="settings for all models, e.g. data.k_core")
     models: tuple[StudyModel, ...] = Field(min_length=1, max_length=200)
+
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        yield Condition("decoys_from", self.decoys > 0, "decoys above 0")
 
     @field_validator("metric", "metrics")
     @classmethod
@@ -225,6 +233,9 @@ class Variant:
             "seed": seed,
             "evaluate.metric": metrics[0],
             "evaluate.ks": sorted({parse_metric(m)[1] for m in metrics}),
+            "evaluate.decoys": self.study.decoys,
+            "evaluate.decoys_from": self.study.decoys_from,
+            "evaluate.decoys_seed": 0,
         }
         placebo = {} if self.placebo == NO_PLACEBO else {PLACEBO_KEY: self.placebo}
         settings = {**self._shared_settings(), **self.model.overrides, **(tuned or {}), **placebo}

@@ -14,12 +14,13 @@ from pydantic_core import ErrorDetails
 
 from graphllmrec.errors import RecipeError
 from graphllmrec.study.config import PLACEBO_KEY, Range, Study, StudyModel, Variant
+from graphllmrec.text.decoys import AUTO
 from graphllmrec.toml import check_values, read_toml
 
 RENAMED = {"controls": "placebos", "tune_controls": "tune_placebos"}  # keys of version 0.1
 RESERVED = {  # settings that a study decides
     "seed": "the study sets it (seeds)",
-    "evaluate": "the study sets it (metric, metrics)",
+    "evaluate": "the study sets it (metric, metrics, decoys, decoys_from)",
     "data": "it must be the same for all models; use the study's own [set]",
     PLACEBO_KEY: "it is set by placebos",
 }
@@ -28,7 +29,8 @@ RESERVED = {  # settings that a study decides
 def load_study(source: str | Path | Mapping[str, Any] | Study) -> Study:
     """A checked study from a TOML file, plain values, or a Study. Raises RecipeError listing every problem.
 
-    A recipe that is a file is looked for beside the study file first; the study then holds its whole path.
+    A recipe that is a file, and a folder of decoys, are looked for beside the study file first; the study then holds
+    the whole path.
     """
     if isinstance(source, Study):
         return source
@@ -55,6 +57,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(["no such file; see docs/guides/study.md for what a study file holds"], str(path))
     values = read_toml(path)
+    if (folder := path.parent / str(values.get("decoys_from", AUTO))).is_dir():
+        values["decoys_from"] = str(folder)
     for model in values.get("models", []) if isinstance(values.get("models"), list) else ():
         beside = path.parent / str(model.get("recipe", "")) if isinstance(model, dict) else path.parent
         if beside.is_file():

@@ -21,6 +21,7 @@ which is unbiased for the denominator of the softmax, f = exp(score), and for th
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -46,6 +47,9 @@ from graphllmrec.train.validation import tuning_users
 
 FOLDS = 3
 LIFTS = (0.1, 0.2, 0.35, *(step / 4 for step in range(2, 21)))  # added to context biases, tried in this order
+BIASES = tuple(step / 20 for step in range(-60, 101))  # of new items in `keep_up_new`
+NEW = CONTEXTS.index("new")
+PRIORS = (0.0, *(sign * step for step in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0) for sign in (1, -1)))  # per log click
 _HELD = 600_000_000  # z-scores kept: 1.2 GB
 _ROWS = 256  # queries scored at a time, at most
 _BLOCK = 50_000_000  # scores computed at a time: 200 MB
@@ -371,6 +375,67 @@ def lift_cold(
         done[kind] = _lift(raised, folds, inputs, targets, budget / 2 if count else 0.0) | {"targets": count}
         gate.context_bias.add_(done[kind]["lift"] * raised)
     return done
+
+
+@torch.no_grad()
+def tune_prior(
+    gate: ContextGate, inputs: GateInputs, targets: GateTargets, logs: Tensor
+) -> tuple[float, dict[str, float]]:
+    """The p of PRIORS for which p times `logs` (num_items,), added to the scores, ranks best; NDCG@20 of each p."""
+    tried = {p: targets.mean(targets.ndcg(gate, replace(inputs, prior=p * logs))) for p in PRIORS}
+    return max(tried, key=lambda p: tried[p]), {str(p): value for p, value in tried.items()}
+
+
+@torch.no_grad()
+def keep_up_new(
+    gate: ContextGate, static: ContextGate, inputs: GateInputs, targets: GateTargets, folds: Folds
+) -> dict[str, Any]:
+    """Where new targets rank worse than under `static`, give new items the static weights and a bias of their own.
+
+    The weights are those of `static` on the scale that the gate has for other items. Of BIASES, the bias is the lowest
+    one with which new targets rank no worse than under `static`; lower, where all targets together would rank worse
+    than under `static`. Measured on `folds`, as `lift_cold`; changes these too. Returns the NDCG@20 of the new targets
+    under `static`, before and after, and the bias; None: nothing had to be changed.
+    """
+    asked = torch.zeros_like(targets.count, dtype=torch.bool)  # (U,): has a new target
+    asked[targets.row[inputs.contexts[targets.target, NEW] > 0.5]] = True
+    done: dict[str, Any] = {"queries": int(asked.sum()), "bias": None}
+    if not done["queries"]:
+        return done
+    values = targets.ndcg(static, inputs)
+    least, wanted = targets.mean(values), float(values[asked].mean())
+    done |= {"static": wanted, "before": float(folds.ndcg(inputs, targets)[asked].mean())}
+    if done["before"] >= wanted:
+        return done
+    gates = [gate, *folds.gates]
+    starts = [deepcopy(one.state_dict()) for one in gates]
+    for one in gates:
+        _static_weights(one, static, inputs)
+
+    def with_bias(bias: float) -> Tensor:
+        for one in gates:
+            one.context_bias[NEW] = bias
+        return folds.ndcg(inputs, targets)
+
+    keeps_up = bisect_left(BIASES, wanted, key=lambda bias: float(with_bias(bias)[asked].mean()))
+    chosen = BIASES[: keeps_up + 1]
+    if targets.mean(with_bias(chosen[-1])) < least:
+        chosen = chosen[: max(bisect_right(chosen, -least, key=lambda bias: -targets.mean(with_bias(bias))), 1)]
+    after = float(with_bias(chosen[-1])[asked].mean())
+    if after <= done["before"]:  # all that new items could gain would cost the others too much
+        for one, start in zip(gates, starts, strict=True):
+            one.load_state_dict(start)
+        return done
+    return done | {"bias": chosen[-1], "after": after}
+
+
+def _static_weights(gate: ContextGate, static: ContextGate, inputs: GateInputs) -> None:
+    """Give new items the weights of `static`, times the mean factor by which those of other items are larger."""
+    others = 1 - inputs.contexts[:, NEW]
+    learned, fixed = gate.weigh_items(inputs)[0].sum(1), static.weigh_items(inputs)[0].sum(1)  # (num_items,) each
+    scale = ((learned / fixed).log() * others).sum() / others.sum().clamp_min(1)
+    usual = (inputs.features * inputs.contexts[:, [NEW]]).sum(0) / inputs.contexts[:, NEW].sum().clamp_min(1)
+    gate.log_weight[NEW] = static.log_weight[NEW] + scale - usual @ gate.item_slope
 
 
 def _lift(raised: Tensor, folds: Folds, inputs: GateInputs, targets: GateTargets, budget: float) -> dict[str, Any]:

@@ -6,6 +6,9 @@
   are others), transitions, and item-kNN, which reads no text: a fallback for items with misleading text;
 - text branch: nearest neighbours by item text, and by the reviews of a user;
 - fusion "static": one weight per expert, tuned on validation (this is z-sum, models/fusion/z_sum.py);
+- fusion "static+lift": static, and a constant for cold items and one for new items, chosen as those of the gate are;
+- fusion "static+prior": static, and p log(1 + clicks), p tuned on validation. What a gate gains over these two is not
+  what a constant, or popularity, would have gained;
 - fusion "gate": weights and biases per context of the item, new, or cold or warm × tail or head, changed by features of
   item and query (nn/gate.py).
 
@@ -22,7 +25,13 @@ that z-sum gives them, a learned one starts above zero; and where no expert with
 a history of new items, the others are summed (models/fusion/z_sum.py).
 
 Cross-entropy favours popular items, so the cold contexts, and items without any click, get a bias last, limited by
-`cold_budget`, the share of the validation metric that it may cost.
+`cold_budget`, the share of the validation metric that it may cost. Where validation ranks new items worse than the
+static weights do, they get these weights back, and a bias with which they keep up, as long as all targets together rank
+no worse than under the static weights (`cold_budget = 0`: neither of the two).
+
+In data of clicked items alone, each item without a training click is a target of somebody, and the more its context is
+lifted the better. A real catalogue holds items that nobody clicks as well. So decoys (text/decoys.py), `decoys` times
+as many as there are items, are candidates while weights, biases and prior are found; they are no part of the model.
 
 Source: the GraphLLMRec design (item-level gates for cold/warm × popular/long-tail contexts). Equations are ours.
 """
@@ -43,13 +52,17 @@ from graphllmrec.data.split import Split
 from graphllmrec.evaluation.strata import gate_summary
 from graphllmrec.graph.bipartite import Bipartite
 from graphllmrec.models.fusion.gate_fitting import (
+    NEW,
     Folds,
+    GateTargets,
     build_gate_targets,
     context_drift,
     fit_gate,
+    keep_up_new,
     lift_cold,
     out_of_fold,
     query_features,
+    tune_prior,
 )
 from graphllmrec.models.fusion.z_sum import ZSum, ZSumConfig
 from graphllmrec.nn.gate import CONTEXTS, LEARNABLE, NOTHING, ContextGate, GateInputs, head_degree, memberships
@@ -57,6 +70,7 @@ from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, RowExplanation, Task, TextVectors
 from graphllmrec.settings import Condition, Config
+from graphllmrec.text.decoys import decoy_vectors
 from graphllmrec.text.whiten import Whitening, require_text
 from graphllmrec.train.device import on_cpu, resolve_device
 from graphllmrec.train.loop import TrainedConfig
@@ -77,16 +91,29 @@ class GateConfig(TrainedConfig):
     tune_users: int = Field(10_000, ge=1, le=10_000_000, description="validation users to fit the gate on, at most")
     drift: bool = Field(True, description="weight validation targets by the drift of contexts over time")
     cold_budget: float = Field(0.005, ge=0, le=1, description="share of validation NDCG@20 to give up for cold items")
+    decoys: float = Field(
+        0.3, ge=0, le=10, description="unclicked items among the candidates of the fit, as a share of the catalogue"
+    )
 
     def conditions(self) -> Iterator[Condition]:
         """The validation part is what the gate is fitted on, so nothing is left to stop the fit by."""
         yield Condition("patience validate_every", False, "a validation part, which the gate itself is fitted on")
 
 
+_READ_BY_PRIOR = {"device", "cold_degree", "tune_users", "drift", "decoys"}
+READ_WITH = {  # settings of the gate that the other fusions read
+    "static": set(GateConfig.model_fields),  # refused as a whole
+    "static+lift": _READ_BY_PRIOR | {"cold_budget"},
+    "static+prior": _READ_BY_PRIOR,
+}
+
+
 class HybridConfig(Config):
     """Settings of the hybrid."""
 
-    fusion: Literal["gate", "static"] = Field("gate", description="context gate, or one tuned weight per expert")
+    fusion: Literal["gate", "static", "static+lift", "static+prior"] = Field(
+        "gate", description="context gate, or one tuned weight per expert, with a constant for cold items or a prior"
+    )
     graph: tuple[str, ...] = Field(
         ("sign", "item-knn", "transitions"), min_length=1, max_length=8, description="models of the graph branch"
     )
@@ -108,7 +135,14 @@ class HybridConfig(Config):
 
     def conditions(self) -> Iterator[Condition]:
         """What settings need of each other."""
-        yield Condition("gate", self.fusion == "gate", 'fusion = "gate"')
+        yield Condition("gate", self.fusion != "static", 'fusion = "gate"')
+
+    def idle(self) -> dict[str, str]:
+        """With the settings of the gate that a static sum does not read."""
+        unread = set(GateConfig.model_fields) - READ_WITH.get(self.fusion, set(GateConfig.model_fields))
+        return super().idle() | {
+            f"gate.{name}": 'fusion = "gate"' for name in sorted(unread) if self.gate.changed(name)
+        }
 
     def as_sum(self) -> ZSumConfig:
         """Settings of the static sum of all experts."""
@@ -134,6 +168,7 @@ class Hybrid:
         self.centre = torch.zeros(len(ITEM_FEATURES))  # of the item features
         self.query_centre = torch.zeros(len(QUERY_FEATURES))
         self.head_degree = 1.0
+        self.prior = 0.0  # p
 
     def fit(self, task: Task) -> None:
         """Train the experts, then fuse them. Raises TextError without text, Interrupted when stopped."""
@@ -143,17 +178,18 @@ class Hybrid:
         self.gate = ContextGate(len(self.sum.branches), len(ITEM_FEATURES), len(QUERY_FEATURES))
         self.gate.set_static(self.sum.weights)
         self._keep_text_for_new(self.gate, NOTHING)
-        if self.config.fusion == "gate":
-            found = settle(task, "hybrid/gate", lambda: self._fitted_gate(task), None)
+        if self.config.fusion != "static":
+            found = settle(task, "hybrid/gate", lambda: self._fitted_gate(task, text), None)
             if found is not None and found["experts"] == list(self.sum.branches):
-                self.query_centre = torch.tensor(found["query_centre"])
+                self.query_centre, self.prior = torch.tensor(found["query_centre"]), found.get("prior", 0.0)
                 self.gate.load_state_dict({name: torch.tensor(value) for name, value in found["gate"].items()})
 
-    def _fitted_gate(self, task: Task) -> dict[str, Any]:
-        """The fitted gate as JSON values."""
-        self._fit_gate(task)
+    def _fitted_gate(self, task: Task, text: TextVectors) -> dict[str, Any]:
+        """The fitted gate and prior as JSON values."""
+        self._fit_gate(task, text)
         gate = {name: tensor.tolist() for name, tensor in self.gate.state_dict().items()}
-        return {"experts": list(self.sum.branches), "query_centre": self.query_centre.tolist(), "gate": gate}
+        centre = self.query_centre.tolist()
+        return {"experts": list(self.sum.branches), "query_centre": centre, "prior": self.prior, "gate": gate}
 
     @torch.no_grad()
     def _keep_text_for_new(self, gate: ContextGate, least: float) -> None:
@@ -171,36 +207,54 @@ class Hybrid:
         self.num_words = _count_words(text)
         self.centre = self._item_features().mean(0)
 
-    def _fit_gate(self, task: Task) -> None:
-        """Fit the gate from the static weights on; keep it if it ranks better for users it was not fitted on."""
+    def _fit_gate(self, task: Task, text: TextVectors) -> None:
+        """Find what the fusion adds to the static weights, with decoys among the candidates."""
         config, device = self.config.gate, resolve_device(self.config.gate.device)
-        inputs, gate = self.inputs(), self.gate.to(device)
-        text = self._places("text")
-        targets = build_gate_targets(self.sum, task, self.degree, text, inputs.contexts, config)
+        board = self._with_decoys(text, task.seed)
+        inputs, gate = board.inputs(), self.gate.to(device)
+        seen = replace(task, split=replace(task.split, num_items=len(board.degree)))
+        targets = build_gate_targets(board.sum, seen, board.degree, self._places("text"), inputs.contexts, config)
         self.query_centre = targets.features.mean(0)
         drift = context_drift(task.split, config.cold_degree) if config.drift else torch.ones(len(CONTEXTS))
         targets = targets.centred(self.query_centre).weighted(inputs.contexts, drift).to(device)
         inputs = inputs.to(device)
-        static = targets.mean(targets.ndcg(gate, inputs))
-        learned = deepcopy(gate)
-        learned.set_static(self.sum.weights, LEARNABLE)
-        self._keep_text_for_new(learned, LEARNABLE)
-        folds = out_of_fold(learned, inputs, targets, config, task)
-        held_out = targets.mean(folds.ndcg(inputs, targets))
-        about = dict(zip(CONTEXTS, drift.tolist(), strict=True))
-        task.logger.log("gate-or-static", gate=held_out, static=static, kept=held_out > static, drift=about)
-        if held_out > static:
-            gate = learned
-            fit_gate("gate", gate, inputs, targets, config, task, watch=lambda: self._summarise(gate, inputs))
-        else:  # static weights are fitted on no single target
-            folds = Folds([deepcopy(gate)], [torch.arange(len(targets.count), device=device)])
-        lifted = lift_cold(gate, inputs, targets, config.cold_budget, folds)
+        if self.config.fusion == "static+prior":
+            self.prior, tried = tune_prior(gate, inputs, targets, board.degree.log1p().to(device))
+            task.logger.log("prior-tuned", prior=self.prior, tried=tried)
+        else:
+            learned = self._learned(gate, inputs, targets, drift, task) if self.config.fusion == "gate" else None
+            everyone = torch.arange(len(targets.count), device=device)  # static weights are fitted on no single target
+            static, (gate, folds) = deepcopy(gate), learned or (gate, Folds([deepcopy(gate)], [everyone]))
+            lifted = lift_cold(gate, inputs, targets, config.cold_budget, folds)
+            kept_up = keep_up_new(gate, static, inputs, targets, folds) if config.cold_budget else None
+            task.logger.log("cold-lift", **lifted, kept_up=kept_up)
         self.gate = on_cpu(gate)
-        task.logger.log("cold-lift", **lifted)
+
+    def _learned(
+        self, static: ContextGate, inputs: GateInputs, targets: GateTargets, drift: Tensor, task: Task
+    ) -> tuple[ContextGate, Folds] | None:
+        """The gate, fitted from the static weights on, and its folds; None where static ranks held-out users better."""
+        config, gate = self.config.gate, deepcopy(static)
+        gate.set_static(self.sum.weights, LEARNABLE)
+        self._keep_text_for_new(gate, LEARNABLE)
+        folds = out_of_fold(gate, inputs, targets, config, task)
+        before, held_out = targets.mean(targets.ndcg(static, inputs)), targets.mean(folds.ndcg(inputs, targets))
+        about = dict(zip(CONTEXTS, drift.tolist(), strict=True))
+        task.logger.log("gate-or-static", gate=held_out, static=before, kept=held_out > before, drift=about)
+        if held_out <= before:
+            return None
+        fit_gate("gate", gate, inputs, targets, config, task, watch=lambda: self._summarise(gate))
+        return gate, folds
+
+    def _with_decoys(self, text: TextVectors, seed: int) -> Self:
+        """The model with items that nobody clicks, or itself where there are to be none."""
+        number = min(round(self.config.gate.decoys * len(self.degree)), MOST_DECOYS)
+        return self.with_items(decoy_vectors(text, number, seed)) if number else self
 
     @torch.no_grad()
-    def _summarise(self, gate: ContextGate, inputs: GateInputs) -> dict[str, Any]:
+    def _summarise(self, gate: ContextGate) -> dict[str, Any]:
         """Figures of the gate for the log of every epoch."""
+        inputs = self.inputs().to(gate.log_weight.device)
         contexts = {name: inputs.contexts[:, place].cpu() for place, name in enumerate(CONTEXTS)}
         return {"gate": gate_summary(self._gamma(gate, inputs).cpu(), self.degree, contexts)}
 
@@ -211,7 +265,7 @@ class Hybrid:
     def inputs(self) -> GateInputs:
         """Contexts and features of all items."""
         contexts = memberships(self.degree, self.config.gate.cold_degree, self.head_degree)
-        return GateInputs(contexts, self._item_features() - self.centre)
+        return GateInputs(contexts, self._item_features() - self.centre, self.prior * self.degree.log1p())
 
     def _gamma(self, gate: ContextGate, inputs: GateInputs) -> Tensor:
         weights, _ = gate.weigh_items(inputs)
@@ -272,6 +326,7 @@ class Hybrid:
         """The experts with their static weights, the gate and its item features."""
         own = {"degree": self.degree, "agreement": self.agreement, "num_words": self.num_words, "centre": self.centre}
         own |= {"query_centre": self.query_centre, "head_degree": torch.tensor(self.head_degree, dtype=torch.float64)}
+        own |= {"prior": torch.tensor(self.prior, dtype=torch.float64)} if self.prior else {}
         return own | prefixed("sum", self.sum.state()) | prefixed("gate", self.gate.state_dict())
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -281,7 +336,7 @@ class Hybrid:
         self.gate.load_state_dict(under("gate", state))
         self.degree, self.agreement, self.num_words = state["degree"], state["agreement"], state["num_words"]
         self.centre, self.query_centre = state["centre"], state["query_centre"]
-        self.head_degree = float(state["head_degree"])
+        self.head_degree, self.prior = float(state["head_degree"]), float(state.get("prior", 0.0))
 
     def with_items(self, text: TextVectors) -> Self:
         """A copy with more items, placed by their text: cold, without clicks."""
@@ -292,7 +347,7 @@ class Hybrid:
         return more
 
 
-NEW = CONTEXTS.index("new")
+MOST_DECOYS = 5_000  # while the gate is fitted
 ITEM_FEATURES = ("log clicks", "agreement of its text with its neighbours'", "log words")
 QUERY_FEATURES = ("log history length", "mean log clicks of the history", "correlation of the branches")
 
