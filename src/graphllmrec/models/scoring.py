@@ -30,7 +30,7 @@ UNTUNED_DECAY = 0.7  # for ordered data without a validation part to tune on
 def settle_decay(model: Any, task: Task) -> None:
     """Set `model.decay` from its config: the number given there, or the best of DECAYS by validation NDCG@20.
 
-    Call it last in `fit`. Histories without an order have decay 1, whatever the config says.
+    Call it in `fit` when the model can score. Histories without an order have decay 1, whatever the config says.
     """
     wanted = model.config.decay
     if not task.split.ordered:

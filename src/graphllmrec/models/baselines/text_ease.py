@@ -55,7 +55,7 @@ from graphllmrec.train.validation import settle, tune_setting
 
 TRIED = {  # when tuning, one setting after the other, the first value of each before it is tuned
     "text_weight": (100.0, 1.0, 10.0, 50.0, 200.0, 500.0),
-    "l2": (UNTUNED_L2, 20.0, 50.0, 200.0, 500.0),
+    "l2": (UNTUNED_L2, 50.0, 200.0, 500.0),
     "text_l2": (10.0, 1.0, 3.0, 30.0, 100.0),
 }
 
@@ -135,16 +135,16 @@ class TextEASE:
         self.num_items = split.num_items
         settings: dict[str, float] = {name: tried[0] for name, tried in TRIED.items()}
         settings |= {name: getattr(self.config, name) for name in TRIED if getattr(self.config, name) != "tune"}
+        self._solve(solver, **settings)
+        settle_decay(self, task)  # before the others, which depend on it more than it does on them
         for name, tried in TRIED.items():
             if getattr(self.config, name) == "tune":
-                settings[name] = settle(
-                    task, f"{self.name}/{name}", partial(self._tuned, task, solver, settings, name), tried[0]
-                )
+                found = partial(self._tuned, task, solver, settings, name)
+                settings[name] = settle(task, f"{self.name}/{name}", found, tried[0])
         self._solve(solver, **settings)
-        settle_decay(self, task)
 
     def _tuned(self, task: Task, solver: _Solver, settings: Mapping[str, float], name: str) -> float:
-        """The best value of one setting by NDCG@20 of validation users, with histories that do not fade."""
+        """The best value of one setting by NDCG@20 of validation users."""
         return tune_setting(
             self, task, name, TRIED[name], lambda value: self._solve(solver, **{**settings, name: value})
         )
