@@ -17,7 +17,7 @@ from tiny import CLICKS, DECAY, DIM, ITEMS, SPLIT, TASK, TEXT, TRAIN, Notes, ass
 from world import block_world
 
 L2, WEIGHT, TEXT_L2 = 3.0, 5.0, 0.7
-SETTINGS = {"l2": L2, "text_weight": WEIGHT, "text_l2": TEXT_L2, "decay": DECAY}
+SETTINGS = {"l2": L2, "text_weight": WEIGHT, "text_l2": TEXT_L2, "directed": 0.0, "decay": DECAY}
 MORE = TextVectors(torch.randn(2, DIM, generator=torch.Generator().manual_seed(8)), torch.ones(2, dtype=torch.bool))
 UNCLICKED = 4
 COLD_TRAIN = [walk[walk != UNCLICKED] for walk in TRAIN]
@@ -61,6 +61,36 @@ def test_weights_are_the_closed_form() -> None:
     assert_scores(model, faded(weights_of(CLICKS, text_weights(unit_rows(TEXT)))))
 
 
+def test_directed_weights_regress_each_click_on_the_faded_past() -> None:
+    """Column by column: the normal equations without the item itself, instead of the closed form."""
+    share, past, following = 0.4, np.zeros((ITEMS, ITEMS)), np.zeros((ITEMS, ITEMS))
+    for walk in TRAIN:
+        for place in range(1, len(walk)):
+            source = np.zeros(ITEMS)
+            for step, item in enumerate(reversed(walk[:place])):
+                source[item] = 0.7**step
+            past += np.outer(source, source)
+            following[:, walk[place]] += source
+    pull = text_weights(unit_rows(TEXT))
+    gram = (1 - share) * CLICKS.T @ CLICKS + share * past + L2 * np.eye(ITEMS)
+    moment = (1 - share) * CLICKS.T @ CLICKS + share * following + WEIGHT * pull
+    expected = np.zeros((ITEMS, ITEMS))
+    for target in range(ITEMS):
+        others = [item for item in range(ITEMS) if item != target]
+        expected[others, target] = np.linalg.solve(gram[np.ix_(others, others)], moment[others, target])
+    assert_scores(fitted("text-ease", **SETTINGS | {"directed": share}), faded(expected))
+
+
+def test_clicks_without_an_order_have_no_past() -> None:
+    split = replace(SPLIT, train=replace(SPLIT.train, order=None), ordered=False)
+    notes = Notes()
+    model = fitted("text-ease", Task(split, TEXT, logger=notes), **SETTINGS | {"directed": 0.4, "decay": 1.0})
+    assert notes.events["directed-ignored"]["reason"] == "the interactions have no order"
+    assert torch.equal(model.weights, fitted("text-ease", **SETTINGS).weights)
+    tuned = fitted("text-ease", Task(split, TEXT), l2=L2, text_weight=WEIGHT, text_l2=TEXT_L2, directed="tune")
+    assert torch.equal(model.weights, tuned.weights)
+
+
 def test_weights_minimise_the_objective() -> None:
     weights = fitted("text-ease", **SETTINGS).weights.double().numpy()
     pull = text_weights(unit_rows(TEXT))
@@ -77,7 +107,7 @@ def test_weights_minimise_the_objective() -> None:
 
 
 def test_without_weight_of_the_text_it_is_ease() -> None:
-    model = fitted("text-ease", l2=L2, text_weight=0.0, decay=DECAY)
+    model = fitted("text-ease", l2=L2, text_weight=0.0, directed=0.0, decay=DECAY)
     torch.testing.assert_close(model.weights, fitted("ease", l2=L2, decay=DECAY).weights, rtol=1e-5, atol=1e-6)
 
 
@@ -128,8 +158,8 @@ def test_items_can_be_added_one_by_one_or_together() -> None:
 def test_every_setting_is_tuned_on_validation() -> None:
     notes, world = Notes(), block_world()
     task = Task(world.split, world.text, logger=notes)
-    model = fitted("text-ease", task, l2="tune", text_weight="tune", text_l2="tune", decay=1.0)
-    found = {name: notes.events[f"{name}-tuned"][name] for name in ("text_weight", "l2", "text_l2")}
+    model = fitted("text-ease", task, l2="tune", text_weight="tune", text_l2="tune", decay=1.0)  # and directed
+    found = {name: notes.events[f"{name}-tuned"][name] for name in ("text_weight", "directed", "l2", "text_l2")}
     for name, value in found.items():
         tried = notes.events[f"{name}-tuned"]["tried"]
         assert tried[str(value)] == max(tried.values())
@@ -141,7 +171,7 @@ def test_a_penalty_is_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     solved = []
     inverse = ease.ridge_inverse
     monkeypatch.setattr(ease, "ridge_inverse", lambda *args: solved.append(args[1]) or inverse(*args))
-    fitted("text-ease", l2=50.0, text_weight="tune", text_l2="tune")
+    fitted("text-ease", l2=50.0, text_weight="tune", text_l2="tune", directed=0.5)
     assert solved == [50.0]
 
 
@@ -149,8 +179,10 @@ def test_what_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ease, "free_memory", lambda: 20_000_000_000)
     text = TextVectors(torch.ones(200_000, 1), torch.ones(200_000, dtype=torch.bool))
     huge = Task(replace(SPLIT, num_items=200_000), text)
-    with pytest.raises(RecipeError, match=r"text-ease needs 320\.0 GB for 200,000 items \(8 bytes for every pair\)"):
+    with pytest.raises(RecipeError, match=r"text-ease needs 480\.0 GB for 200,000 items \(12 bytes for every pair\)"):
         fitted("text-ease", huge)
+    with pytest.raises(RecipeError, match=r"text-ease needs 320\.0 GB for 200,000 items \(8 bytes for every pair\)"):
+        fitted("text-ease", huge, directed=0.0)
 
 
 def test_settings_without_effect_are_refused() -> None:

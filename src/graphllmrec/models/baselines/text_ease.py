@@ -1,41 +1,46 @@
 """Text-EASE: a linear autoencoder over items, pulled to item–item weights that come from the texts; a closed form.
 
-L3AE (Moon, Park & Lee 2025, "LLM-Enhanced Linear Autoencoders for Recommendation", CIKM, arXiv:2508.13500), two
-ridge regressions without a diagonal, first of the texts on each other, then of the clicks:
+L3AE (Moon, Park & Lee 2025, "LLM-Enhanced Linear Autoencoders for Recommendation", CIKM, arXiv:2508.13500): two ridge
+regressions without a diagonal, first of the texts on each other, then of the clicks, pulled to the first:
 
-    C = argmin |Fᵀ − FᵀC|² + text_l2·|C|²                              diag(C) = 0      F (num_items, text_dim): texts
-    B = argmin |X − XB|² + λx·|B|² + λe·|B − C|²                       diag(B) = 0      X (num_users, num_items): clicks
-      = λe·PC − P∘(1 + λe·diag(PC))/diag(P)  off the diagonal,  P = (XᵀX + (λx + λe)·I)⁻¹; the quotient is per column
+    C = argmin |Fᵀ − FᵀC|² + text_l2·|C|²                              F (num_items, text_dim): texts of unit length
+    B = argmin |X − XB|² + λx·|B|² + λe·|B − C|²                       X (num_users, num_items): clicks
     score(u, j) = Σ_{i in history of u} decay^(steps back of i) · B_ij
 
-Settings: `l2` is λx + λe, so that P is the same for every λe; `text_weight` is λe. λx may be negative as long as their
-sum is not. F are the frozen text vectors scaled to unit length, zero where an item has no text.
+SLIST (Choi et al. 2021, "Session-aware Linear Item-Item Models for Session-based Recommendation", WWW,
+arXiv:2103.16104) also learns what comes next: a share μ of |X − XB|² is replaced by |T − SB|², with a row per click that
+has clicks before it: T has this click, S the newest PAST before it, with weight FADE^(steps back). With
+G = (1−μ)·XᵀX + μ·SᵀS, D = μ·(SᵀT − SᵀS), P = (G + (λx + λe)·I)⁻¹ and the quotient per column, off the diagonal
 
-The diagonal of C does not change B, and off its diagonal C has the rank of the texts:
+    B = λe·PC + PD − P∘(1 + λe·diag(PC) + diag(PD))/diag(P)            μ = 0 is L3AE
 
-    z_i = L⁻¹ f_i,  LLᵀ = FᵀF + text_l2·I,  v_j = z_j / (1 − |z_j|²):   C_ij = z_i · v_j,  i ≠ j
-    B = λe·(PZ)Vᵀ − P∘(1 + λe·diag((PZ)Vᵀ))/diag(P)  off the diagonal
+Settings: `l2` is λx + λe, so that P is the same for every λe; `text_weight` is λe; `directed` is μ. λx may be negative
+as long as λx + λe is positive. The diagonal of C does not change B, and off its diagonal C has the rank of the texts:
 
-so there is one dense solve per `l2`; other values of `text_weight` and `text_l2` cost a product with thin matrices.
+    z_i = L⁻¹ f_i,  LLᵀ = FᵀF + text_l2·I,  v_j = z_j / (1 − |z_j|²):   C_ij = z_i · v_j,  PC = (PZ)Vᵀ
+
+so there is one dense solve per `l2` and `directed`; other values of `text_weight` and `text_l2` cost a product with
+thin matrices.
 
 An item j without training clicks: the paper pulls its column to 0, because nobody clicked it. Here its clicks are taken
 as unknown: without |X − XB|², column j is B_ij = text_weight / l2 · C_ij. A new item has this column too; its C_ij, the
 regression of its text on those of the catalogue, is z_i · z_j. Its row is text_weight / l2 · z_i · v_j, what the
 equations give for an item without clicks.
 
-Other differences from the paper: weights of clicks, and a history that may fade (decay 1 is the paper), as in EASE.
-Memory: two dense (num_items, num_items) float32 matrices while the settings are tuned, P and B; then B. Accuracy of the
-solve and its repetition in float64 as in EASE.
+Other differences from the papers: weights of clicks in X, and a history that may fade in the score, as in EASE; SLIST
+also weighs sessions by their age. Memory while the settings are tuned: three dense (num_items, num_items) float32
+matrices, P, PD and B, or two without PD; then B alone. Accuracy of the solve and its repetition in float64 as in EASE.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import copy
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -44,8 +49,9 @@ from graphllmrec.data.tables import Histories
 from graphllmrec.errors import TextError
 from graphllmrec.graph.bipartite import weighted_matrix
 from graphllmrec.models.baselines.ease import UNTUNED_L2, checked_inverse
-from graphllmrec.models.scoring import Decay, dense_scores, history_state, load_history_state, settle_decay
-from graphllmrec.nn.histories import aggregate, recency_weights
+from graphllmrec.models.scoring import Decay, Sparse, dense_scores, history_state, load_history_state, settle_decay
+from graphllmrec.nn.examples import NextClicks
+from graphllmrec.nn.histories import aggregate, history_matrix, recency_weights
 from graphllmrec.nn.state import prefixed, under
 from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
@@ -53,11 +59,14 @@ from graphllmrec.settings import Condition, Config
 from graphllmrec.text.whiten import require_text
 from graphllmrec.train.validation import settle, tune_setting
 
-TRIED = {  # when tuning, one setting after the other, the first value of each before it is tuned
+TRIED = {  # when tuning, one setting after the other; the first value of each before it is tuned
     "text_weight": (100.0, 1.0, 10.0, 50.0, 200.0, 500.0),
-    "l2": (UNTUNED_L2, 50.0, 200.0, 500.0),
+    "directed": (0.5, 0.0, 0.25, 0.75),
+    "l2": (UNTUNED_L2, 300.0, 1000.0),
     "text_l2": (10.0, 1.0, 3.0, 30.0, 100.0),
 }
+PAST = 20  # clicks before a click that are regressed on: with FADE the next one would weigh .0008
+FADE = 0.7  # weight per step back among them
 
 
 class TextEASEConfig(Config):
@@ -71,6 +80,9 @@ class TextEASEConfig(Config):
     )
     text_l2: Annotated[float, Field(ge=1e-3, le=1e8)] | Literal["tune"] = Field(
         10.0, description='ridge penalty when text vectors are regressed on each other; or "tune" on validation'
+    )
+    directed: Annotated[float, Field(ge=0, le=1)] | Literal["tune"] = Field(
+        "tune", description='share of the regression of a click on those before it; or "tune" on validation'
     )
     decay: Decay = Field("tune", description='history weight per step back, 0 to 1, or "tune" on validation')
 
@@ -130,17 +142,19 @@ class TextEASE:
 
     def fit(self, task: Task) -> None:
         """Settings from the validation part, B solved for them. Raises TextError without text, RecipeError as EASE."""
-        split = task.split
-        solver = _Solver(task, require_text(task, self.name))
-        self.num_items = split.num_items
-        settings: dict[str, float] = {name: tried[0] for name, tried in TRIED.items()}
-        settings |= {name: getattr(self.config, name) for name in TRIED if getattr(self.config, name) != "tune"}
+        solver = _Solver(task, require_text(task, self.name), 8 if self.config.directed == 0 else 12)
+        self.num_items = task.split.num_items
+        wanted = {name: getattr(self.config, name) for name in TRIED}
+        if not task.split.ordered:
+            if wanted["directed"] not in ("tune", 0.0):
+                task.logger.log("directed-ignored", model=self.name, reason="the interactions have no order")
+            wanted["directed"] = 0.0
+        settings = {name: TRIED[name][0] if value == "tune" else value for name, value in wanted.items()}
         self._solve(solver, **settings)
         settle_decay(self, task)  # before the others, which depend on it more than it does on them
-        for name, tried in TRIED.items():
-            if getattr(self.config, name) == "tune":
-                found = partial(self._tuned, task, solver, settings, name)
-                settings[name] = settle(task, f"{self.name}/{name}", found, tried[0])
+        for name in [name for name, value in wanted.items() if value == "tune"]:
+            found = partial(self._tuned, task, solver, settings, name)
+            settings[name] = settle(task, f"{self.name}/{name}", found, settings[name])
         self._solve(solver, **settings)
 
     def _tuned(self, task: Task, solver: _Solver, settings: Mapping[str, float], name: str) -> float:
@@ -149,16 +163,20 @@ class TextEASE:
             self, task, name, TRIED[name], lambda value: self._solve(solver, **{**settings, name: value})
         )
 
-    def _solve(self, solver: _Solver, l2: float, text_weight: float, text_l2: float) -> None:
+    def _solve(self, solver: _Solver, l2: float, directed: float, text_weight: float, text_l2: float) -> None:
         """Set `weights` to B."""
         self.weights = torch.empty(0, 0)  # before the next solve needs its room
-        inverse = solver.inverse(l2)
+        inverse, drift = solver.solution(l2, directed)
         self.text, self.text_share = TextRegression.fit(solver.text, text_l2), text_weight / l2
         inputs, targets = self.text.inputs, self.text.targets
         pulled = inverse @ inputs  # PZ (num_items, text_dim)
-        per_column = (1 + text_weight * (pulled * targets).sum(1)) / inverse.diagonal()  # (num_items,)
-        weights = inverse * -per_column
+        diagonal = 1 + text_weight * (pulled * targets).sum(1)  # (num_items,)
+        if drift is not None:
+            diagonal += drift.diagonal()
+        weights = inverse * -(diagonal / inverse.diagonal())
         weights.addmm_(pulled, targets.T, alpha=text_weight)
+        if drift is not None:
+            weights += drift
         weights[:, solver.unclicked] = self.text_share * (inputs @ targets[solver.unclicked].T)
         self.weights = weights.fill_diagonal_(0.0)
 
@@ -206,18 +224,36 @@ class TextEASE:
 class _Solver:
     """What the solutions for several settings have in common."""
 
-    def __init__(self, task: Task, text: TextVectors) -> None:
+    def __init__(self, task: Task, text: TextVectors, bytes_per_pair: int) -> None:
+        self.task, self.text, self.bytes_per_pair = task, text, bytes_per_pair
         split = task.split
         clicks = weighted_matrix(split.train, split.num_users, split.num_items)  # X (num_users, num_items)
-        self.task, self.text = task, text
-        self.gram = (clicks.T @ clicks).tocsr()
+        self.gram: Sparse = (clicks.T @ clicks).tocsr()
         self.unclicked = torch.from_numpy(np.flatnonzero(split.item_degree() == 0))
-        self._solved: tuple[float, Tensor] | None = None
+        self._solved: tuple[tuple[float, float], tuple[Tensor, Tensor | None]] | None = None
 
-    def inverse(self, l2: float) -> Tensor:
-        """P (num_items, num_items) float32; the last one is kept, so that it serves other settings of the text."""
-        if self._solved is None or self._solved[0] != l2:
+    def solution(self, l2: float, directed: float) -> tuple[Tensor, Tensor | None]:
+        """P and PD (num_items, num_items), None for 0; the last ones are kept and serve other settings of the text."""
+        if self._solved is None or self._solved[0] != (l2, directed):
             self._solved = None  # before the next solve needs its room
-            inverse = checked_inverse(self.gram, l2, self.task, TextEASE.name, at_least=8).T  # symmetric; now in rows
-            self._solved = l2, torch.from_numpy(np.ascontiguousarray(inverse, dtype=np.float32))
+            gram, drift = self.gram, None
+            if directed:
+                past, following = self._directed  # SᵀS, SᵀT
+                gram = ((1 - directed) * self.gram + directed * past).tocsr()
+                drift = (directed * (following - past)).astype(np.float32).T.tocsr()  # Dᵀ
+            solved = checked_inverse(gram, l2, self.task, TextEASE.name, at_least=self.bytes_per_pair).T  # in rows
+            inverse = np.ascontiguousarray(solved, dtype=np.float32)
+            moved = None if drift is None else torch.from_numpy(drift @ inverse).T  # PD = (DᵀP)ᵀ, for P is symmetric
+            self._solved = (l2, directed), (torch.from_numpy(inverse), moved)
         return self._solved[1]
+
+    @cached_property
+    def _directed(self) -> tuple[Sparse, Sparse]:
+        """SᵀS and SᵀT (num_items, num_items)."""
+        split = self.task.split
+        clicks = NextClicks(split.train.histories(split.num_users), ordered=True, max_history=PAST)
+        rows = np.arange(len(clicks))
+        before = history_matrix(clicks.histories(rows), split.num_items, FADE)  # S (num_examples, num_items)
+        ones = np.ones(len(clicks), dtype=np.float32)
+        after = sp.csr_array(sp.coo_array((ones, (rows, clicks.target)), shape=before.shape))  # T
+        return (before.T @ before).tocsr(), (before.T @ after).tocsr()
