@@ -8,8 +8,8 @@ regressions without a diagonal, first of the texts on each other, then of the cl
     score(u, j) = Σ_{i in history of u} decay^(steps back of i) · B_ij
 
 SLIST (Choi et al. 2021, "Session-aware Linear Item-Item Models for Session-based Recommendation", WWW,
-arXiv:2103.16104) also learns what comes next: a share μ of |X − XB|² is replaced by |T − SB|², with a row per click that
-has clicks before it: T has this click, S the newest PAST before it, with weight FADE^(steps back). With
+arXiv:2103.16104) also learns what comes next: a share μ of |X − XB|² is replaced by |T − SB|². They have a row for
+every click that has clicks before it: T this click, S the newest PAST before it with weights FADE^(steps back). With
 G = (1−μ)·XᵀX + μ·SᵀS, D = μ·(SᵀT − SᵀS), P = (G + (λx + λe)·I)⁻¹ and the quotient per column, off the diagonal
 
     B = λe·PC + PD − P∘(1 + λe·diag(PC) + diag(PD))/diag(P)            μ = 0 is L3AE
@@ -76,7 +76,7 @@ class TextEASEConfig(Config):
         "tune", description='ridge penalty of both kinds together, λx + λe; or "tune" on validation'
     )
     text_weight: Annotated[float, Field(ge=0, le=1e8)] | Literal["tune"] = Field(
-        "tune", description='pull of the weights to those of the texts, λe; 0 is EASE; or "tune" on validation'
+        "tune", description='pull of the weights to those of the texts, λe; 0 ignores the texts; or "tune" on validation'
     )
     text_l2: Annotated[float, Field(ge=1e-3, le=1e8)] | Literal["tune"] = Field(
         10.0, description='ridge penalty when text vectors are regressed on each other; or "tune" on validation'
@@ -87,7 +87,7 @@ class TextEASEConfig(Config):
     decay: Decay = Field("tune", description='history weight per step back, 0 to 1, or "tune" on validation')
 
     def conditions(self) -> Iterable[Condition]:
-        """Without weight, the texts say nothing."""
+        """Without weight, the texts are not read."""
         return [Condition("text_l2", self.text_weight != 0, "text_weight above 0")]
 
 
