@@ -528,8 +528,9 @@ def test_a_fold_without_users_is_left_out() -> None:
         targets_by_hand().experts[:, :1], targets_by_hand().features[:1], Histories.from_lists([[1]]),
         torch.tensor([0]), torch.tensor([5]), torch.tensor([1]), torch.ones(1),
     )  # fmt: skip
-    found = out_of_fold(random_gate(), inputs(), one, GateConfig(epochs=1, min_steps=0), TASK).ndcg(inputs(), one)
-    assert found.tolist() == [0.0]  # no other query to learn from
+    folds = out_of_fold(random_gate(), inputs(), one, GateConfig(epochs=1, min_steps=0), TASK)
+    assert folds.gates == folds.held_out == []  # no other query to learn from
+    assert folds.ndcg(inputs(), one).tolist() == [0.0]
 
 
 # cold and new items
@@ -664,6 +665,11 @@ def test_nothing_is_lifted_without_a_budget_or_without_targets_of_its_kind(
     before, after = doubles(random_gate()), doubles(gate)
     np.testing.assert_allclose(after.pop("context_bias"), before.pop("context_bias") + by_lifts(done), atol=1e-6)
     assert all(np.array_equal(before[name], value) for name, value in after.items())
+
+
+def test_a_lift_that_costs_no_more_than_the_budget_is_taken() -> None:
+    _, done = lifted(0.1, replace(targets_by_hand(), weight=torch.zeros(ASKED)))  # an NDCG of 0 has nothing to lose
+    assert done["cold"]["lift"] == done["new"]["lift"] == max(fitting.LIFTS)
 
 
 def test_what_one_lift_does_not_need_is_not_spent_on_the_other() -> None:
