@@ -79,6 +79,19 @@ def test_resampled_means_have_the_spread_that_theory_gives(resample, discrete):
     assert means.std() == pytest.approx(spread / np.sqrt(400), rel=0.05)
 
 
+@pytest.mark.parametrize("numbers", [15, 1_000_000], ids=["many blocks", "one block"])
+@pytest.mark.parametrize(
+    ("resample", "shares"),
+    [(bootstrap_means, {1.0: 0.25, 2.0: 0.5, 3.0: 0.25}), (flipped_means, dict.fromkeys((-2.0, -1.0, 1.0, 2.0), 0.25))],
+)
+def test_all_resamples_of_two_users_come_as_often_as_they_should(resample, shares, numbers, monkeypatch):
+    monkeypatch.setitem(resample.__globals__, "CHUNK", numbers)
+    means = resample(np.array([1.0, 3.0]), 4_000, np.random.default_rng(2))
+    values, counts = np.unique(means, return_counts=True)
+    assert dict(zip(values.tolist(), (counts / 4_000).tolist(), strict=True)) == pytest.approx(shares, abs=0.03)
+    assert len(means) == 4_000
+
+
 @pytest.mark.parametrize("discrete", [True, False], ids=["few distinct values", "all distinct"])
 def test_p_values_are_uniform_when_there_is_no_difference(discrete):
     random = np.random.default_rng(1)
@@ -102,6 +115,7 @@ def test_holm_against_a_computation_by_hand():
     # sorted .01 .02 .03 .04: x4 = .04, x3 = .06, x2 = .06, x1 = .04 -> at least the one before: .06
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]  # 1.6 is no probability
     assert holm([]) == []
 
 
@@ -114,6 +128,7 @@ def test_many_models_are_held_against_one_baseline():
     assert found["twin"].p_holm > 0.05
     tails = [found[name].strata["item_popularity"]["tail"] for name in found]
     assert [row.p_holm for row in tails] == holm([row.p for row in tails])
+    assert compare_many({"good": GOOD, "bad": BAD}, "bad", rounds=100)["good"].strata == {}  # only where asked for
     assert compare_many({"bad": BAD}, "bad") == {}
     with pytest.raises(EvaluationError, match="no evaluation named 'ease' to compare with; there are: good, bad"):
         compare_many({"good": GOOD, "bad": BAD}, "ease")

@@ -92,7 +92,7 @@ def test_an_item_at_a_threshold_is_half_this_half_that() -> None:
         ([0, 0], 1.0),
         ([], 1.0),
         ([1], 1),
-    ],  # fmt: skip
+    ],
 )
 def test_head_items_are_the_most_clicked_that_hold_half_of_all_clicks(degrees: list[int], expected: float) -> None:
     held, wanted = 0, 1.0
