@@ -33,10 +33,11 @@ def test_a_better_model_is_found_better():
     assert swapped.p == found.p
 
 
-def test_the_bootstrap_p_value_counts_resamples_on_the_other_side_of_zero():
+@pytest.mark.parametrize("sign", [1, -1], ids=["better", "worse"])
+def test_the_bootstrap_p_value_counts_resamples_on_the_other_side_of_zero(sign):
     assert compare(GOOD, BAD, rounds=500).p_bootstrap == 2 / 501
     random = np.random.default_rng(3)
-    a, b = random.normal(0.1, 1, 60), np.zeros(60)
+    a, b = sign * random.normal(0.1, 1, 60), np.zeros(60)
     found = compare_values(a, b, metric="ndcg@20", names=("a", "b"), rounds=400, seed=5)
     means = bootstrap_means(a - b, 400, rng(5, "bootstrap"))
     beyond = min((means <= 0).sum(), (means >= 0).sum())
@@ -147,3 +148,29 @@ def test_evaluations_of_different_things_are_not_compared():
         compare(GOOD, BAD, "ndcg@50")
     with pytest.raises(EvaluationError, match="coverage@10"):
         compare(GOOD, BAD, "coverage@10")
+
+
+@pytest.mark.parametrize(
+    ("mine", "yours", "hint"),
+    [
+        (
+            {"kind": "user-ratio", "seed": 1},
+            {"kind": "user-ratio", "seed": 2},
+            r"drawn with seeds 1 and 2; use one seed",
+        ),
+        (
+            {"kind": "x", "share": 0.1},
+            {"kind": "x", "share": 0.2},
+            r"split differ \(share: 0\.1 and 0\.2\); use the same",
+        ),
+        ({"kind": "x"}, {"kind": "x", "share": 0.2}, r"split differ \(share: None and 0\.2\); use the same"),
+        ({"kind": "x"}, {"kind": "x"}, r"hint: evaluate both on the same data folder, split and part"),
+    ],
+)
+def test_the_hint_names_the_settings_in_which_two_splits_differ(mine, yours, hint):
+    a, b = (
+        replace(GOOD, protocol=GOOD.protocol | {"fingerprint": str(place), "split_settings": settings})
+        for place, settings in enumerate((mine, yours))
+    )
+    with pytest.raises(EvaluationError, match=hint):
+        compare(a, b)
