@@ -58,7 +58,7 @@ TESTS = {  # files of the mathematics, and the tests that must notice
     "nn/align.py": "test_align",
     "nn/gate.py": "test_gate",
     "nn/histories.py": "test_models_simple test_alpharec",
-    "nn/losses.py": "test_losses",
+    "nn/losses.py": "test_losses test_weights",
     "train/validation.py": "test_branches test_shared_helpers test_models_simple",
 }
 COMPARISONS = {
