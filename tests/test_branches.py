@@ -21,6 +21,7 @@ from graphllmrec.protocol import Queries, SilentLogger, Task
 from graphllmrec.train.checkpoint import Checkpoints
 from graphllmrec.train.loop import TrainingStage, train
 from graphllmrec.train.monitor import BranchMonitor
+from graphllmrec.train.validation import branch_monitor
 from tiny import ITEMS, SPLIT, TASK, TRAIN, WALKS
 from toy_training import CONFIG, EXAMPLES, STEPS, Run, send
 
@@ -191,6 +192,15 @@ def test_models_of_one_piece_are_one_branch(name: str) -> None:
     assert len(epochs) >= 3
     assert all(list(entry["branches"]) == [name] for entry in epochs)
     assert not any("share" in entry for entry in epochs)
+
+
+@pytest.mark.parametrize("clicks", [1, 2])
+def test_branches_are_monitored_where_a_user_has_two_training_clicks(clicks: int) -> None:
+    """One is the history, the other the click that has been learned."""
+    place = np.concatenate([np.arange(len(walk)) for walk in TRAIN])
+    split = replace(SPLIT, train=SPLIT.train.where(place < clicks))
+    model = build("alphafuse", {"monitor_users": 5})
+    assert (branch_monitor(model, Task(split), model.config) is not None) == (clicks > 1)
 
 
 class _Logged(SilentLogger):

@@ -370,6 +370,13 @@ def test_without_order_nothing_fades() -> None:
     assert "no order" in notes.events["decay-ignored"]["reason"]
 
 
+@pytest.mark.parametrize("decay", ["tune", 1.0])
+def test_without_order_a_decay_that_fades_nothing_is_not_ignored(decay: str | float) -> None:
+    notes = Notes()
+    assert fitted("item-knn", Task(replace(SPLIT, ordered=False), logger=notes), decay=decay).decay == 1.0
+    assert "decay-ignored" not in notes.events
+
+
 def test_without_validation_part_the_usual_decay_is_taken() -> None:
     empty = SPLIT.valid.where(np.zeros(len(SPLIT.valid), dtype=bool))
     assert fitted("item-knn", Task(replace(SPLIT, valid=empty))).decay == 0.7
