@@ -80,7 +80,7 @@ def test_resampled_means_have_the_spread_that_theory_gives(resample, discrete):
     assert means.std() == pytest.approx(spread / np.sqrt(400), rel=0.05)
 
 
-@pytest.mark.parametrize("numbers", [15, 1_000_000], ids=["many blocks", "one block"])
+@pytest.mark.parametrize("numbers", [1, 15, 1_000_000], ids=["row by row", "many blocks", "one block"])
 @pytest.mark.parametrize(
     ("resample", "shares"),
     [(bootstrap_means, {1.0: 0.25, 2.0: 0.5, 3.0: 0.25}), (flipped_means, dict.fromkeys((-2.0, -1.0, 1.0, 2.0), 0.25))],

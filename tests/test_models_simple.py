@@ -388,3 +388,4 @@ def test_tuning_users_are_a_fixed_sample() -> None:
     assert np.array_equal(sample, np.unique(sample))
     assert np.array_equal(sample, tuning_users(SPLIT, seed=1, limit=5))
     assert len(tuning_users(SPLIT, seed=1)) == USERS
+    assert len(set(tuning_users(SPLIT, seed=1, limit=USERS - 1))) == USERS - 1  # nobody twice
