@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import polars as pl
@@ -32,6 +32,21 @@ from graphllmrec.recommendation import Ranking
 Unknown = Literal["error", "skip", "popular"]
 _GIVEN = {"skip": "an empty list", "popular": "the most popular items, scored by their clicks"}
 _NAMED = 20  # unknown ids that a warning names
+
+
+class SimilarOptions(TypedDict, total=False):
+    """Which items `similar` may name."""
+
+    exclude: Iterable[object]
+    candidates: Iterable[object] | None
+    filter: str | pl.Expr | None
+
+
+class ListOptions(SimilarOptions, total=False):
+    """Which items lists may hold, and what unknown users get."""
+
+    allow_seen: bool
+    unknown: Unknown
 
 
 @dataclass(frozen=True)
