@@ -12,6 +12,7 @@ from graphllmrec.data.frames import Table
 from graphllmrec.data.prepare import Data, read_and_split
 from graphllmrec.data.split import Split
 from graphllmrec.data.tables import Dataset
+from graphllmrec.data.tags import left_out_note
 from graphllmrec.errors import CheckpointError
 from graphllmrec.fitted import Fitted
 from graphllmrec.progress import RunLogger, open_logger
@@ -101,6 +102,8 @@ def fit_new(
         earlier = None if origin is None else origin.earlier(dataset)
         if origin is None and split.kind == "none":
             logger.say(f"note: {_NOTHING_HELD_OUT}")
+        if split.kind == "none" and (lacking := left_out_note(dataset)):
+            logger.say(f"note: {lacking}, and a run keeps no others; refit with the data (--data) to have them")
         if keep is None:
             return _train(recipe, model, dataset, split, earlier, logger)
         with run.begin(keep.out, recipe, dataset, split, overwrite=keep.overwrite) as folder:

@@ -22,6 +22,7 @@ from graphllmrec.data.new_items import new_item_table
 from graphllmrec.data.prepare import Data, read_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
 from graphllmrec.data.tables import Dataset, Histories
+from graphllmrec.data.tags import with_held_out_tags
 from graphllmrec.errors import ArgumentError, CheckpointError
 from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model
 from graphllmrec.fitted import Fitted, ListOptions, SimilarOptions, Unknown
@@ -137,7 +138,8 @@ class Recommender:
         """A new recommender for production: nothing is held out, and this fit's findings are taken over.
 
         Those are tuned settings, the best number of epochs of every stage, and the weights and gate of a fusion. `data`
-        as in `fit`, by default the data of this recommender; new users and items in it are included. There is no test
+        as in `fit`, by default the data of this recommender (of a loaded run without the tags written at its held-out
+        interactions, which it does not keep; a note says so); new users and items in it are included. There is no test
         part: the figures to expect are those of this recommender. `warm`: share of the epochs, 0 to 1, to train from
         the earlier weights, in stages that read no text; 0: all epochs from new weights. An interrupted refit is
         continued by `resume`. Raises as `fit` does, and CheckpointError for a run without findings (of version 0.1).
@@ -147,7 +149,7 @@ class Recommender:
         now, origin = self._get(), Origin.of(self._get_fit(), warm)
         recommender = Recommender(load_recipe(self.recipe, WHOLE))
         keep = Keep.of(out, overwrite, None, save_every)
-        own = now.dataset if data is None else data
+        own = with_held_out_tags(now.dataset) if data is None else data
         return recommender._take(fit_new(recommender.recipe, own, items, keep=keep, origin=origin, logger=logger))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
