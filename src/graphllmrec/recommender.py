@@ -260,7 +260,9 @@ class Recommender:
           ("price < 20 AND brand = 'Lego'", "array_contains(categories, 'Garden')") or as a polars expression.
 
         `unknown` says what is for a user who is not in the data, or a history without any known item: an "error", an
-        empty list ("skip"), or the most popular items of the training data ("popular"); a warning names them.
+        empty list ("skip"), or the most popular items of the training data ("popular"); a warning names them. A model
+        of clicks alone knows items with training clicks only, not those added since. Known users of whose histories a
+        model knows nothing get an empty list, or with "popular" the most popular items.
 
         Returns one list per user (one list for `history`), shorter than k where the catalogue ends; with
         `as_frame="polars"` or `"pandas"` one table: user_id (for a history: query), rank, item_id, title, score.
