@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from graphllmrec.data.formats import RawTable
-from graphllmrec.data.ids import clean_ids, id_text
+from graphllmrec.data.ids import clean_ids, filled, id_text
 from graphllmrec.data.tables import Ints
 from graphllmrec.errors import DataError
 
@@ -170,5 +170,4 @@ def check_text(problems: Problems, column: str) -> pl.Series | None:
     raw = problems.table.frame[column]
     if raw.dtype != pl.String:
         return None
-    text = raw.str.strip_chars()
-    return text.set(text == "", None)
+    return filled(raw.str.strip_chars())
