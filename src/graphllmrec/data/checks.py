@@ -157,7 +157,7 @@ def numbers(raw: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDA
     """(values with 0 where unusable, missing, unreadable)."""
     if raw.dtype == pl.String:
         raw = raw.str.strip_chars().replace("", None)
-    if raw.dtype.is_nested() or raw.dtype.is_temporal():
+    if not raw.dtype.is_numeric() and raw.dtype not in (pl.String, pl.Boolean, pl.Null):
         return np.zeros(len(raw)), np.zeros(len(raw), dtype=bool), np.ones(len(raw), dtype=bool)
     values = raw.cast(pl.Float64, strict=False)
     missing = (raw.is_null() | values.is_nan().fill_null(False)).to_numpy()

@@ -176,6 +176,8 @@ def as_strings(values: pl.Series) -> pl.Series:
     """Values of any type of `read_column` as text: whole floats without ".0", lists as lists of strings."""
     if isinstance(values.dtype, pl.List):
         return values.cast(pl.List(pl.String))
+    if isinstance(values.dtype, pl.Duration):
+        return values.dt.to_string("polars")
     text = values.cast(pl.String)
     return text.str.strip_suffix(".0") if values.dtype.is_float() else text
 
