@@ -320,7 +320,7 @@ def _new_run(path: Path, overwrite: bool, write: Callable[[Path], None]) -> Iter
             yield folder
             exchange(path)
         except KeyboardInterrupt:  # between two stages; what `begin` wrote is there
-            raise Interrupted("interrupted") from None
+            raise Interrupted("stopped") from None
         except (Interrupted, StorageError):
             raise
         except GraphLLMRecError:  # another attempt would fail as well: nothing of it is left
