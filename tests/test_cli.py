@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -186,6 +188,13 @@ def test_compare_names_the_winner(runs):
     assert found["baseline"] == "popularity"
     assert found["comparisons"]["ease"]["difference"] > 0
     assert found["comparisons"]["ease"]["p_holm"] < 0.05
+
+
+def test_compare_says_a_sentence_a_line_and_calls_equal_runs_equal(runs, tmp_path):
+    copy = shutil.copytree(runs / "ease", tmp_path / "again")
+    first, second = call("compare", runs / "ease", runs / "popularity", copy).stdout.splitlines()[-2:]
+    assert first.startswith("popularity is worse than ease: ndcg@20 -0.")
+    assert re.fullmatch(r"again and ease have the same ndcg@20, 0\.\d{4}\.", second)
 
 
 def test_compare_refuses_one_run_the_same_run_and_unknown_metrics(runs):
