@@ -138,11 +138,14 @@ def test_a_text_of_the_data_cannot_begin_a_heading_or_a_list():
 def test_notes_and_repeats_of_the_reading_are_told(tmp_path):
     folder = write_world(tmp_path / "books")
     table = pl.read_csv(folder / "interactions.csv")
-    pl.concat([table, table.head(3)]).with_columns(position=pl.lit(1)).write_csv(folder / "interactions.csv")
+    pl.concat([table, table.head(3)]).with_columns(position=pl.lit(1), timestamp=pl.lit(1_700_000_000)).write_csv(
+        folder / "interactions.csv"
+    )
     data = load_data(folder)
     Recommender.from_recipe("popularity").fit(data, out=tmp_path / "run")
     text = section(call("card", tmp_path / "run"), "Data")  # also of a run that was saved
     assert "| repeated pairs left out | 3 |" in text
+    assert "| users with their newest two at one time | 100.0%, sorted by a hash of the ids |" in text
     assert data.notes
     assert all(f"- {markdown_text(note)}" in text for note in data.notes)
 

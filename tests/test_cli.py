@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ from typer.testing import CliRunner
 
 from front_door_world import encode_first_word, write_world
 from graphllmrec.cli import app
-from graphllmrec.cli.demo import run_demo
+from graphllmrec.cli.demo import _text_reuse, run_demo
 from graphllmrec.data.read import load_data
 from graphllmrec.errors import Interrupted
 from graphllmrec.models.baselines.ease import EASE
@@ -188,6 +190,13 @@ def test_compare_names_the_winner(runs):
     assert found["comparisons"]["ease"]["p_holm"] < 0.05
 
 
+def test_compare_says_a_sentence_a_line_and_calls_equal_runs_equal(runs, tmp_path):
+    copy = shutil.copytree(runs / "ease", tmp_path / "again")
+    first, second = call("compare", runs / "ease", runs / "popularity", copy).stdout.splitlines()[-2:]
+    assert first.startswith("popularity is worse than ease: ndcg@20 -0.")
+    assert re.fullmatch(r"again and ease have the same ndcg@20, 0\.\d{4}\.", second)
+
+
 def test_compare_refuses_one_run_the_same_run_and_unknown_metrics(runs):
     assert "at least two runs" in call("compare", runs / "ease", code=2).stderr
     assert "given twice" in call("compare", runs / "ease", runs / "ease", code=2).stderr
@@ -253,6 +262,25 @@ def test_the_demo_walks_from_clicks_to_a_film_that_does_not_exist(world, tmp_pat
     assert "A film that does not exist: Lighthouse on Mars" in printed
     assert "graphllmrec recommend" in printed.splitlines()[-1]
     run_demo(tmp_path / "demo", data=load_data(world), recipes=("ease", "text-knn"))  # may be repeated
+
+
+def test_damaged_lines_of_the_timings_do_not_stop_the_demo(tmp_path):
+    for name, lines in {
+        "torn": [
+            '{"event": "te',
+            "\x00\xff",
+            "[]",
+            "3",
+            '{"name": "text"}',
+            '{"event": "text", "cached": 1}',
+            "[" * 9999,
+        ],
+        "whole": ['{"event": 5}', '{"event": "text", "different": 7, "cached": 2}'],
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "timings.jsonl").write_bytes("\n".join(lines).encode("latin-1"))
+    assert _text_reuse(tmp_path, ("absent", "torn")) == "Film texts: not used."
+    assert _text_reuse(tmp_path, ("torn", "whole")) == "Film texts: 5 encoded now, 2 reused from an earlier run."
 
 
 def test_help_lists_every_command_and_loads_nothing_heavy():

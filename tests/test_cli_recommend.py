@@ -63,6 +63,19 @@ def test_limits_are_those_of_python(run):
     assert len(found["recommendations"]) == 12
 
 
+def test_repeated_limits_hold_together(run):
+    conditions = ["--filter", "title LIKE 'gears%'", "--filter", "title LIKE '%1%'"]
+    found = last_json("recommend", run, "--user", USER, "-k", 48, *conditions)["recommendations"]
+    assert found
+    assert all(entry["title"].startswith("gears") and "1" in entry["title"] for entry in found)
+    first, second = ids(last_json("recommend", run, "--user", USER, "-k", 2)["recommendations"])
+    quoted = ['"' + item.replace('"', '""') + '"' for item in (first, second)]
+    limits = ["--exclude", quoted[0], "--exclude", quoted[1]]
+    assert not {first, second} & set(ids(last_json("recommend", run, "--user", USER, *limits)["recommendations"]))
+    limits = ["--candidates", quoted[0], "--candidates", quoted[1]]
+    assert ids(last_json("recommend", run, "--user", USER, *limits)["recommendations"]) == [first, second]
+
+
 def test_similar_takes_limits(run):
     assert OTHER in ids(last_json("similar", run, "--item", ITEM, "-k", 48)["similar"])
     other = '"' + OTHER.replace('"', '""') + '"'

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console, RenderableType
 
-from evaluation_toys import Oracle, random_split
+from evaluation_toys import Oracle, Silent, random_split
 from graphllmrec.evaluation.compare import compare, compare_many
 from graphllmrec.evaluation.evaluation import evaluate_model
 from graphllmrec.report.console import comparison_table, evaluation_table, models_table
@@ -67,6 +68,40 @@ def test_where_every_model_has_0_nothing_is_bold():
     rows = [line for line in screen.getvalue().splitlines() if line.startswith(("a ", "b "))]
     assert len(rows) == 2
     assert not any("\x1b[1m" in row for row in rows)
+
+
+@pytest.fixture(scope="module")
+def silent():
+    """Two models that find nothing, and one that does."""
+    split = random_split(num_users=80, num_items=200)
+    models = (Silent(split, "popularity"), Silent(split, "ease"), Oracle(split, 0.3, name="text-knn"))
+    return {model.name: evaluate_model(model, split) for model in models}
+
+
+def test_between_models_without_a_hit_there_is_nothing_to_test(silent):
+    popularity, ease, _ = silent.values()
+    text = printed(comparison_table(compare(ease, popularity, rounds=2_000)))
+    assert "both 0" in text
+    assert not re.search(r"[+-]\.0000|1\.000", text)  # no difference, no interval, no p
+    text = printed(models_table(silent, compare_many(silent, "popularity", rounds=2_000)))
+    assert re.search(r"both 0$", text, flags=re.MULTILINE)
+    assert re.search(r"from 0 p<\.001$", text, flags=re.MULTILINE)
+    assert "0.0000-0.0000" not in printed(evaluation_table(popularity))
+
+
+def test_equal_models_are_called_equal():
+    text = printed(comparison_table(compare(MODELS["popularity"], MODELS["popularity"], rounds=200)))
+    assert "equal" in text
+    assert not re.search(r"[+-]\.0000|0\.0%|1\.000", text)
+
+
+def test_the_note_names_the_only_stratum():
+    targets = random_split(num_users=40)
+    only = {"a": evaluate_model(Oracle(targets, 1.0), targets)}
+    rows = only["a"].strata["item_degree"]
+    for name, row in rows.items():
+        row["users"] = row["users"] if name == "1-3" else 0
+    assert "column 1-3: ndcg@20" in printed(models_table(only))
 
 
 def test_a_long_name_takes_two_lines_before_a_figure_is_cut():

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import jinja2
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 import graphllmrec.report
-from evaluation_toys import Oracle, random_split
+from evaluation_toys import Oracle, Silent, random_split
 from graphllmrec.errors import EvaluationError
 from graphllmrec.evaluation.evaluation import evaluate_model, protocol_line
 from graphllmrec.report.elements import difference_cell, number_cells
@@ -19,6 +21,7 @@ from graphllmrec.report.format import (
     against_text,
     are_best,
     interval,
+    interval_text,
     leaders,
     listed,
     number,
@@ -29,7 +32,7 @@ from graphllmrec.report.format import (
     signed,
     spread,
 )
-from graphllmrec.report.plots.look import looks, spread_labels
+from graphllmrec.report.plots.look import label_ends, looks, new_figure, shortened, spread_labels
 from graphllmrec.report.plots.training import GateTable, curves_by_stage, gate_shares, stage_curves
 from graphllmrec.report.render import write_page
 from graphllmrec.report.run_report import ReportEntry, write_report
@@ -145,9 +148,10 @@ def test_every_model_value_and_stratum_is_there_with_its_protocol(page, outline)
     assert "61.2" in outline.text
     figures = re.findall(r"<figure>.*?</figure>", page, flags=re.DOTALL)
     assert len(figures) == 6  # two of strata, gate, contexts, metric and loss by epoch
-    assert all("<svg role=" in figure and "<figcaption>" in figure for figure in figures)
+    assert all("<svg role=" in figure and "<h3>" in figure for figure in figures)
     assert page.count(protocol_line(rows[0].evaluation.protocol)) == 1  # once for all, at the top
-    assert sum("On the validation part" in figure for figure in figures) == 1
+    for said in ("all items ranked, training items masked", "Vertical bars: 95 % intervals", "only the course can be"):
+        assert outline.text.count(said) == 1  # above the figures of a section, not below each of them
 
 
 def test_same_entries_same_bytes(page, tmp_path):
@@ -205,6 +209,39 @@ def test_labels_stay_beside_the_axis_where_there_is_room():
     assert spread_labels([0.0, 0.0, 0.0, 0.5], 0.1) == pytest.approx([0.0, 0.1, 0.2, 0.5])
     assert spread_labels([1.0, 1.0], 0.1) == pytest.approx([0.9, 1.0])
     assert spread_labels([0.5, 0.5, 0.5], 0.6) == pytest.approx([0.0, 0.6, 1.2])
+
+
+def labelled(ends):
+    """Where the names at the ends of lines and their leaders are drawn, in pixels, bottom up; and the figure."""
+    figure, axes = new_figure()
+    axes.set_ylim(0, 1)
+    label_ends(axes, ends, looks(list(ends)))
+    figure.draw_without_rendering()
+    names = sorted(axes.texts, key=lambda label: label.get_position()[1])
+    boxes = [label.get_window_extent() for label in names]
+    leaders = [label.arrow_patch.get_window_extent() for label in names]
+    # an annotation's own box includes its leader
+    texts = [Text.get_window_extent(label) for label in names]
+    return figure, texts, leaders, boxes
+
+
+@pytest.mark.parametrize("many", [3, 8, 25])
+def test_names_of_lines_that_end_at_0_do_not_cover_each_other(many):
+    figure, texts, leaders, boxes = labelled({f"model-{place}": 0.0 for place in range(many)})
+    assert all(low.y1 <= high.y0 + 1 for low, high in pairwise(texts))
+    assert figure.bbox.y0 <= min(box.y0 for box in boxes)
+    assert max(box.y1 for box in boxes) <= figure.bbox.y1 + 1
+    assert all(leader.x1 <= text.x0 + 1 for leader, text in zip(leaders, texts, strict=True))  # crosses no name
+
+
+def test_a_long_name_stays_within_the_figure_and_keeps_its_end():
+    long = "runs/of/last/week/lightgcn-with-many-layers"
+    figure, texts, *_ = labelled({"ease": 0.2, long: 0.6, long + "-2": 0.7})
+    assert max(text.x1 for text in texts) <= figure.bbox.x1 + 1
+    assert shortened("ease") == "ease"
+    assert shortened(long).startswith("…")
+    assert long.endswith(shortened(long)[1:])
+    assert shortened(long) != shortened(long + "-2")
 
 
 def test_epochs_that_start_again_in_a_later_stage_are_counted_through():
@@ -305,20 +342,39 @@ def test_models_with_the_same_contexts_share_a_figure(tmp_path):
     ]
     write_report(tmp_path / "a.html", "A", rows)
     text = (tmp_path / "a.html").read_text(encoding="utf-8")
-    assert text.count("<h3>Contexts by training clicks</h3>") == 2
-    assert "with so many clicks, strong and twin." in text
-    assert "with so many clicks, weak &lt;b&gt;." in text
+    titles = re.findall(r"<h3>Contexts by training clicks, (.*?)</h3>", text)
+    assert titles == ["strong and twin", "weak &lt;b&gt;"]
+
+
+def test_contexts_of_which_only_some_are_the_same_are_not_shared():
+    more = GateTable(DEGREE, GATE.gamma, {**GATE.contexts, "new": (DEGREE == 0).astype(np.float32)})
+    assert GATE.shares_contexts(GateTable(DEGREE, 1 - GATE.gamma, dict(GATE.contexts)))
+    assert not GATE.shares_contexts(more)
+    assert not more.shares_contexts(GATE)
+
+
+def gate_lines(level):
+    summary = {"mean": level, "q25": level - 0.1, "q50": level, "q75": level + 0.1}
+    gate = {"clicks 0": summary, "clicks >50": summary, "cold/tail": summary}
+    return [{"event": "epoch", "stage": "gate", "epoch": epoch, "loss": 1.0, "gate": gate} for epoch in range(1, 50)]
+
+
+def test_models_with_the_same_gate_over_training_share_its_figures(tmp_path):
+    weak, strong, twin = entries()
+    logs = {"hybrid": gate_lines(0.5), "again": gate_lines(0.5), "other": gate_lines(0.3)}
+    rows = [
+        ReportEntry(name, row.evaluation, log, GATE)
+        for (name, log), row in zip(logs.items(), (weak, strong, twin), strict=True)
+    ]
+    write_report(tmp_path / "a.html", "A", rows)
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    parts = [f"{what}, {who}" for who in ("hybrid and again", "other") for what in ("clicks", "context")]
+    assert re.findall(r"<h3>Gate over training by (.*?)</h3>", text) == parts
+    assert re.findall(r"<h3>Contexts by training clicks, (.*?)</h3>", text) == ["hybrid, again and other"]
+    assert text.count("Band: the middle half") == 1
 
 
 # nothing is called best for nothing
-
-
-class Silent(Oracle):
-    """Ranks the test targets last: every metric is 0."""
-
-    def __init__(self, split, name):
-        super().__init__(split, 0.0, name=name)
-        self.matrix = -self.matrix
 
 
 def test_where_every_model_has_0_none_is_best(tmp_path):
@@ -330,6 +386,8 @@ def test_where_every_model_has_0_none_is_best(tmp_path):
     assert "best" not in body.split("<h2>Overall</h2>")[0]
     assert "<td><b>" not in body
     assert "both 0" in body
+    assert "1.000" not in body.split("<h2>Overall</h2>")[1].split("gini: 0")[0]  # p says nothing
+    assert "0.0000–0.0000" not in body
 
 
 def test_where_the_rarest_items_are_found_by_no_model_none_is_best_there(tmp_path):
@@ -366,6 +424,20 @@ def test_the_fixed_column_has_nothing_beside_it(page):
     [rule] = re.findall(r"^\.scroll \{(.*?)\}", page, flags=re.MULTILINE)
     assert "padding" not in rule  # figures that scroll would show between the edge and the column
     assert "tr.heading td:first-child { max-width: 0;" in page  # nor is the column as wide as a heading
+
+
+def test_the_rules_of_a_table_go_through_on_a_phone(page):
+    phone = page.split("@media (max-width: 560px)")[1].split("</style>")[0]
+    assert "box-shadow" not in page  # it is drawn cell by cell, and ends above every rule
+    assert "border-right: 1px solid var(--grid)" in phone
+    [height] = re.findall(r"^th, td \{.*?line-height: (.*?);", page, flags=re.MULTILINE)
+    assert re.fullmatch(r"\d+px", height)  # fixed cells are placed at whole pixels, so rows must be
+
+
+def test_a_long_name_leaves_room_for_the_figures_on_a_phone(page):
+    [rule] = re.findall(r"^td:first-child \{(.*?)\}", page, flags=re.MULTILINE)
+    assert "overflow-wrap: anywhere" in rule
+    assert re.search(r"max-width: min\([1-4]\dvw", rule)
 
 
 # parts of pages
@@ -405,16 +477,21 @@ def test_the_best_value_is_bold_only_where_there_is_a_best_one():
 def test_numbers_as_text():
     assert [percent(value) for value in (0.08, -0.5, 12.0)] == ["+8.0 %", "−50.0 %", "×13.0"]
     assert percent(-0.034, 0) == "−3 %"
+    assert [percent(value) for value in (0.0, -0.0004, 0.0006)] == ["0.0 %", "0.0 %", "+0.1 %"]
     assert [number(0.07951), short(0.07951), short(-0.0042, "+"), short(1.0)] == ["0.0795", ".0795", "-.0042", "1.0000"]
     assert [signed(value) for value in (0.0042, -0.0042, -0.00001, 0.0)] == ["+0.0042", "−0.0042", "0", "0"]
     assert [spread(value) for value in (None, 0.0, 0.0012)] == ["", "±0", "±0.0012"]
-    assert interval(0.1, 0.25) == "0.1000–0.2500"
+    assert [short(value, "+") for value in (0.0, -0.00001, 0.00006)] == ["0", "0", "+.0001"]
+    assert [interval(0.1, 0.25), interval(0.0, 0.0)] == ["0.1000–0.2500", ""]
+    assert [interval_text(0.1, 0.25), interval_text(0.0, 0.0)] == [" (95 % interval 0.1000 to 0.2500)", ""]
     assert [p_value(p) for p in (0.0002, 0.034)] == ["<.001", ".034"]
 
 
 def test_a_difference_from_zero_is_said_in_words():
     assert relative(None, 0.1) == "from 0"
     assert relative(None, 0.0) == "both 0"
+    assert [relative(0.0, 0.0), relative(1e-17, 1e-17)] == ["equal", "equal"]  # rounding is no difference
+    assert difference_cell(0.0, 0.0, 1.0).note == ""  # "p 1.000" says nothing of models that are equal
     assert (difference_cell(None, 0.0, 1.0).text, difference_cell(None, 0.0, 1.0).note) == ("both 0", "")
     assert difference_cell(None, 0.1, 0.001).note == "p .001"
     assert difference_cell(None, 0.0004, 1.0).note == "(not significant)"  # "from 0 p 1.000" says nothing

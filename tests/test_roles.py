@@ -238,3 +238,10 @@ def test_stats_say_what_each_column_is_and_why(shop: Path, capsys: pytest.Captur
     Console(width=100, file=page).print(columns_table(load_data(shop)))
     assert "links, by its name" in page.getvalue()
     assert column_statistics(load_data(shop).items)[0]["reason"] == "the title"
+
+
+def test_a_title_of_any_type_is_told_or_none() -> None:
+    titles, role = read_column(series([dt.timedelta(minutes=90), None]), "title", "")
+    assert titles is not None
+    assert titles.to_list() == ["1h 30m", None]
+    assert role.role == "text"

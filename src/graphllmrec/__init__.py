@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from graphllmrec.recipe import Recipe
     from graphllmrec.recommendation import Explanation, Recommendation
     from graphllmrec.recommender import Recommender, evaluate
+    from graphllmrec.report.runs import save_report
 
 _HOME = {
     "Dataset": "graphllmrec.data.tables",
@@ -41,6 +42,7 @@ _HOME = {
     "evaluate": "graphllmrec.recommender",
     "load_data": "graphllmrec.data.read",
     "propose": "graphllmrec.proposal",
+    "save_report": "graphllmrec.report.runs",
 }
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "evaluate",
     "load_data",
     "propose",
+    "save_report",
 ]
 
 

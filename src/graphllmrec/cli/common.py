@@ -25,16 +25,21 @@ History = Annotated[
     typer.Option("--history", help=f"Item ids of an unknown user, oldest first: {IDS}.", show_default=False),
 ]
 Exclude = Annotated[
-    str | None, typer.Option("--exclude", help=f"Items that no list may hold: {IDS}.", show_default=False)
+    list[str] | None,
+    typer.Option("--exclude", help=f"Items that no list may hold: {IDS}. Can be repeated.", show_default=False),
 ]
 Candidates = Annotated[
-    str | None, typer.Option("--candidates", help=f"The only items that lists may hold: {IDS}.", show_default=False)
+    list[str] | None,
+    typer.Option(
+        "--candidates", help=f"The only items that lists may hold: {IDS}. Can be repeated.", show_default=False
+    ),
 ]
 Filter = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--filter",
-        help="A condition on the columns of the items, in SQL: \"price < 20 AND brand = 'Lego'\".",
+        help="A condition on the columns of the items, in SQL: \"price < 20 AND brand = 'Lego'\". Repeated: "
+        "all must be true.",
         show_default=False,
     ),
 ]

@@ -33,6 +33,7 @@ def evaluate(
     from graphllmrec.progress import RunLogger
     from graphllmrec.recommender import Recommender
     from graphllmrec.report.console import evaluation_table
+    from graphllmrec.report.format import interval_text, number
 
     recommender = Recommender.load(run)
     with RunLogger() as logger:
@@ -43,8 +44,8 @@ def evaluate(
         return
     Console().print(evaluation_table(evaluation))
     metric = recommender.recipe.evaluate.metric
-    value, (low, high) = evaluation.overall[metric], evaluation.overall_ci[metric]
-    say(f"{evaluation.name} reaches {split} {metric} {value:.4f} (95 % interval {low:.4f} to {high:.4f}); "
+    between = interval_text(*evaluation.overall_ci[metric])
+    say(f"{evaluation.name} reaches {split} {metric} {number(evaluation.overall[metric])}{between}; "
         f"kept in {run}. Next: {command('compare', 'OTHER_RUN', run)}", "bold")  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def compare(runs: Runs, metric: Metric = "ndcg@20", as_json: Json = False) -> No
         return
     tables = [comparison_table(row) for row in found.values()] if len(found) == 1 else []
     Console().print(*tables or [models_table(evaluations, found, parse_metric(metric)[1])])
-    say(" ".join(_verdict(row) for row in found.values()), "bold")
+    say("\n".join(_verdict(row) for row in found.values()), "bold")
 
 
 def report(
@@ -121,8 +122,10 @@ def stats(
 
 
 def _verdict(row: Comparison) -> str:
-    from graphllmrec.report.format import p_text
+    from graphllmrec.report.format import differs, number, p_text
 
+    if not differs(row.difference):
+        return f"{row.a} and {row.b} have the same {row.metric}, {number(row.mean_a)}."
     p = row.p if row.p_holm is None else row.p_holm
     if p >= 0.05:
         return f"{row.a} and {row.b} do not differ significantly in {row.metric} ({row.difference:+.4f}, {p_text(p)})."

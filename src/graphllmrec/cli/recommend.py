@@ -85,12 +85,16 @@ def _check_whom(user: str | None, users: str | None, history: str | None, *, all
         raise typer.BadParameter("--out writes the lists of --all-users or --users a,b,c")
 
 
-def _limits(condition: str | None, exclude: str | None, candidates: str | None) -> dict[str, Any]:
-    """Arguments of `recommend` and `similar` that say which items lists may hold."""
+def _limits(conditions: list[str] | None, exclude: list[str] | None, candidates: list[str] | None) -> dict[str, Any]:
+    """Arguments of `recommend` and `similar` that say which items lists may hold. An option can be repeated."""
+
+    def ids(options: list[str]) -> list[str]:
+        return [item for option in options for item in option_ids(option)]
+
     return {
-        "filter": condition,
-        "exclude": [] if exclude is None else option_ids(exclude),
-        "candidates": None if candidates is None else option_ids(candidates),
+        "filter": conditions or None,
+        "exclude": ids(exclude or []),
+        "candidates": ids(candidates) if candidates else None,
     }
 
 
@@ -137,7 +141,7 @@ def _print_one(
         return
     print_list(found, f"{recommender.model.name} recommends to {who}")
     if not found:
-        say(f"Nothing is left to recommend to {who}: every item is in the history or left out by the options.")
+        say(f"No list for {who}: the history and the options leave no item, or the model knows none of the history.")
         return
     query = ["--user", user] if user is not None else ["--history", history or ""]
     explained = user is None or user in recommender.dataset.users

@@ -14,10 +14,16 @@ from collections.abc import Iterable, Sequence
 from graphllmrec.errors import DataError
 
 MEANINGS: dict[str, tuple[str, ...]] = {
-    "user_id": ("user_id", "user", "uid", "reviewer_id", "visitor_id", "customer_id"),
+    "user_id": ("user_id", "user", "uid", "reviewer_id", "visitor_id", "customer_id", "customer", "client_id"),
     # Amazon reviews carry both ids; their item files are keyed by the parent
-    "item_id": ("item_id", "item", "iid", "movie_id", "parent_asin", "asin", "product_id", "business_id", "news_id"),
-    "timestamp": ("timestamp", "unix_review_time", "unix_time", "time", "ts", "datetime", "date"),
+    "item_id": (
+        *("item_id", "item", "iid", "movie_id", "parent_asin", "asin", "product_id", "business_id", "news_id"),
+        *("article_id", "sku", "product"),
+    ),
+    "timestamp": (
+        *("timestamp", "unix_review_time", "unix_time", "time", "ts", "datetime", "date"),
+        *("event_time", "created_at", "clicked_at", "viewed_at", "bought_at", "purchased_at", "order_date"),
+    ),
     "position": ("position", "pos"),
     "rating": ("rating", "overall", "stars", "score"),
     "weight": ("weight", "confidence"),
@@ -71,7 +77,7 @@ def match_columns(
 
 def _missing_hint(columns: Sequence[str], meaning: str) -> str:
     listed = ", ".join(repr(column[:60]) for column in columns[:20])
-    hint = f"columns found: {listed}; understood as {meaning}: {', '.join(MEANINGS[meaning])}"
+    hint = f"columns found: {listed}; rename one of them to one of: {', '.join(MEANINGS[meaning])}"
     names = {_key(column): column for column in columns}
     close = [
         hit for name in MEANINGS[meaning] for hit in difflib.get_close_matches(_key(name), names, n=1, cutoff=0.75)

@@ -56,7 +56,9 @@ def read_published(source: Source, content: Content, pick: Pick, layout: Layout)
     data = stream_of(content).read()
     separator = layout.separator
     if len(separator) > 1:  # polars knows separators of one byte only
-        separator = next(mark for mark in ("\t", "\x1f", "\x1e", "\x1d") if mark.encode() not in data)
+        separator = next((mark for mark in ("\t", "\x1f", "\x1e", "\x1d") if mark.encode() not in data), "")
+        if not separator:
+            raise DataError("not a text file: it is full of control characters", file=source.name)
         data = data.replace(layout.separator.encode(), separator.encode())
     width = data.partition(b"\n")[0].count(separator.encode()) + 1
     names = list(layout.columns[:width])

@@ -54,7 +54,8 @@ def guess_encodings(sample: bytes) -> list[tuple[str, str]]:
             decoded = text.decode(codec)
         except UnicodeDecodeError:
             continue
-        scored.append((score(decoded), name, _reading(decoded)))
+        if not decoded.isascii():  # the sample can be cut within the first line
+            scored.append((score(decoded), name, _reading(decoded)))
     best = max((points for points, _, _ in scored), default=0.0)
     found: dict[str, str] = {}  # reading -> name: two encodings that read the same are one
     for points, name, reading in sorted(scored, key=lambda entry: -entry[0]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,20 @@ from graphllmrec.errors import ArgumentError
 def matching(items: Items, condition: Any) -> NDArray[np.bool_]:
     """Items (num_items,) for which `condition` is true; where a column it reads is missing, it is not.
 
-    `condition`: SQL such as "price < 20 AND brand = 'Lego'" or "array_contains(categories, 'Garden')", or the same as a
-    polars expression. Raises ArgumentError, naming the columns, for what is no condition on them.
+    `condition`: SQL such as "price < 20 AND brand = 'Lego'" or "array_contains(categories, 'Garden')", the same as a
+    polars expression, or a list of such conditions that must all be true. Raises ArgumentError, naming the columns, for
+    what is no condition on them.
     """
+    if isinstance(condition, Sequence) and not isinstance(condition, str | bytes):
+        kept = np.ones(len(items), bool)
+        for each in condition:
+            kept &= _matching(items, each)
+        return kept
+    return _matching(items, condition)
+
+
+def _matching(items: Items, condition: Any) -> NDArray[np.bool_]:
+    """Items (num_items,) for which one condition is true."""
     if not isinstance(condition, str | pl.Expr):
         wanted = "\"price < 20 AND brand = 'Lego'\" or a polars expression"
         raise ArgumentError(f"filter is a condition such as {wanted}, not {condition!r:.80}")

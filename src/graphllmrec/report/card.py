@@ -23,8 +23,10 @@ from graphllmrec.recipe import Recipe
 from graphllmrec.report.elements import Table, markdown_table
 from graphllmrec.report.format import (
     STRATUM_TITLES,
+    differs,
     integer,
     interval,
+    interval_text,
     markdown_text,
     number,
     p_value,
@@ -83,6 +85,7 @@ def card_markdown(values: Mapping[str, Any]) -> str:
     return render(
         "card.md.j2",
         **values,
+        interval=interval_text(*values["overall_ci"][values["metric"]]) if measured else "",
         data_table=_lines(_data_table(values["data"])),
         figures_table=_lines(_figures_table(values)) if measured else "",
         strata_table=_lines(_strata_table(values)) if measured else "",
@@ -126,7 +129,8 @@ def _figures_table(values: Mapping[str, Any]) -> Table:
     ks, overall, ends = values["protocol"]["ks"], values["overall"], values["overall_ci"]
 
     def cell(metric: str) -> str:
-        return number(overall[metric]) + (f" ({interval(*ends[metric])})" if metric in ends else "")
+        between = interval(*ends[metric]) if metric in ends else ""
+        return number(overall[metric]) + (f" ({between})" if between else "")
 
     names = dict.fromkeys(metric.split("@")[0] for metric in overall)
     return Table(["metric", *(f"@{k}" for k in ks)], [[name, *(cell(f"{name}@{k}") for k in ks)] for name in names])
@@ -149,8 +153,8 @@ def _comparisons_table(values: Mapping[str, Any]) -> Table:
             markdown_text(row["b"]),
             number(row["mean_b"]),
             signed(row["difference"]),
-            f"{signed(row['ci'][0])} to {signed(row['ci'][1])}",
-            p_value(row["p_holm"]),
+            f"{signed(row['ci'][0])} to {signed(row['ci'][1])}" if row["ci"][0] < row["ci"][1] else "",
+            p_value(row["p_holm"]) if differs(row["difference"]) else "",
         ]
         for row in values["comparisons"]
     ]

@@ -11,7 +11,18 @@ from rich.text import Text
 from graphllmrec.evaluation.compare import Comparison
 from graphllmrec.evaluation.evaluation import Evaluation, protocol_line, shared_protocol_line
 from graphllmrec.evaluation.metrics import CATALOGUE_METRICS, METRICS
-from graphllmrec.report.format import STRATUM_TITLES, are_best, p_text, p_value, relative, short, significance
+from graphllmrec.report.format import (
+    STRATUM_TITLES,
+    are_best,
+    differs,
+    interval,
+    number,
+    p_text,
+    p_value,
+    relative,
+    short,
+    significance,
+)
 
 SHORT_TITLES = {"item_degree": "clicks", "item_popularity": "items", "user_activity": "history"}
 
@@ -46,7 +57,8 @@ def models_table(
         if comparisons:
             cells.append(_versus(comparisons.get(name)))
         table.add_row(name, *cells)
-    note = f"columns {degrees[0]} to {degrees[-1]}: ndcg@{k} of target items with that many training clicks"
+    columns = f"columns {degrees[0]} to {degrees[-1]}" if len(degrees) > 1 else f"column {degrees[0]}"
+    note = f"{columns}: ndcg@{k} of target items with that many training clicks"
     return Group(table, Text(note, style="dim"), Text(shared_protocol_line(evaluations), style="dim"))
 
 
@@ -72,9 +84,9 @@ def _overall(evaluation: Evaluation) -> Table:
         if not (one_target and metric in ("hr", "map")):
             cells = []
             for k in ks:
-                low, high = evaluation.overall_ci[f"{metric}@{k}"]
-                interval = (f"  {low:.4f}-{high:.4f}", "dim")
-                cells.append(Text.assemble((f"{evaluation.overall[f'{metric}@{k}']:.4f}", "bold"), interval))
+                ends = interval(*evaluation.overall_ci[f"{metric}@{k}"]).replace("–", "-")
+                mean = (number(evaluation.overall[f"{metric}@{k}"]), "bold")
+                cells.append(Text.assemble(mean, (f"  {ends}" if ends else "", "dim")))
             table.add_row(twins.get(metric, metric), *cells)
     table.add_section()
     for metric in CATALOGUE_METRICS:
@@ -97,16 +109,18 @@ def _strata(evaluation: Evaluation) -> Table:
 
 def _comparison_cells(row: Comparison) -> list[RenderableType]:
     difference = Text(f"{short(row.difference, '+')} {_relative(row):>7}", style=_style(row.difference, row.p))
-    interval = f"{short(row.ci[0], '+')} … {short(row.ci[1], '+')}"
-    p = p_value(row.p)
-    return [f"{row.users:,}", short(row.mean_a), short(row.mean_b), difference, interval, p]
+    low, high = row.ci
+    ends = f"{short(low, '+')} … {short(high, '+')}" if low < high else ""  # no user has a difference
+    p = p_value(row.p) if differs(row.difference) else ""
+    return [f"{row.users:,}", short(row.mean_a), short(row.mean_b), difference, ends, p]
 
 
 def _versus(row: Comparison | None) -> RenderableType:
     if row is None:
         return Text("baseline", style="dim")
     p = row.p if row.p_holm is None else row.p_holm
-    return Text(f"{_relative(row)} {p_text(p)}", style=_style(row.difference, p))
+    said = f"{_relative(row)} {p_text(p)}" if differs(row.difference) else _relative(row)
+    return Text(said, style=_style(row.difference, p))
 
 
 def _relative(row: Comparison) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from graphllmrec.report.format import are_best, number, p_text, relative, significance
+from graphllmrec.report.format import are_best, differs, number, p_text, relative, significance
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Figure:
 
     title: str
     drawing: Markup  # an <svg> element
-    caption: str
+    caption: str = ""
     legend: Mapping[str, str] = field(default_factory=dict)  # {name: CSS colour}, above the drawing
 
 
@@ -58,12 +58,10 @@ def number_cells(values: Sequence[float]) -> list[Cell]:
 
 
 def difference_cell(share: float | None, difference: float, p: float) -> Cell:
-    """A relative difference with its p; without a share, p is only given where it says something."""
+    """A relative difference with its p, which is only given where it says something: without a difference p is 1."""
     kind = significance(difference, p)
-    note = p_text(p)
-    if share is None and kind == "same":
-        note = "(not significant)" if difference else ""
-    return Cell(relative(share, difference), note, kind)
+    note = "(not significant)" if share is None and kind == "same" else p_text(p)
+    return Cell(relative(share, difference), note if differs(difference) else "", kind)
 
 
 def markdown_table(table: Table) -> list[str]:

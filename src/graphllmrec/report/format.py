@@ -14,7 +14,13 @@ STRATUM_TITLES = {
     "item_popularity": "target items by popularity",
     "user_activity": "users by history length",
 }
+VISIBLE = 5e-5  # what is below is 0 in the four decimals of a metric
 FACTOR_FROM = 5.0  # relative differences from +500 % on are written as a factor
+
+
+def differs(difference: float) -> bool:
+    """Is there more than an error of rounding? Where there is no difference, its test has p = 1 and says nothing."""
+    return abs(difference) > 1e-12
 
 
 def are_best(values: Sequence[float]) -> list[bool]:
@@ -46,25 +52,29 @@ def number(value: float) -> str:
 
 
 def short(value: float, sign: Literal["", "+"] = "") -> str:
-    """Four decimals without the leading zero, for narrow tables: ".0795", "+.0042"."""
+    """Four decimals without the leading zero, for narrow tables: ".0795"; with a sign "+.0042", "0" (as `signed`)."""
+    if sign and abs(value) < VISIBLE:
+        return "0"
     return f"{value:{sign}.4f}".replace("0.", ".", 1)
 
 
 def signed(value: float) -> str:
     """A difference: "+0.0042", "−0.0042"; "0" where it is below half of the last digit."""
-    return _minus(f"{value:+.4f}") if abs(value) >= 5e-5 else "0"
+    return _minus(f"{value:+.4f}") if abs(value) >= VISIBLE else "0"
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A relative difference: "+8.0 %", "−50.0 %"; a factor where it is large: "×13.0"."""
+    """A relative difference: "+8.0 %", "−50.0 %", "0.0 %"; a factor where it is large: "×13.0"."""
+    if round(100 * share, digits) == 0:
+        return f"{0:.{digits}f} %"
     return _minus(f"{100 * share:+.{digits}f} %") if share < FACTOR_FROM else f"×{share + 1:.1f}"
 
 
 def relative(share: float | None, difference: float) -> str:
-    """`percent`, or what can be said where the mean that it is relative to is 0: "from 0", "both 0"."""
-    if share is not None:
-        return percent(share)
-    return "from 0" if difference else "both 0"
+    """`percent`; "equal" without a difference; where the mean that it is relative to is 0: "from 0", "both 0"."""
+    if share is None:
+        return "from 0" if differs(difference) else "both 0"
+    return percent(share) if differs(difference) else "equal"
 
 
 def against_text(share: float | None, difference: float, other: str) -> str:
@@ -95,15 +105,20 @@ def significance_text(p: float) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """An interval of a metric: "0.0703–0.0867"."""
-    return f"{low:.4f}–{high:.4f}"
+    """An interval of a metric: "0.0703–0.0867"; "" where it is a point, as every user has the same value (mostly 0)."""
+    return f"{low:.4f}–{high:.4f}" if low < high else ""
+
+
+def interval_text(low: float, high: float) -> str:
+    """`interval` after a value within a sentence: " (95 % interval 0.0703 to 0.0867)", or ""."""
+    return f" (95 % interval {low:.4f} to {high:.4f})" if low < high else ""
 
 
 def spread(std: float | None) -> str:
     """Standard deviation between seeds: "±0.0007"; "±0" where the seed changes nothing, "" with one seed."""
     if std is None:
         return ""
-    return f"±{std:.4f}" if std >= 5e-5 else "±0"
+    return f"±{std:.4f}" if std >= VISIBLE else "±0"
 
 
 def integer(value: float) -> str:

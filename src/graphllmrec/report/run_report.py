@@ -6,10 +6,11 @@ on a phone, in light and in dark. It says once how its numbers were measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from graphllmrec.errors import EvaluationError
 from graphllmrec.evaluation.compare import Comparison, compare_many
@@ -21,6 +22,7 @@ from graphllmrec.report.format import (
     against_text,
     integer,
     interval,
+    interval_text,
     leaders,
     listed,
     seconds,
@@ -44,12 +46,26 @@ from graphllmrec.report.plots.training import (
 )
 from graphllmrec.report.render import write_page
 
+T = TypeVar("T")
 _STRATUM_FIGURES = {
     "item_degree": (
         "by training clicks of the item",
         "Left: items with few or no training clicks, where mostly text helps. Right: popular items.",
     ),
     "user_activity": ("by length of the user's history", "Left: users with short histories. Right: with long ones."),
+}
+# Said once, above all figures of a section.
+_STRATA_NOTE = "Vertical bars: 95 % intervals. Second line below an axis: number of users."
+_GATE_NOTE = (
+    "γ = 1: the text alone, γ = 0: the clicks. Line: median item. Band: the middle half of the items. "
+    "Contexts: mean membership of the items with so many clicks."
+)
+_TRAINING_NOTES = {
+    "metric": "Validation: all items ranked, training items masked; the ring is at the best epoch, the one kept.",
+    "loss": "Loss: relative to the first epoch, as models and stages minimise different losses: only the course can be "
+    "compared.",
+    "branches": "Branches: one click of each user of a sample, all items ranked; on training the last click, which has "
+    "been learned.",
 }
 _ENOUGH_USERS = 30  # of a stratum that the first lines of the page speak of
 
@@ -104,6 +120,11 @@ def write_report(
     best = leaders({name: entry.overall[metric] for name, entry in evaluations.items()})
     thick = best[0] if len(best) == 1 else None
     report = _Report(entries, evaluations, comparisons, baseline, metric, looks(names, baseline, thick))
+    training = {
+        "metric": _curve_figures(report, metric),
+        "loss": _curve_figures(report, "loss"),
+        "branches": [*_branch_figures(report)],
+    }
     write_page(
         path,
         "run_report.html.j2",
@@ -112,9 +133,12 @@ def write_report(
         headline=_headline(report, best),
         overall=_overall(report),
         strata_figures=_strata_figures(report),
+        strata_note=_STRATA_NOTE,
         strata=_strata(report),
         gate_figures=[*_gate_figures(report), *_gate_log_figures(report)],
-        training_figures=[*_curve_figures(report), *_branch_figures(report)],
+        gate_note=_GATE_NOTE,
+        training_figures=[figure for part in training.values() for figure in part],
+        training_note=" ".join(_TRAINING_NOTES[part] for part, figures in training.items() if figures),
         notes=notes,
     )
 
@@ -123,7 +147,6 @@ def _headline(report: _Report, best: Sequence[str]) -> dict[str, Any]:
     """What the first sentences of the page say of the models that are best; [] where no model has any hit."""
     first = best[0] if best else report.entries[0].name
     evaluation, row = report.evaluations[first], report.comparisons.get(first)
-    low, high = evaluation.overall_ci[report.metric]
     against = None
     if row is not None and len(best) == 1:
         against = (against_text(row.relative, row.difference, row.b), significance_text(_p(row)))
@@ -133,8 +156,7 @@ def _headline(report: _Report, best: Sequence[str]) -> dict[str, Any]:
         "is_baseline": list(best) == [report.baseline],
         "metric": report.metric,
         "value": evaluation.overall[report.metric],
-        "low": low,
-        "high": high,
+        "interval": interval_text(*evaluation.overall_ci[report.metric]),
         "against": against,
         "found": 100 * evaluation.overall[f"hr@{report.k}"],
         "k": report.k,
@@ -239,53 +261,51 @@ def _strata_figures(report: _Report) -> list[Figure]:
     figures = []
     for kind, (title, caption) in _STRATUM_FIGURES.items():
         drawing = strata_figure(report.evaluations, kind, report.metric, report.look)
-        note = f"{caption} Bars: 95 % intervals. Second line below: number of users."
-        figures.append(Figure(f"{report.metric} {title}", drawing, note))
+        figures.append(Figure(f"{report.metric} {title}", drawing, caption))
     return figures
+
+
+def _together(values: Mapping[str, T], same: Callable[[T, T], bool]) -> Iterator[tuple[str, T]]:
+    """Each different value once, with the names of all models that have it: "hybrid and hybrid-static"."""
+    left = dict(values)
+    while left:
+        first = next(iter(left.values()))
+        names = [name for name, other in left.items() if same(first, other)]
+        left = {name: other for name, other in left.items() if name not in names}
+        yield listed(names), first
 
 
 def _gate_figures(report: _Report) -> Iterator[Figure]:
     """γ by clicks for all models, and contexts, once for models that have the same ones."""
     gates = {entry.name: entry.gate for entry in report.entries if entry.gate is not None}
     if gates:
-        caption = "Line: median item. Band: the middle half of the items. γ = 1: the text alone, γ = 0: the clicks."
-        yield Figure("Gate by training clicks", gate_figure(gates, report.look), caption)
-    left = {name: gate for name, gate in gates.items() if gate.contexts}
-    while left:
-        gate = next(iter(left.values()))
-        names = [name for name, other in left.items() if other.shares_contexts(gate)]
-        left = {name: other for name, other in left.items() if name not in names}
-        text = " and ".join(names)
-        caption = f"Mean membership in each context of the items with so many clicks, {text}."
-        yield Figure("Contexts by training clicks", contexts_figure(gate, text), caption)
+        yield Figure("Gate by training clicks", gate_figure(gates, report.look))
+    with_contexts = {name: gate for name, gate in gates.items() if gate.contexts}
+    for names, gate in _together(with_contexts, GateTable.shares_contexts):
+        yield Figure(f"Contexts by training clicks, {names}", contexts_figure(gate, names))
 
 
 def _gate_log_figures(report: _Report) -> Iterator[Figure]:
-    """The gate over training, by clicks and by context, of the models that logged it."""
-    for entry in report.entries:
-        last = [line["gate"] for line in gate_log(entry.curves)][-1:]
+    """The gate over training, by clicks and by context, of the models that logged it; once for the same gate."""
+    logs = {entry.name: gate_log(entry.curves) for entry in report.entries}
+    for names, log in _together({name: log for name, log in logs.items() if log}, operator.eq):
+        last = log[-1]["gate"]
         for what, by_clicks in (("clicks", True), ("context", False)):
-            groups = [name for gate in last for name in gate if name.startswith("clicks ") == by_clicks]
+            groups = [name for name in last if name.startswith("clicks ") == by_clicks]
             if groups:
-                title = f"Gate over training by {what}, {entry.name}"
-                means = ", ".join(f"{name} {last[0][name]['mean']:.3f}" for name in groups)
-                caption = f"Line: median item. Band: the middle half. Final means: {means}."
-                yield Figure(title, gate_log_figure(entry.curves, groups, title), caption)
+                title = f"Gate over training by {what}, {names}"
+                means = ", ".join(f"{name} {last[name]['mean']:.3f}" for name in groups)
+                yield Figure(title, gate_log_figure(log, groups, title), f"Final means: {means}.")
 
 
-def _curve_figures(report: _Report) -> Iterator[Figure]:
-    """Validation metric and loss by epoch; where models have several stages of training, a figure for each."""
-    metric = report.metric
-    captions = {
-        metric: "On the validation part, all items ranked, training items masked. Ring: best epoch, the one kept.",
-        "loss": "Relative to the first epoch: models and stages minimise different losses, so only the course can be "
-        "compared.",
-    }
-    for key, caption in captions.items():
-        what = "Loss by epoch" if key == "loss" else f"Validation {key} by epoch"
-        for stage, curves in curves_by_stage({entry.name: entry.curves for entry in report.entries}, key).items():
-            title = f"{what}, {stage}" if stage else what
-            yield Figure(title, curves_figure(curves, key, report.look, title), caption)
+def _curve_figures(report: _Report, key: str) -> list[Figure]:
+    """A validation metric or the loss by epoch; where models have several stages of training, a figure for each."""
+    what = "Loss by epoch" if key == "loss" else f"Validation {key} by epoch"
+    figures = []
+    for stage, curves in curves_by_stage({entry.name: entry.curves for entry in report.entries}, key).items():
+        title = f"{what}, {stage}" if stage else what
+        figures.append(Figure(title, curves_figure(curves, key, report.look, title)))
+    return figures
 
 
 def _branch_figures(report: _Report) -> Iterator[Figure]:
@@ -295,11 +315,8 @@ def _branch_figures(report: _Report) -> Iterator[Figure]:
         if not rows:
             continue
         parts = {
-            "valid": (
-                "Branches on validation",
-                f"A validation click of a sample of users, all items ranked. {_events_text(entry.curves)}",
-            ),
-            "train": ("Branches on training", "The last training click of the same users, which has been learned."),
+            "valid": ("Branches on validation", _events_text(entry.curves)),
+            "train": ("Branches on training", ""),
         }
         if any(any(gate_shares(row).values()) for row in rows):
             parts["share"] = ("Gate share handed over", "Share of the gate that the schedule hands to a branch.")

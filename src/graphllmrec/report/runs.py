@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from graphllmrec.errors import CheckpointError, EvaluationError
 from graphllmrec.evaluation.evaluation import Evaluation
 from graphllmrec.models.registry import build
-from graphllmrec.progress import RunLogger
+from graphllmrec.progress import RunLogger, open_logger
 from graphllmrec.protocol import GatedModel
 from graphllmrec.recommender import Recommender
 from graphllmrec.report.plots.training import GateTable
 from graphllmrec.report.run_report import ReportEntry, write_report
 from graphllmrec.run_folder import load_about, load_log
+
+
+def save_report(
+    runs: Iterable[Path | str], out: Path | str, *, metric: str = "ndcg@20", baseline: str | None = None
+) -> None:
+    """Write one HTML page about run folders of the same data to `out`: metrics, strata, gates, training curves.
+
+    `baseline`: the folder name of the run that others are tested against (default: the first). Runs that have no test
+    evaluation are evaluated, and keep it. Raises CheckpointError for a run that cannot be read, EvaluationError when
+    the runs cannot be compared.
+    """
+    with open_logger(None) as logger:
+        report_runs(name_runs([Path(run) for run in runs]), Path(out), logger, metric=metric, baseline=baseline)
 
 
 def name_runs(runs: Sequence[Path]) -> dict[str, Path]:

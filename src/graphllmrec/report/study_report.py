@@ -19,6 +19,7 @@ from graphllmrec.report.format import (
     against_text,
     integer,
     interval,
+    interval_text,
     leaders,
     listed,
     number,
@@ -120,12 +121,11 @@ def verdict(outcome: Json, data: str) -> str:
     best = leaders({label: entry["test"][metric]["mean"] for label, entry in done.items()})
     if not best:
         return f"{data}: {metric} is 0 for every model."
-    low, high = done[best[0]]["test"][metric]["ci"]
     equal = len({entry["trials"] for entry in done.values()}) == 1
     verb = ("is" if len(best) == 1 else "are") if equal else ("has" if len(best) == 1 else "have")
     mean = done[best[0]]["test"][metric]["mean"]
     value = f"first with {metric} {mean:.4f}" if equal else f"the highest {metric}, {mean:.4f}"
-    said = f"{data}: {listed(best)} {verb} {value} ({low:.4f} to {high:.4f})"
+    said = f"{data}: {listed(best)} {verb} {value}{interval_text(*done[best[0]]['test'][metric]['ci'])}"
     if len(best) == 1 and baseline in done:
         said += _against_baseline(outcome, data, done[best[0]], done[baseline])
     return f"{said}." if equal else f"{said}. The models were tuned with unequal numbers of trials."
@@ -149,7 +149,7 @@ def _against_baseline(outcome: Json, data: str, best: Json, baseline: Json) -> s
 
 def _trials_said(entry: Json) -> str:
     number = entry["trials"]
-    return f"{number} trial{'' if number == 1 else 's'}" if number else "none"
+    return f"{number} trial{'' if number == 1 else 's'}" if number else "no trials"
 
 
 def failures(outcome: Json) -> list[tuple[str, str]]:
@@ -285,7 +285,7 @@ def _comparisons(outcome: Json, data: str) -> Table | None:
         if row["data"] == data:
             share, p = _against(outcome, row)
             ends = row["relative_ci"]
-            between = _minor(f"{percent(ends[0])} to {percent(ends[1])}" if ends else "")
+            between = _minor(f"{percent(ends[0])} to {percent(ends[1])}" if ends and ends[0] < ends[1] else "")
             rows.append([row["a"], row["b"], row["metric"], signed(row["difference"]), share, between, p])
     for row in outcome["missing"]:
         if row["data"] == data:

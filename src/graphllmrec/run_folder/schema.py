@@ -49,6 +49,8 @@ class DataFile(BaseModel):
     order: Literal["timestamp", "position"] | None
     columns: list[ColumnFile] = []  # none in runs of version 0.1
     repeats: int = Field(0, ge=0)  # repeated pairs that were dropped while reading
+    ties: Literal["hash", "file"] = "file"  # of the order of interactions at one time
+    tied_users: float = Field(0.0, ge=0, le=1)  # share of users whose newest two are at one time
     notes: list[str] = []  # decisions made while reading
     split: SplitFile
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")

@@ -87,6 +87,8 @@ def write_tables(folder: Path, recipe: Recipe, dataset: Dataset, split: Split) -
         "order": dataset.order,
         "columns": [asdict(role) for role in dataset.items.roles],
         "repeats": dataset.repeats,
+        "ties": dataset.ties,
+        "tied_users": dataset.tied_users,
         "notes": list(dataset.notes),
         "split": {
             "kind": split.kind,
@@ -117,7 +119,7 @@ def read_tables(files: RunFiles) -> Tables:
     ready = dict(zip(PARTS, (train, valid, test), strict=True)) if split.kind == "ready-made" else {}
     dataset = Dataset(
         about.name, users, items, split.interactions(), ready, about.order, about.source,
-        repeats=about.repeats, notes=tuple(about.notes),
+        repeats=about.repeats, ties=about.ties, tied_users=about.tied_users, notes=tuple(about.notes),
     )  # fmt: skip
     return Tables(recipe, dataset, split, about.fingerprint)
 

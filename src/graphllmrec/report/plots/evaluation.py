@@ -19,9 +19,11 @@ from graphllmrec.report.plots.look import (
     GOOD,
     GRID,
     INK,
+    LETTER,
     LINE_GAP,
     MUTED,
     TEXT,
+    WIDTH,
     Look,
     label_ends,
     new_figure,
@@ -34,8 +36,8 @@ STRATUM_AXES = {
     "user_activity": "length of the user's history",
 }
 FARTHEST = 1.0  # +100 %: one large difference must not press all others together
-_LETTER = 0.0148  # width of a letter, as a share of the figure's
 _LONGEST = 30  # letters of a name
+_TICK = 0.8  # inches that a percentage on the axis needs
 _COLOURS = {"good": GOOD, "bad": BAD, "same": MUTED}
 
 
@@ -73,7 +75,8 @@ def strata_figure(evaluations: Mapping[str, Evaluation], kind: str, metric: str,
         _line(axes, np.arange(len(strata)) + place, bars, look[name])
         ends[name] = bars[-1].mean
     _stratum_axis(axes, {name: int(first.strata[kind][name]["users"]) for name in strata}, STRATUM_AXES[kind])
-    axes.set_xlim(-0.3, len(strata) - 0.7)
+    side = 0.3 if len(strata) > 1 else 0.6
+    axes.set_xlim(-side, len(strata) - 1 + side)
     label_ends(axes, ends, look)
     return to_svg(figure, f"{metric} by {kind.replace('_', ' ')} for {', '.join(evaluations)}")
 
@@ -99,7 +102,7 @@ def forest_figure(rows: Sequence[Difference], title: str) -> Markup:
     What lies beyond FARTHEST ends at the right edge; the figure beside it says how large it is.
     """
     names = [row.name if len(row.name) <= _LONGEST else row.name[: _LONGEST - 1] + "…" for row in rows]
-    left = min(0.03 + _LETTER * max(map(len, names)), 0.45)
+    left = min(0.03 + LETTER * max(map(len, names)), 0.45)
     figure, axes = new_figure(LINE_GAP * (len(rows) + 0.5) + 0.45, left=left, right=0.7, below=0.3)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     _difference_axis(axes, rows)
@@ -112,7 +115,7 @@ def forest_figure(rows: Sequence[Difference], title: str) -> Markup:
 def _line(axes: Axes, x: np.ndarray, bars: Sequence[Bar], style: Look) -> None:
     axes.plot(
         x, [bar.mean for bar in bars], color=style.colour, lw=style.width, ls="--" if style.dashed else "-",
-        marker=style.marker, ms=5, zorder=3 if style.width > 2 else 2,
+        marker=style.marker, ms=5, zorder=3 if style.width > 2 else 2, clip_on=False,
     )  # fmt: skip
     axes.vlines(x, [bar.low for bar in bars], [bar.high for bar in bars], color=style.colour, lw=1, alpha=0.55)
 
@@ -132,7 +135,7 @@ def _difference_axis(axes: Axes, rows: Sequence[Difference]) -> None:
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color=GRID, lw=1)
     axes.axvline(0, color=MUTED, lw=1, zorder=1)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=max(int(axes.get_position().width * WIDTH / _TICK), 1)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value, 0) if value else "0"))
 
 
@@ -140,9 +143,9 @@ def _difference(axes: Axes, y: int, row: Difference) -> None:
     cell = difference_cell(row.relative, row.difference, row.p)
     colour = MUTED if row.unequal else _COLOURS[significance(row.difference, row.p)]
     mark = f" {UNEQUAL}" if row.unequal else ""
-    axes.text(
-        1.05, y, f"{cell.text}{mark}  {cell.note}", transform=axes.get_yaxis_transform(), va="center", fontsize=TEXT,
-        color=colour,
+    axes.annotate(
+        f"{cell.text}{mark}  {cell.note}", (1.0, y), (12, 0), xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points", va="center", fontsize=TEXT, color=colour,
     )  # fmt: skip
     if row.relative is not None and row.interval is not None:
         axes.hlines(y, *np.minimum(row.interval, axes.get_xlim()[1]), color=colour, lw=1.6)

@@ -26,7 +26,11 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc5f9b", "#56a7dd", "#a87500", "#6a
 MARKERS = "osD^vPX"
 WIDTH, HEIGHT = 5.6, 3.7  # inches at 72 per inch: as wide as a phone, so that text keeps its size there
 TEXT = 11  # pixels where the figure has its own width
+ONE_LINE = 0.42  # inches below axes for ticks of one line and the axis label
 LINE_GAP = 0.245  # inches between labels that stand below each other
+_LABEL_GAP = 0.92 * LINE_GAP  # at the ends of lines
+LETTER = 0.0148  # width of a letter, as a share of the figure's
+LONGEST = 26  # letters of a name at the end of a line
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", BASELINE: "--base", GOOD: "--good", BAD: "--bad"} | {
     colour: f"--s{place}" for place, colour in enumerate(SERIES)
 }  # of page.css
@@ -102,18 +106,46 @@ def vertical_mark(axes: Axes, x: float, name: str, colour: str = MUTED) -> None:
 
 
 def label_ends(axes: Axes, ends: Mapping[str, float], look: Mapping[str, Look]) -> None:
-    """Names at the right ends of the lines, moved apart where they would overlap, with a thin leader to their line."""
+    """Names at the right ends of the lines, moved apart where they would overlap, with a thin leader to their line.
+
+    Makes room for them: a figure of many lines grows, one of long names has narrower axes.
+    """
     low, high = axes.get_ylim()
     names = sorted(ends, key=ends.__getitem__)
+    shown = {name: shortened(name) for name in names}
+    _make_room(axes, len(names), max(map(len, shown.values()), default=0))
     wanted = [(ends[name] - low) / (high - low) for name in names]
-    tall = axes.get_position().height * axes.get_figure().get_size_inches()[1]  # type: ignore[union-attr]
-    for name, start, place in zip(names, wanted, spread_labels(wanted, LINE_GAP * 0.92 / tall), strict=True):
+    tall = _inches(axes)
+    for name, start, place in zip(names, wanted, spread_labels(wanted, _LABEL_GAP / tall), strict=True):
+        line = {"arrowstyle": "-", "color": look[name].colour, "lw": 0.7, "shrinkA": 1, "shrinkB": 0}
         axes.annotate(
-            name, (1.0, start), (1.045, place), xycoords="axes fraction", textcoords="axes fraction", va="center",
-            fontsize=TEXT, color=look[name].colour, fontweight="bold" if look[name].width > 2 else "normal",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": look[name].colour, "lw": 0.7, "shrinkA": 1, "shrinkB": 0},
+            shown[name], (1.0, start), (1.045, place), xycoords="axes fraction", textcoords="axes fraction",
+            va="center", fontsize=TEXT, color=look[name].colour, annotation_clip=False,
+            fontweight="bold" if look[name].width > 2 else "normal",
+            arrowprops=line | {"relpos": (0, 0.5)},  # from before the name, or a leader crosses the other names
         )  # fmt: skip
+
+
+def shortened(name: str) -> str:
+    """A name of at most LONGEST letters; the end is kept, as names of folders differ there."""
+    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
+
+
+def _inches(axes: Axes) -> float:
+    """Height of the axes."""
+    return float(axes.get_position().height * axes.figure.get_size_inches()[1])  # type: ignore[union-attr]
+
+
+def _make_room(axes: Axes, labels: int, letters: int) -> None:
+    """Axes as high as so many labels below each other, and so narrow that names of so many letters fit beside them."""
+    figure, tall = axes.figure, _inches(axes)
+    height = float(figure.get_size_inches()[1])  # type: ignore[union-attr]
+    more = max(_LABEL_GAP * (labels - 1) - tall, 0.0)
+    box = axes.get_position()
+    right = min(box.x1, 0.97 - LETTER * letters)
+    below = box.y0 * height / (height + more)
+    axes.set_position((box.x0, below, right - box.x0, (tall + more) / (height + more)))
+    figure.set_size_inches(WIDTH, height + more)  # type: ignore[union-attr]
 
 
 def spread_labels(wanted: Sequence[float], gap: float) -> list[float]:

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from graphllmrec.report.plots.look import (
+    ONE_LINE,
     TEXT,
     Look,
     epoch_axis,
@@ -24,6 +25,7 @@ from graphllmrec.report.plots.look import (
 )
 
 GAMMA_AXIS = "γ: weight of the text branch"
+_MANY = 30  # points of a curve
 Log = Sequence[Mapping[str, Any]]  # entries of log.jsonl
 
 
@@ -36,10 +38,11 @@ class GateTable:
     contexts: Mapping[str, NDArray[np.float32]]  # {"cold/tail": (n,) membership in [0, 1], …}; {} without contexts
 
     def shares_contexts(self, other: GateTable) -> bool:
-        """Do the items belong to the same contexts?"""
-        return np.array_equal(self.degree, other.degree) and all(
-            name in other.contexts and np.array_equal(values, other.contexts[name])
-            for name, values in self.contexts.items()
+        """Do the items belong to the same contexts, by the same names?"""
+        return (
+            self.contexts.keys() == other.contexts.keys()
+            and np.array_equal(self.degree, other.degree)
+            and all(np.array_equal(values, other.contexts[name]) for name, values in self.contexts.items())
         )
 
 
@@ -60,7 +63,7 @@ class Curve:
 
 def gate_figure(gates: Mapping[str, GateTable], look: Mapping[str, Look]) -> Markup:
     """γ against training clicks (log axis with a place for 0): median and middle half of the items, per model."""
-    figure, axes = new_figure()
+    figure, axes = new_figure(below=ONE_LINE)
     ends: dict[str, float] = {}
     drawn: list[NDArray[np.float64]] = []
     for name, gate in gates.items():
@@ -77,7 +80,7 @@ def gate_figure(gates: Mapping[str, GateTable], look: Mapping[str, Look]) -> Mar
 
 def contexts_figure(gate: GateTable, names: str) -> Markup:
     """Mean membership of the items in every context against training clicks; at any degree they add up to 1."""
-    figure, axes = new_figure()
+    figure, axes = new_figure(below=ONE_LINE)
     x, groups = _by_degree(gate.degree)
     for name, style in looks(list(gate.contexts)).items():
         share = [float(gate.contexts[name][rows].mean()) for rows in groups]
@@ -99,7 +102,7 @@ def gate_log(entries: Log) -> list[Mapping[str, Any]]:
 
 def gate_log_figure(entries: Log, groups: Sequence[str], title: str) -> Markup:
     """γ of these groups of items by epoch: median, and the middle half as band."""
-    figure, axes = new_figure()
+    figure, axes = new_figure(below=ONE_LINE)
     style, ends = looks(groups), {}
     for name in groups:
         rows = [(entry["epoch"], entry["gate"][name]) for entry in gate_log(entries) if name in entry["gate"]]
@@ -118,7 +121,7 @@ def curves_figure(curves: Mapping[str, Curve], key: str, look: Mapping[str, Look
     A metric's best epoch is ringed. A loss is relative to its first epoch: losses of different models are different
     quantities, so only their course can share an axis.
     """
-    figure, axes = new_figure()
+    figure, axes = new_figure(below=ONE_LINE)
     ends, drawn = {}, []
     for name, curve in curves.items():
         values = curve.values if "@" in key else [value / curve.values[0] for value in curve.values]
@@ -184,7 +187,7 @@ def gate_shares(entry: Mapping[str, Any]) -> Mapping[str, float]:
 
 def branches_figure(entries: Log, part: str, title: str) -> Markup:
     """NDCG@20 of every branch on "train" or "valid", or the "share" of the gate it was handed, by epoch."""
-    figure, axes = new_figure()
+    figure, axes = new_figure(below=ONE_LINE)
     rows = branch_log(entries)
     curves = {
         name: [gate_shares(row)[name] if part == "share" else row["branches"][name][part]["ndcg@20"] for row in rows]
@@ -222,7 +225,8 @@ def _band(axes: Axes, x: Sequence[float], quartiles: NDArray[np.float64], style:
     low, middle, high = quartiles
     axes.fill_between(x, low, high, color=style.colour, alpha=0.18, lw=0)
     line = (0, (4, 4)) if again else "-"
-    axes.plot(x, middle, color=style.colour, lw=2, ls=line, marker="" if again else style.marker, ms=4.5)
+    marker = "" if again or len(x) > _MANY else style.marker  # markers that touch would be a thick line
+    axes.plot(x, middle, color=style.colour, lw=2, ls=line, marker=marker, ms=4.5)
     return float(middle[-1])
 
 
