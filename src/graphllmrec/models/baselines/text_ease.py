@@ -76,7 +76,7 @@ class TextEASEConfig(Config):
         "tune", description='ridge penalty of both kinds together, λx + λe; or "tune" on validation'
     )
     text_weight: Annotated[float, Field(ge=0, le=1e8)] | Literal["tune"] = Field(
-        "tune", description='pull of the weights to those of the texts, λe; 0 ignores the texts; or "tune" on validation'
+        "tune", description='pull to the weights of the texts, λe; 0 ignores the texts; or "tune" on validation'
     )
     text_l2: Annotated[float, Field(ge=1e-3, le=1e8)] | Literal["tune"] = Field(
         10.0, description='ridge penalty when text vectors are regressed on each other; or "tune" on validation'
