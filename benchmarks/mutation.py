@@ -1,6 +1,7 @@
 """Mutation testing of the mathematics: a fault is planted in one expression, and the tests of that file must notice it.
 
     python benchmarks/mutation.py --limit 300 --seed 0          # or --files evaluation/metrics.py,nn/gate.py
+    python benchmarks/mutation.py --again FILE          # the survivors of an earlier run, after tests were added
 
 A mutant changes one thing: a comparison (< to <=, == to !=, in to not in), an operator of arithmetic (+ to -, * to /),
 `and` to `or`, a removed `not` or minus, a number by +1 or -1, True to False. Of all mutants of the files in TESTS,
@@ -35,10 +36,12 @@ from typing import Any
 import hypothesis  # noqa: F401  what every mutant needs is imported once
 import numpy as np
 import polars  # noqa: F401
-import pydantic  # noqa: F401
+import pydantic.main  # noqa: F401
 import pytest
-import scipy.sparse  # noqa: F401
-import torch
+import rich.progress  # noqa: F401
+import scipy.sparse.linalg  # noqa: F401
+import sympy  # noqa: F401  torch's optimizers import it, and the compiler
+import torch._dynamo
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "graphllmrec"
@@ -48,14 +51,14 @@ TESTS = {  # files of the mathematics, and the tests that must notice
     "evaluation/metrics.py": "test_evaluate_metrics",
     "evaluation/rank.py": "test_evaluate_rank test_evaluate_metrics",
     "evaluation/strata.py": "test_evaluate_model test_gate_summary",
-    "models/baselines/item_knn.py": "test_models_simple",
+    "models/baselines/item_knn.py": "test_models_simple test_weights",
     "models/fusion/gate_fitting.py": "test_fitting",
     "models/fusion/score_fusion.py": "test_z_sum",
     "models/scoring.py": "test_models_simple test_shared_helpers test_contract",
     "nn/align.py": "test_align",
     "nn/gate.py": "test_gate",
     "nn/histories.py": "test_models_simple test_alpharec",
-    "nn/losses.py": "test_losses",
+    "nn/losses.py": "test_losses test_weights",
     "train/validation.py": "test_branches test_shared_helpers test_models_simple",
 }
 COMPARISONS = {
@@ -75,13 +78,14 @@ class Mutant:
 
     file: str  # relative to the package
     line: int
+    column: int
     before: str
     after: str
     site: int  # number of the expression in the file
     change: int  # which of its changes
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.before} -> {self.after}"
+        return f"{self.file}:{self.line}:{self.column}: {self.before} -> {self.after}"
 
     def tree(self) -> ast.Module:
         """The file with the fault in it."""
@@ -149,7 +153,7 @@ def mutants(file: str) -> Iterator[Mutant]:
         held = getattr(parent, field)
         node = held if place is None else held[place]
         for change, new in enumerate(changes(node)):
-            yield Mutant(file, node.lineno, shown(node), shown(new), site, change)
+            yield Mutant(file, node.lineno, node.col_offset + 1, shown(node), shown(new), site, change)
 
 
 def shown(node: ast.AST) -> str:
@@ -187,10 +191,47 @@ def tested(file: str, tree: ast.Module | None) -> int:
             return compile(tree, target, "exec") if same else load(loader, fullname)
 
         importlib.machinery.SourceFileLoader.get_code = instead  # type: ignore[method-assign,assignment]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # what is loaded would cost a third of a mutant's time
     sys.path.insert(0, str(ROOT / "src"))
     names = [str(ROOT / "tests" / f"{name}.py") for name in TESTS[file].split()]
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(ROOT)]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     return int(pytest.main([*options, *names]))
+
+
+def chosen(files: list[str], limit: int, seed: int, survivors: list[str] | None) -> tuple[list[Mutant], int]:
+    """The mutants to run, in the order of the files' text, and how many there are; `survivors`: these instead."""
+    every = [mutant for file in files for mutant in mutants(file)]
+    if survivors is None:
+        drawn = np.random.default_rng(seed).permutation(len(every))[:limit]
+        return [every[at] for at in sorted(drawn.tolist())], len(every)
+    again = [mutant for mutant in every if str(mutant) in survivors]
+    if len(again) != len(survivors):
+        sys.exit("the files differ from those of the earlier run: some of its survivors are not there; run all again")
+    return again, len(every)
+
+
+def outcomes_of(mutants: list[Mutant]) -> dict[str, list[str]]:
+    """Mutants by outcome. Interrupted by SIGINT or SIGTERM: those run so far."""
+    for interrupt in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interrupt, signal.default_int_handler)
+    seconds: dict[str, float] = {}
+    outcomes: dict[str, list[str]] = {"killed": [], "timeout": [], "survived": []}
+    try:
+        for number, mutant in enumerate(mutants, start=1):
+            if mutant.file not in seconds:
+                began = time.monotonic()
+                if run(mutant.file, None, 600) != "survived":
+                    tests = TESTS[mutant.file]
+                    sys.exit(f"the tests of {mutant.file} fail, or take ten minutes, without a fault: {tests}")
+                seconds[mutant.file] = time.monotonic() - began
+                print(f"{mutant.file}: {seconds[mutant.file]:.1f} s without a fault", flush=True)
+            outcome = run(mutant.file, mutant.tree(), 3 * seconds[mutant.file] + SLACK)
+            outcomes[outcome].append(str(mutant))
+            if outcome != "killed":
+                print(f"{number}/{len(mutants)} {outcome}: {mutant}", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    return outcomes
 
 
 def main() -> None:
@@ -198,29 +239,28 @@ def main() -> None:
     parser.add_argument("--files", default=",".join(TESTS), help="files of the package, separated by commas")
     parser.add_argument("--limit", type=int, default=300, help="mutants to run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", type=Path, help="an earlier result: run its survivors again")
     options = parser.parse_args()
-    files = options.files.split(",")
-    every = [mutant for file in files for mutant in mutants(file)]
-    drawn = np.random.default_rng(options.seed).permutation(len(every))[: options.limit]
-    seconds = {}
-    for file in sorted({every[at].file for at in drawn}):
-        began = time.monotonic()
-        if run(file, None, 600) != "survived":
-            sys.exit(f"the tests of {file} fail, or take ten minutes, without any fault: {TESTS[file]}")
-        seconds[file] = time.monotonic() - began
-        print(f"{file}: {seconds[file]:.1f} s without a fault", flush=True)
-    outcomes: dict[str, list[str]] = {"killed": [], "timeout": [], "survived": []}
-    for number, at in enumerate(sorted(drawn.tolist()), start=1):
-        mutant = every[at]
-        outcome = run(mutant.file, mutant.tree(), 3 * seconds[mutant.file] + SLACK)
-        outcomes[outcome].append(str(mutant))
-        if outcome == "survived":
-            print(f"{number}/{len(drawn)} survived: {mutant}", flush=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    earlier = json.loads(options.again.read_text(encoding="utf-8").splitlines()[-1]) if options.again else None
+    files = earlier["files"] if earlier else options.files.split(",")
+    began = time.monotonic()
+    wanted, possible = chosen(files, options.limit, options.seed, earlier and earlier["survived"])
+    outcomes = outcomes_of(wanted)
+    left = set(map(str, wanted)).difference(*outcomes.values()) if earlier else set()  # not run again
+    figures = {
+        "seed": options.seed, "files": files, "possible": possible, "run": sum(map(len, outcomes.values())),
+        **{name: len(outcomes[name]) for name in ("killed", "timeout")},
+    }  # fmt: skip
+    if earlier:
+        before = {"seed": earlier["seed"], "run": earlier["run"], "survived_before_new_tests": len(wanted)}
+        figures |= before | {name: earlier[name] + figures[name] for name in ("killed", "timeout")}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     print(json.dumps({
         "benchmark": "mutation", "cpu": platform.processor() or platform.machine(), "commit": commit.stdout.strip(),
-        "torch": torch.__version__, "seed": options.seed, "files": files, "possible": len(every), "run": len(drawn),
-        **{name: len(outcomes[name]) for name in ("killed", "timeout")}, "survived": outcomes["survived"],
+        "torch": torch.__version__, **figures, "seconds": round(time.monotonic() - began),
+        "survived": sorted([*outcomes["survived"], *left]),
     }))  # fmt: skip
 
 

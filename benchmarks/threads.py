@@ -97,7 +97,7 @@ def ask(recommender: Recommender, user: str, items: list[str], kind: int) -> Ans
     """One request of the four kinds."""
     method, arguments = [
         ("recommend", {"users": [user], "k": 10, "exclude": items[:1]}),
-        ("recommend", {"history": items, "k": 10}),
+        ("recommend", {"history": [*recommender.dataset.items.ids.of([0]), *items], "k": 10}),
         ("similar", {"item": items[-1], "k": 10}),
         ("explain", {"user": user, "item": items[-1]}),
     ][kind]

@@ -69,7 +69,7 @@ def hard_weights(
 @pytest.mark.parametrize("queued", [0, 3, 6])
 def test_value_and_gradients_are_those_of_the_equation(hardness: float, queued: int) -> None:
     first, second = views(5)
-    ids, old_ids = [7, 2, 9, 4, 0], [4, 8, 7, 1, 2, 3][:queued]  # some are in the batch too
+    ids, old_ids = [7, 2, 9, 4, 5], [4, 0, 7, 1, 2, 3][:queued]  # some are in the batch too
     old = views(queued)
     queue = Queue(6, DIM)
     queue.push(tensor(old[0]), tensor(old[1]), torch.tensor(old_ids, dtype=torch.int64))
@@ -83,6 +83,12 @@ def test_value_and_gradients_are_those_of_the_equation(hardness: float, queued: 
         assert given.grad is not None
         expected = slope(lambda: in_loops(first, second, ids, past, weights), array)
         np.testing.assert_allclose(given.grad.numpy(), expected, atol=1e-6)
+
+
+def test_an_only_negative_weighs_1_however_hard_it_is() -> None:
+    first, second = (tensor(view) for view in views(2))
+    about = first, second, torch.tensor([3, 5]), Queue(2, DIM), TEMPERATURE
+    assert float(alignment_loss(*about, hardness=2.0)) == pytest.approx(float(alignment_loss(*about)), abs=1e-6)
 
 
 def test_one_entity_with_nothing_to_tell_it_from_loses_nothing() -> None:

@@ -18,6 +18,7 @@ from graphllmrec.errors import Interrupted
 from graphllmrec.grokking.gate_schedule import Snapshot
 from graphllmrec.models.registry import build
 from graphllmrec.protocol import Queries, SilentLogger, Task
+from graphllmrec.train import validation
 from graphllmrec.train.checkpoint import Checkpoints
 from graphllmrec.train.loop import TrainingStage, train
 from graphllmrec.train.monitor import BranchMonitor
@@ -191,6 +192,24 @@ def test_models_of_one_piece_are_one_branch(name: str) -> None:
     assert len(epochs) >= 3
     assert all(list(entry["branches"]) == [name] for entry in epochs)
     assert not any("share" in entry for entry in epochs)
+
+
+@pytest.mark.parametrize("clicks", [1, 2])
+def test_branches_are_monitored_where_a_user_has_two_training_clicks(clicks: int) -> None:
+    """One is the history, the other the click that has been learned."""
+    place = np.concatenate([np.arange(len(walk)) for walk in TRAIN])
+    split = replace(SPLIT, train=SPLIT.train.where(place < clicks))
+    model = build("alphafuse", {"monitor_users": 5})
+    assert (validation.branch_monitor(model, Task(split), model.config) is not None) == (clicks > 1)
+
+
+@pytest.mark.parametrize("stage", [None, "second"])
+def test_a_stage_is_named_after_the_model_or_as_it_says(stage: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(validation, "train", lambda made, task: names.append(made.name))
+    module = torch.nn.Linear(1, 1)
+    validation.train_model(build("sign", {}), TASK, module, 3, lambda rows, at: module.weight.sum(), list, stage=stage)
+    assert names == [stage or "sign"]
 
 
 class _Logged(SilentLogger):

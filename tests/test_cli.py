@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from front_door_world import encode_first_word, write_world
 from graphllmrec.cli import app
-from graphllmrec.cli.demo import run_demo
+from graphllmrec.cli.demo import _text_reuse, run_demo
 from graphllmrec.data.read import load_data
 from graphllmrec.errors import Interrupted
 from graphllmrec.models.baselines.ease import EASE
@@ -262,6 +262,25 @@ def test_the_demo_walks_from_clicks_to_a_film_that_does_not_exist(world, tmp_pat
     assert "A film that does not exist: Lighthouse on Mars" in printed
     assert "graphllmrec recommend" in printed.splitlines()[-1]
     run_demo(tmp_path / "demo", data=load_data(world), recipes=("ease", "text-knn"))  # may be repeated
+
+
+def test_damaged_lines_of_the_timings_do_not_stop_the_demo(tmp_path):
+    for name, lines in {
+        "torn": [
+            '{"event": "te',
+            "\x00\xff",
+            "[]",
+            "3",
+            '{"name": "text"}',
+            '{"event": "text", "cached": 1}',
+            "[" * 9999,
+        ],
+        "whole": ['{"event": 5}', '{"event": "text", "different": 7, "cached": 2}'],
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "timings.jsonl").write_bytes("\n".join(lines).encode("latin-1"))
+    assert _text_reuse(tmp_path, ("absent", "torn")) == "Film texts: not used."
+    assert _text_reuse(tmp_path, ("torn", "whole")) == "Film texts: 5 encoded now, 2 reused from an earlier run."
 
 
 def test_help_lists_every_command_and_loads_nothing_heavy():

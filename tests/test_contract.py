@@ -9,13 +9,15 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load, save
 
-from graphllmrec.data.tables import Histories
-from graphllmrec.errors import GraphLLMRecError
+from graphllmrec.data.tables import Dataset, Histories, IdMap, Items
+from graphllmrec.errors import GraphLLMRecError, UnknownIdError
+from graphllmrec.fitted import Fitted, Limits
 from graphllmrec.models.explain import explain_item, similarities
 from graphllmrec.models.registry import MODELS, build, model_class
 from graphllmrec.protocol import BranchModel, Earlier, Findings, Model, Queries, TextVectors, VectorModel
@@ -190,6 +192,32 @@ def test_an_item_of_which_nothing_is_known_has_no_neighbours_by_chance(name: str
     model, row = fitted(name).with_items(nothing), WORLD.split.num_items
     alike = similarities(model, row, np.append(WORLD.split.item_degree(), 0))[:row]
     assert not alike.isfinite().any() or len(alike.unique()) > row / 2  # RecMind has a vector that it learned for these
+
+
+def test_a_history_of_which_nothing_is_known_is_never_answered_with_ties(name: str) -> None:
+    """By no model: an item of which it knows nothing is an unknown item, also where it is in the catalogue."""
+    model, split = fitted(name), WORLD.split
+    nothing = TextVectors(torch.zeros(1, WORLD.text.vectors.shape[1]), torch.zeros(1, dtype=torch.bool))
+    ids = [f"i{row}" for row in range(split.num_items)]
+    items = Items(IdMap(ids), pl.DataFrame({"item_id": ids, "title": ids}))
+    users = IdMap([f"u{row}" for row in range(split.num_users)])
+    now = Fitted.of(model, Dataset("world", users, items, split.interactions()), split)
+    grown = now.with_items(
+        pl.DataFrame({"item_id": ["fresh"], "title": [None]}, schema_overrides={"title": pl.String}), nothing
+    )
+    limits = Limits()
+    if name in ("alphafuse", "recmind"):  # they have a vector that they learned for items without text
+        answer = grown.for_history(["fresh"], 5, limits).lists()[0]
+        assert len({entry.score for entry in answer}) > 1
+        return
+    with pytest.raises(UnknownIdError, match=rf"{name} knows"):
+        grown.for_history(["fresh"], 5, limits)
+    with pytest.warns(UserWarning, match=f"without any item that {name} knows gets an empty list"):
+        assert grown.for_history(["fresh"], 5, limits, "skip").lists() == [[]]
+    with pytest.warns(UserWarning, match="gets the most popular items"):
+        popular = grown.for_history(["fresh"], 5, limits, "popular").lists()[0]
+    assert [entry.score for entry in popular] == sorted(split.item_degree(), reverse=True)[:5]
+    assert all(grown.for_users(["u0"], np.array([0]), 5, limits, "error").lists())  # who has clicks gets a list
 
 
 def test_a_model_that_is_asked_or_grows_stays_as_it_is(name: str) -> None:

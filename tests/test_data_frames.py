@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,7 @@ import pytest
 
 from graphllmrec import Recommender
 from graphllmrec.data import load_data
+from graphllmrec.data.new_items import new_item_table
 from graphllmrec.errors import ArgumentError, DataError
 
 CLICKS = {"user_id": ["a", "a", "b", "b"], "item_id": [1, 2, 2, 3], "timestamp": [5, 6, 7, 8]}
@@ -146,3 +148,25 @@ def test_row_numbers_of_pandas_are_left_out_with_a_note(tmp_path: Path) -> None:
     data = load_data(pl.DataFrame(CLICKS), tmp_path / "items.csv")
     assert data.items.table.columns == ["item_id", "title"]
     assert "items.csv: column Unnamed: 0 numbers the rows, left out" in data.notes
+
+
+@pytest.mark.parametrize("word", ["NaN", "nan", "<NA>", "NaT", "None", "null", "NULL", r"\N", " NaN ", ""])
+def test_a_word_for_a_missing_text_is_missing_from_every_door(tmp_path: Path, word: str) -> None:
+    clicks = pl.DataFrame({"user_id": ["a", "a", "b"], "item_id": ["x", "y", "y"]})
+    items = pl.DataFrame(
+        {"item_id": ["x", "y", "z"], "title": [word, "Nan of Lahore", "Nan"], "blurb": ["b c", word, "d"]}
+    )
+    clicks.write_csv(tmp_path / "interactions.csv")
+    items.write_csv(tmp_path / "items.csv")
+    for data in (load_data(tmp_path), load_data(clicks, items), load_data(clicks, pandas_of(items))):
+        assert data.items.titles == [None, "Nan of Lahore", "Nan"]
+        assert data.items.table["blurb"].to_list() == ["b c", None, "d"]
+    added = new_item_table([{"item_id": "new", "title": word}], data.items, needs_text=False)
+    assert added["title"].to_list() == [None]
+    with pytest.raises(DataError, match="has no text"):
+        new_item_table([{"item_id": "new", "title": word}], data.items, needs_text=True)
+
+
+def pandas_of(table: pl.DataFrame) -> Any:
+    pandas = pytest.importorskip("pandas")
+    return pandas.DataFrame(table.to_dict(as_series=False))

@@ -33,10 +33,11 @@ def test_a_better_model_is_found_better():
     assert swapped.p == found.p
 
 
-def test_the_bootstrap_p_value_counts_resamples_on_the_other_side_of_zero():
+@pytest.mark.parametrize("sign", [1, -1], ids=["better", "worse"])
+def test_the_bootstrap_p_value_counts_resamples_on_the_other_side_of_zero(sign):
     assert compare(GOOD, BAD, rounds=500).p_bootstrap == 2 / 501
     random = np.random.default_rng(3)
-    a, b = random.normal(0.1, 1, 60), np.zeros(60)
+    a, b = sign * random.normal(0.1, 1, 60), np.zeros(60)
     found = compare_values(a, b, metric="ndcg@20", names=("a", "b"), rounds=400, seed=5)
     means = bootstrap_means(a - b, 400, rng(5, "bootstrap"))
     beyond = min((means <= 0).sum(), (means >= 0).sum())
@@ -79,6 +80,19 @@ def test_resampled_means_have_the_spread_that_theory_gives(resample, discrete):
     assert means.std() == pytest.approx(spread / np.sqrt(400), rel=0.05)
 
 
+@pytest.mark.parametrize("numbers", [1, 15, 1_000_000], ids=["row by row", "many blocks", "one block"])
+@pytest.mark.parametrize(
+    ("resample", "shares"),
+    [(bootstrap_means, {1.0: 0.25, 2.0: 0.5, 3.0: 0.25}), (flipped_means, dict.fromkeys((-2.0, -1.0, 1.0, 2.0), 0.25))],
+)
+def test_all_resamples_of_two_users_come_as_often_as_they_should(resample, shares, numbers, monkeypatch):
+    monkeypatch.setitem(resample.__globals__, "CHUNK", numbers)
+    means = resample(np.array([1.0, 3.0]), 4_000, np.random.default_rng(2))
+    values, counts = np.unique(means, return_counts=True)
+    assert dict(zip(values.tolist(), (counts / 4_000).tolist(), strict=True)) == pytest.approx(shares, abs=0.03)
+    assert len(means) == 4_000
+
+
 @pytest.mark.parametrize("discrete", [True, False], ids=["few distinct values", "all distinct"])
 def test_p_values_are_uniform_when_there_is_no_difference(discrete):
     random = np.random.default_rng(1)
@@ -102,6 +116,7 @@ def test_holm_against_a_computation_by_hand():
     # sorted .01 .02 .03 .04: x4 = .04, x3 = .06, x2 = .06, x1 = .04 -> at least the one before: .06
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]  # 1.6 is no probability
     assert holm([]) == []
 
 
@@ -114,6 +129,7 @@ def test_many_models_are_held_against_one_baseline():
     assert found["twin"].p_holm > 0.05
     tails = [found[name].strata["item_popularity"]["tail"] for name in found]
     assert [row.p_holm for row in tails] == holm([row.p for row in tails])
+    assert compare_many({"good": GOOD, "bad": BAD}, "bad", rounds=100)["good"].strata == {}  # only where asked for
     assert compare_many({"bad": BAD}, "bad") == {}
     with pytest.raises(EvaluationError, match="no evaluation named 'ease' to compare with; there are: good, bad"):
         compare_many({"good": GOOD, "bad": BAD}, "ease")
@@ -132,3 +148,29 @@ def test_evaluations_of_different_things_are_not_compared():
         compare(GOOD, BAD, "ndcg@50")
     with pytest.raises(EvaluationError, match="coverage@10"):
         compare(GOOD, BAD, "coverage@10")
+
+
+@pytest.mark.parametrize(
+    ("mine", "yours", "hint"),
+    [
+        (
+            {"kind": "user-ratio", "seed": 1},
+            {"kind": "user-ratio", "seed": 2},
+            r"drawn with seeds 1 and 2; use one seed",
+        ),
+        (
+            {"kind": "x", "share": 0.1},
+            {"kind": "x", "share": 0.2},
+            r"split differ \(share: 0\.1 and 0\.2\); use the same",
+        ),
+        ({"kind": "x"}, {"kind": "x", "share": 0.2}, r"split differ \(share: None and 0\.2\); use the same"),
+        ({"kind": "x"}, {"kind": "x"}, r"hint: evaluate both on the same data folder, split and part"),
+    ],
+)
+def test_the_hint_names_the_settings_in_which_two_splits_differ(mine, yours, hint):
+    a, b = (
+        replace(GOOD, protocol=GOOD.protocol | {"fingerprint": str(place), "split_settings": settings})
+        for place, settings in enumerate((mine, yours))
+    )
+    with pytest.raises(EvaluationError, match=hint):
+        compare(a, b)

@@ -127,6 +127,15 @@ def test_interval_covers_the_true_mean_as_often_as_it_says():
     assert 0.92 <= inside / 400 <= 0.98
 
 
+@pytest.mark.parametrize("values", [[0.2, 0.6], [0.4, 0.5, 0.7, 0.4], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+def test_interval_by_hand(values):
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    half = 1.959964 * math.sqrt(variance / len(values))
+    expected = (max(mean - half, 0), min(mean + half, 1))
+    assert mean_interval(np.array(values)) == pytest.approx(expected, abs=1e-12)
+
+
 def test_interval_of_one_user_says_nothing():
     assert mean_interval(np.array([1.0])) == (0.0, 1.0)
 

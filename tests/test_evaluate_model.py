@@ -90,6 +90,19 @@ def test_head_items_hold_half_of_the_clicks():
     assert popularity_strata(np.array([0, 0])).to_list() == ["tail", "tail"]
 
 
+@pytest.mark.parametrize("degree", [[9, 7, 5, 4, 3, 2, 2, 1, 1, 0], [3, 3, 2, 2, 2], [1, 1, 1, 1, 0], [1]])
+def test_head_items_hold_half_of_the_clicks_and_no_fewer_do(degree):
+    """The border by a loop: the most clicked items one after the other, until they hold half."""
+    held, border = 0, 0
+    for clicks in sorted(degree, reverse=True):
+        if held < sum(degree) / 2:
+            held, border = held + clicks, clicks
+    expected = ["head" if clicks >= border else "tail" for clicks in degree]
+    assert popularity_strata(np.array(degree)).to_list() == expected
+    shuffled = np.random.default_rng(0).permutation(len(degree))
+    assert popularity_strata(np.array(degree)[shuffled]).to_list() == [expected[item] for item in shuffled]
+
+
 def test_activity_strata_are_quantiles_without_gaps():
     labels, names = activity_strata(np.array([1, 2, 3, 4, 5, 6, 7, 80]))
     assert names == ["1-2", "3-4", "5-6", ">6"]

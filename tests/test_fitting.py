@@ -181,9 +181,45 @@ def test_a_gate_that_does_not_fit_into_memory_is_refused_with_the_figure(monkeyp
     ):
         fitting._check_memory(4, 10_000, 15_000, 256, 1_000)
     assert fitting._check_memory(4, 1_000, 15_000, 256, 1_000) == held // 10 + step
+    monkeypatch.setattr(fitting, "free_memory", lambda: held // 10 + 4 * 10**8 * (2 * 4 + 4))
+    assert fitting._check_memory(4, 1_000, 15_000, 256, 10**8) == fitting.free_memory()  # scores of a block are more
     monkeypatch.setattr(fitting, "free_memory", lambda: 10_000)
     with pytest.raises(RecipeError, match="fitting the gate on 14 users"):
         build_gate_targets(fitted("z-sum"), TASK, torch.ones(9), [1], CONTEXT_OF, GateConfig())
+
+
+def test_one_user_is_the_least_and_so_is_one_query_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_HELD", 10)
+    made = build_gate_targets(fitted("z-sum"), TASK, torch.ones(9), [1], CONTEXT_OF, GateConfig())
+    assert made.experts.shape == (3, 1, 9)
+    monkeypatch.setattr(fitting, "_HELD", 3 * 9 * USERS)
+    for held, step in ((10, 1), (3 * 9 * 4 + 5, 4), (10_000, 5)):
+        monkeypatch.setattr(fitting, "_BLOCK", held)
+        monkeypatch.setattr(fitting, "_ROWS", 5)
+        steps = Steps()
+        build_gate_targets(fitted("z-sum"), replace(TASK, logger=steps), torch.ones(9), [1], CONTEXT_OF, GateConfig())
+        assert steps.sizes == [min(step, USERS - start) for start in range(0, USERS, step)]
+
+
+class Steps(Notes):
+    """Keeps how many queries are scored at a time, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def advance(self, steps: int = 1, **values: float | str) -> None:
+        self.sizes.append(steps)
+
+
+def test_the_memory_that_is_checked_is_that_of_the_fit_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    monkeypatch.setattr(fitting, "_check_memory", lambda *about: asked.append(about) or 123_456_789)
+    monkeypatch.setattr(fitting, "_ROWS", 5)
+    task = replace(TASK, logger=(notes := Notes()))
+    build_gate_targets(fitted("z-sum"), task, torch.ones(9), [1], CONTEXT_OF, GateConfig(batch_size=77))
+    assert asked == [(3, USERS, 9, 77, 5 * 9)]  # experts, users, columns, batch, scores computed at a time
+    assert notes.events["gate-users"]["gb"] == 0.12
 
 
 # some columns of each query
@@ -262,6 +298,49 @@ def test_columns_are_ranked_once_known_items_never_and_targets_always(monkeypatc
                 assert sure <= {item for item, n in ranked if n == 1}
 
 
+@pytest.mark.parametrize(("room", "width", "whole"), [(60, 0, True), (59, 0, False), (30, 71, True)])
+def test_all_items_are_kept_where_half_of_the_users_fit_or_columns_would_not_be_fewer(
+    monkeypatch: pytest.MonkeyPatch, room: int, width: int, whole: bool
+) -> None:
+    """Of 120 users and 72 items, each user with one target."""
+    monkeypatch.setattr(fitting, "HIGHEST", 4)
+    monkeypatch.setattr(fitting, "SAMPLED", 5)
+    if width:
+        monkeypatch.setattr(fitting._Chooser, "width", lambda chooser, experts: width)
+    monkeypatch.setattr(fitting, "_HELD", EXPERTS * 72 * room)
+    targets, _ = block_targets()
+    assert (targets.columns is None) == whole
+    if whole:
+        assert targets.experts.shape == (EXPERTS, room, 72)
+
+
+def test_cross_entropy_counts_a_sampled_item_as_often_as_it_stands_for() -> None:
+    whole, gate, w = targets_by_hand(), random_gate(), doubles(random_gate())
+    items = [[TARGET[ROW.index(query)], *((query + np.arange(3, 27, 4)) % ITEMS)] for query in range(ASKED)]  # (U, 7)
+    stands_for = np.array([[1, 1, 0, 2.5, 1, 4, 2.5]] * ASKED)  # 0: not ranked
+    chosen = torch.tensor(np.array(items))
+    columns = fitting.Columns(chosen.int(), torch.from_numpy(stands_for).float(), torch.zeros(len(ROW)).long())
+    some = replace(whole, experts=whole.experts.gather(2, chosen.expand(EXPERTS, -1, -1)), columns=columns)
+    pairs = [0, 3, 8]
+    found = some.cross_entropy(gate, inputs(), torch.tensor(pairs)).detach()
+    for place, query in enumerate(ROW[pair] for pair in pairs):
+        terms = [
+            number * math.exp(gated(w, query, item))
+            for item, number in zip(items[query], stands_for[query], strict=True)
+        ]
+        expected = math.log(sum(terms)) - gated(w, query, items[query][0])
+        assert float(found[place]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_columns_move_to_another_device_with_the_targets() -> None:
+    columns = fitting.Columns(torch.zeros(ASKED, 2).int(), torch.ones(ASKED, 2), torch.zeros(len(ROW)).long())
+    moved = replace(targets_by_hand(), columns=columns).to(torch.device("meta"))
+    assert moved.columns is not None
+    moving = [*vars(moved).values(), *vars(moved.columns).values()]
+    assert {part.device.type for part in moving if isinstance(part, torch.Tensor)} == {"meta"}
+    assert targets_by_hand().to(torch.device("meta")).columns is None
+
+
 def test_sums_over_columns_are_right_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
     """Σ exp(score) and the number of better items, over many samples, against all items."""
     monkeypatch.setattr(fitting, "HIGHEST", 1)
@@ -324,20 +403,33 @@ def drifting_split() -> Split:
     return replace(split, train=replace(split.train, item=train), valid=replace(split.valid, item=valid))
 
 
-def test_contexts_drift_from_the_last_training_clicks_to_validation() -> None:
+@pytest.mark.parametrize("short", [False, True])
+def test_contexts_drift_from_the_last_training_clicks_to_validation(short: bool) -> None:
     split, cold = drifting_split(), 2.0
+    if short:  # users of one training click, and of two
+        row = np.arange(len(split.train)) % 5
+        split = replace(split, train=split.train.where((row < 1) | (split.train.user % 3 != 1) & (row < 2)))
     known = split.train.histories(split.num_users)
     degree = np.zeros(split.num_items, dtype=np.int64)
+    last = []
     for user in range(split.num_users):
-        for item in known[user][:-1]:
+        ends = len(known[user]) > 1  # a user's only click stays
+        last += known[user][-1:].tolist() if ends else []
+        for item in known[user][:-1] if ends else known[user]:
             degree[item] += 1
     contexts = shares(degree, cold, head_degree(degree))
-    earlier = sum(contexts[known[user][-1]] for user in range(split.num_users)) / split.num_users
-    later = sum(contexts[item] for item in split.valid.item) / len(split.valid)
-    assert (earlier[0], later[0]) == (1 / split.num_users, 4 / split.num_users)  # new when they were clicked
+    earlier, later = contexts[last].mean(0), contexts[split.valid.item].mean(0)
+    if not short:
+        assert (earlier[0], later[0]) == (1 / split.num_users, 4 / split.num_users)  # new when they were clicked
     found = context_drift(split, cold)
     expected = np.clip((later + 0.001) / (earlier + 0.001), 0.5, 2.0)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+
+
+def test_nothing_drifts_where_no_user_has_two_training_clicks() -> None:
+    split = drifting_split()
+    first = replace(split, train=split.train.where(np.arange(len(split.train)) % 5 == 0))
+    assert context_drift(first, 3.0).tolist() == [1.0] * len(CONTEXTS)
 
 
 def test_drift_has_its_limits() -> None:
@@ -349,7 +441,8 @@ def test_drift_has_its_limits() -> None:
 
 
 def test_nothing_drifts_without_an_order_or_in_a_ready_made_split() -> None:
-    split = block_world().split
+    split = drifting_split()
+    assert context_drift(split, 3.0).tolist() != [1.0] * len(CONTEXTS)
     for other in (replace(split, ordered=False), replace(split, kind="ready-made")):
         assert context_drift(other, 3.0).tolist() == [1.0] * len(CONTEXTS)
 
@@ -440,8 +533,9 @@ def test_a_fold_without_users_is_left_out() -> None:
         targets_by_hand().experts[:, :1], targets_by_hand().features[:1], Histories.from_lists([[1]]),
         torch.tensor([0]), torch.tensor([5]), torch.tensor([1]), torch.ones(1),
     )  # fmt: skip
-    found = out_of_fold(random_gate(), inputs(), one, GateConfig(epochs=1, min_steps=0), TASK).ndcg(inputs(), one)
-    assert found.tolist() == [0.0]  # no other query to learn from
+    folds = out_of_fold(random_gate(), inputs(), one, GateConfig(epochs=1, min_steps=0), TASK)
+    assert folds.gates == folds.held_out == []  # no other query to learn from
+    assert folds.ndcg(inputs(), one).tolist() == [0.0]
 
 
 # cold and new items
@@ -576,6 +670,11 @@ def test_nothing_is_lifted_without_a_budget_or_without_targets_of_its_kind(
     before, after = doubles(random_gate()), doubles(gate)
     np.testing.assert_allclose(after.pop("context_bias"), before.pop("context_bias") + by_lifts(done), atol=1e-6)
     assert all(np.array_equal(before[name], value) for name, value in after.items())
+
+
+def test_a_lift_that_costs_no_more_than_the_budget_is_taken() -> None:
+    _, done = lifted(0.1, replace(targets_by_hand(), weight=torch.zeros(ASKED)))  # an NDCG of 0 has nothing to lose
+    assert done["cold"]["lift"] == done["new"]["lift"] == max(fitting.LIFTS)
 
 
 def test_what_one_lift_does_not_need_is_not_spent_on_the_other() -> None:

@@ -83,7 +83,16 @@ def test_an_item_at_a_threshold_is_half_this_half_that() -> None:
 
 @pytest.mark.parametrize(
     ("degrees", "expected"),
-    [([1, 7, 2, 2, 4], 4), ([5, 5, 5, 5], 5), ([10, 1, 1], 10), ([0, 0, 3], 3), ([0, 0], 1.0), ([], 1.0), ([1], 1)],
+    [
+        ([1, 7, 2, 2, 4], 4),
+        ([5, 5, 5, 5], 5),
+        ([10, 1, 1], 10),
+        ([2, 4, 2], 4),
+        ([0, 0, 3], 3),
+        ([0, 0], 1.0),
+        ([], 1.0),
+        ([1], 1),
+    ],
 )
 def test_head_items_are_the_most_clicked_that_hold_half_of_all_clicks(degrees: list[int], expected: float) -> None:
     held, wanted = 0, 1.0

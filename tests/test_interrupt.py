@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from front_door_world import write_world
 from graphllmrec.cli import app
 from graphllmrec.manifest import BEGUN, Manifest
+from graphllmrec.models.baselines.popularity import Popularity
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +157,23 @@ def test_a_fit_killed_before_it_made_its_folder_is_begun_again(books: Path, tmp_
     call("fit", "--resume", "popularity", "--data", books, "--out", tmp_path / "run")
     assert (tmp_path / "run" / "model.json").is_file()
     assert not left.exists()
+
+
+def test_a_hint_to_resume_is_of_the_fit_that_was_stopped(books: Path, tmp_path: Path, monkeypatch) -> None:
+    """Not of an earlier one that lies in the folder: resuming that would make another model than was asked for."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    run, hint = tmp_path / "run", "continue with: graphllmrec fit --resume"
+    with monkeypatch.context() as patch:
+        patch.setattr(Popularity, "fit", stop)
+        assert f"{hint} --out {run}" in call("fit", "popularity", "--data", books, "--out", run, code=130)
+    with monkeypatch.context() as patch:
+        patch.setattr("graphllmrec.data.prepare.load_data", stop)
+        said = call("fit", "ease", "--data", books, "--out", run, "--overwrite", code=130)
+        assert "interrupted before training began; nothing was written" in said
+        assert hint not in said
+        said = call("fit", "--resume", "popularity", "--data", books, "--out", run, code=130)
+        assert f"{hint} --out {run}" in said
+    call("fit", "--resume", "--out", run)

@@ -26,7 +26,7 @@ LAYERS = [
     ("models",),
     ("recipe", "run_folder", "legacy"),
     ("report.card",),  # of the parts of a recommender, so that it can have a method `card`
-    ("recommendation", "fitted", "lists_file", "recommender", "proposal"),
+    ("recommendation", "fitted", "fitting", "lists_file", "recommender", "proposal"),
     ("evaluate",),  # the import path of version 0.1; nothing imports it
     ("report",),
     ("study", "grokking.lab"),  # both run many trainings, and draw with `report`

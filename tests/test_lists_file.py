@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import threading
 
 import polars as pl
 import pytest
@@ -10,7 +11,7 @@ import zstandard
 
 from front_door_world import write_world
 from graphllmrec import lists_file
-from graphllmrec.errors import ArgumentError, UnknownIdError
+from graphllmrec.errors import ArgumentError, CheckpointError, UnknownIdError
 from graphllmrec.fitted import Fitted
 from graphllmrec.progress import RunLogger
 from graphllmrec.recommender import Recommender
@@ -203,3 +204,37 @@ def test_progress_counts_all_users_also_those_that_were_ready(ease, killed):
 
     ease.recommend_all(killed / "r.csv", k=3, logger=Counting(quiet=True))
     assert sum(done) == 40
+
+
+def test_a_second_process_that_writes_the_same_file_is_refused_and_harms_nothing(ease, tmp_path, monkeypatch):
+    whole, started, go = Fitted.for_users, threading.Event(), threading.Event()
+
+    def wait(self, *arguments):
+        started.set()
+        assert go.wait(60)
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(Fitted, "for_users", wait)
+    first = threading.Thread(target=ease.recommend_all, args=(tmp_path / "r.csv", 3))
+    first.start()
+    assert started.wait(60)
+    with pytest.raises(CheckpointError, match=r"process \d+ on .* is writing to .*r\.csv\.parts; wait") as refused:
+        ease.recommend_all(tmp_path / "r.csv", k=3, overwrite=True)
+    assert "\n" not in str(refused.value)
+    go.set()
+    first.join()
+    assert len(read(tmp_path / "r.csv")) == 40 * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["r.csv"]
+
+
+def test_a_lock_and_a_plan_that_a_kill_left_are_taken_over(ease, tmp_path):
+    parts = tmp_path / "r.csv.parts"
+    parts.mkdir()
+    (parts / ".lock").write_text("")
+    (parts / ".plan.json.abcdefgh.tmp").write_text('{"check')
+    ease.recommend_all(tmp_path / "r.csv", k=3)
+    parts.mkdir()
+    (parts / "plan.json").write_text('{"check')  # damaged: nothing to go on with
+    (parts / "00000.parquet").write_bytes(b"torn")
+    ease.recommend_all(tmp_path / "r.csv", k=3, overwrite=True)
+    assert len(read(tmp_path / "r.csv")) == 40 * 3

@@ -370,6 +370,13 @@ def test_without_order_nothing_fades() -> None:
     assert "no order" in notes.events["decay-ignored"]["reason"]
 
 
+@pytest.mark.parametrize("decay", ["tune", 1.0])
+def test_without_order_a_decay_that_fades_nothing_is_not_ignored(decay: str | float) -> None:
+    notes = Notes()
+    assert fitted("item-knn", Task(replace(SPLIT, ordered=False), logger=notes), decay=decay).decay == 1.0
+    assert "decay-ignored" not in notes.events
+
+
 def test_without_validation_part_the_usual_decay_is_taken() -> None:
     empty = SPLIT.valid.where(np.zeros(len(SPLIT.valid), dtype=bool))
     assert fitted("item-knn", Task(replace(SPLIT, valid=empty))).decay == 0.7
@@ -381,3 +388,4 @@ def test_tuning_users_are_a_fixed_sample() -> None:
     assert np.array_equal(sample, np.unique(sample))
     assert np.array_equal(sample, tuning_users(SPLIT, seed=1, limit=5))
     assert len(tuning_users(SPLIT, seed=1)) == USERS
+    assert len(set(tuning_users(SPLIT, seed=1, limit=USERS - 1))) == USERS - 1  # nobody twice

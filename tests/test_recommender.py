@@ -179,8 +179,10 @@ def test_nothing_is_answered_for_an_item_of_which_the_model_knows_nothing(world,
     found.add_items([{"item_id": "fresh", "title": "poems for winter"}])
     with pytest.warns(UserWarning, match=f"no items similar to 'fresh': {recipe} compares items by clicks"):
         assert found.similar("fresh") == []
-    with pytest.warns(UserWarning, match=f"1 empty lists: {recipe} knows nothing of the items in the histories"):
-        assert found.recommend(history=["fresh"]) == [[]]
+    with pytest.raises(UnknownIdError, match=rf"no item .* has clicks in the training data .*'fresh'.*, and {recipe} "):
+        found.recommend(history=["fresh"])
+    with pytest.raises(UnknownIdError, match="knows items by their clicks only"):
+        found.explain(history=["fresh"], item="i1")
 
 
 def test_items_without_text_are_nobodys_neighbours(world):

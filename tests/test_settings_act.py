@@ -38,7 +38,7 @@ QUICK = {  # of every model that has them: small, and trained for a few epochs
 }  # fmt: skip
 SMALL_EXPERTS = {"sign": {"epochs": 2, "text_dim": 4, "hidden": 5, "min_steps": 0, "warmup": 0}}
 OTHER: dict[str, Any] = {  # values where the schema has none to choose from
-    "decay": 0.35, "l2": 0.7,
+    "decay": 0.35, "l2": 0.7, "text_weight": 4.0, "directed": 0.9,
     "sharpen_time": 0.6, "popularity": 0.3, "half_life_days": 3.0, "experts": ["ease", "transitions"],
     "graph": ["item-knn"], "text": ["text-knn", "textgcn"], "fanouts": [2, 2], "num_layers": 1, "clip_norm": 1e-4,
     "device": "cuda:7", "min_steps": 60,

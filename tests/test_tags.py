@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from graphllmrec import Recommender
 from graphllmrec.data import demo_data, load_data, make_split
@@ -16,6 +17,7 @@ from graphllmrec.run_folder import fingerprint
 
 
 def world(folder: Path, tags: str) -> Path:
+    folder.mkdir(exist_ok=True)
     rows = [f"{user},{item},{time}" for user in "abc" for time, item in enumerate("wxyz")]
     (folder / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows, ""]))
     (folder / "items.csv").write_text("item_id,title\nw,W\nx,X\ny,Y\nz,Z\n")
@@ -84,3 +86,24 @@ def test_a_tags_column_of_the_items_gives_way_with_a_note(tmp_path: Path) -> Non
 
 def test_empty_tags_are_no_fault(tmp_path: Path) -> None:
     assert tags_of(load_data(world(tmp_path, "a,w,\n")).items)["w"] is None
+
+
+def test_a_refit_has_the_held_out_tags_or_says_that_it_lacks_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = world(tmp_path / "data", "a,w,early\na,y,mine\nb,z,best\nd,z,plain\n")
+    fitted = Recommender.from_recipe("popularity").fit(folder, out=tmp_path / "run")
+    fitted.add_items([{"item_id": "new", "tags": ["fresh"]}])
+    whole = tags_of(load_data(folder).items)
+    assert tags_of(fitted.dataset.items) != whole | {"new": ["fresh"]}
+    again = fitted.refit()
+    assert tags_of(again.dataset.items) == whole | {"new": ["fresh"]}
+    assert not any("held out" in note or "not part of the item texts" in note for note in again.dataset.notes)
+
+    def said(data: Path | None) -> str:
+        with RunLogger() as logger:
+            Recommender.load(tmp_path / "run").refit(data, logger=logger)
+        return "".join(capsys.readouterr()).replace("\n", " ")
+
+    assert "2 tags written at validation or test interactions are not part of the item texts, and a run" in said(None)
+    assert "item texts" not in said(folder)

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import polars as pl
@@ -30,8 +30,28 @@ from graphllmrec.protocol import Logger, Model, Queries, TextVectors
 from graphllmrec.recommendation import Ranking
 
 Unknown = Literal["error", "skip", "popular"]
-_GIVEN = {"skip": "an empty list", "popular": "the most popular items, scored by their clicks"}
+_GIVEN = {
+    "error": "an empty list",
+    "skip": "an empty list",
+    "popular": "the most popular items, scored by their clicks",
+}
+_AT_ONCE = 512  # queries that are scored again together
 _NAMED = 20  # unknown ids that a warning names
+
+
+class SimilarOptions(TypedDict, total=False):
+    """Which items `similar` may name."""
+
+    exclude: Iterable[object]
+    candidates: Iterable[object] | None
+    filter: str | pl.Expr | None
+
+
+class ListOptions(SimilarOptions, total=False):
+    """Which items lists may hold, and what unknown users get."""
+
+    allow_seen: bool
+    unknown: Unknown
 
 
 @dataclass(frozen=True)
@@ -111,17 +131,29 @@ class Fitted:
     ) -> Ranking:
         """A list per user of these ids and rows (B,); for row -1 an empty one, or with "popular" the most popular."""
         known = rows >= 0
-        found = self._rank(Queries.of(self.histories, rows[known]), known, k, limits, unknown, logger)
-        return Ranking(self.items, "user_id", names, *found)
+        ranked, silent = self._rank(Queries.of(self.histories, rows[known]), known, k, limits, unknown, logger)
+        if silent.any():
+            what = f"users of whose histories {self.model.name} knows nothing get {_GIVEN[unknown]}"
+            warn_of([name for name, nothing in zip(names, silent, strict=True) if nothing], what)
+        return Ranking(self.items, "user_id", names, *ranked)
 
     def for_history(self, history: Sequence[object], k: int, limits: Limits, unknown: Unknown = "error") -> Ranking:
-        """One list for an unknown user; a history without any known item as `unknown` says. Raises UnknownIdError."""
+        """One list for an unknown user; a history of which the model knows no item as `unknown` says.
+
+        Raises UnknownIdError.
+        """
         query = self.history_query(history, needs_known=unknown == "error")
-        known = query.histories.lengths > 0
+        known = np.array([self._has_known_item(query.histories.items)])
         if not known.all():
-            warn_of([], f"a history without any known item gets {_GIVEN[unknown]}")
             query = Queries.anonymous(Histories.from_lists([]))
-        return Ranking(self.items, "query", ["history"], *self._rank(query, known, k, limits, unknown, None))
+        ranked, silent = self._rank(query, known, k, limits, unknown, None)
+        if silent.any() and unknown == "error":
+            raise UnknownIdError(
+                f"{self.model.name} knows nothing of the items of the history; add an item that has clicks"
+            )
+        if silent.any() or not known.all():
+            warn_of([], f"a history without any item that {self.model.name} knows gets {_GIVEN[unknown]}")
+        return Ranking(self.items, "query", ["history"], *ranked)
 
     def similar(self, item: object, k: int, limits: Limits) -> Ranking:
         """The items that the model finds most similar to `item`, without itself; fewer where it can compare no more.
@@ -148,10 +180,15 @@ class Fitted:
         return Queries.of(self.histories, row)
 
     def history_query(self, history: Sequence[object], *, needs_known: bool = True) -> Queries:
-        """The query of an unknown user. Raises UnknownIdError without any known item, unless that is not needed."""
-        if needs_known and not (self.items.ids.rows(history) >= 0).any():
-            listed = ", ".join(repr(str(value)) for value in history[:5]) or "nothing"
+        """The query of an unknown user. Raises UnknownIdError where it `needs_known` items and has none."""
+        rows = self.items.ids.rows(history)
+        listed = ", ".join(repr(str(value)) for value in history[:5]) or "nothing"
+        if needs_known and not (rows >= 0).any():
             raise UnknownIdError(f"no item of the history is known (found {listed})")
+        if needs_known and not self._has_known_item(rows[rows >= 0]):
+            what = f"no item of the history has clicks in the training data (found {listed})"
+            hint = "add an item that has clicks, or ask a model that reads text"
+            raise UnknownIdError(f"{what}, and {self.model.name} knows items by their clicks only; {hint}")
         known = self._known_rows(history, "the history")
         first = np.sort(np.unique(known, return_index=True)[1])  # a repeated item counts once, as in the data
         return Queries.anonymous(Histories.from_lists([known[first]]))
@@ -164,29 +201,46 @@ class Fitted:
         limits: Limits,
         unknown: Unknown,
         logger: Logger | None,
-    ) -> tuple[Ints, Floats]:
-        """Item rows and scores (B, k): of `queries` where `known` (B,), elsewhere none, or the most popular items."""
+    ) -> tuple[tuple[Ints, Floats], NDArray[np.bool_]]:
+        """Item rows and scores (B, k), and for which of the `known` (B,) queries the model has nothing to say (B,).
+
+        Those and queries that are not known have no items, or with "popular" the most popular ones.
+        """
         rows = np.full((len(known), k), -1, dtype=np.int64)
         scores = np.full((len(known), k), -np.inf, dtype=np.float32)
         seen = Histories.from_lists([[]] * len(queries)) if limits.allow_seen else queries.histories
-        rows[known], scores[known] = top_k(self.model, queries, seen, k, allowed=limits.allowed, logger=logger)
-        empty = self._says_nothing(queries, scores[known])
-        if empty.any():  # an arbitrary choice among equals is no recommendation
-            at = np.flatnonzero(known)[empty]
-            rows[at], scores[at] = -1, -np.inf
-            warn_of([], f"{len(at):,} empty lists: {self.model.name} knows nothing of the items in the histories")
-        if unknown == "popular" and not known.all():
+        found, found_scores = top_k(self.model, queries, seen, max(k, 2), allowed=limits.allowed, logger=logger)
+        rows[known], scores[known] = found[:, :k], found_scores[:, :k]
+        silent = np.zeros(len(known), dtype=np.bool_)
+        silent[known] = self._says_nothing(queries, found_scores)
+        rows[silent], scores[silent] = -1, -np.inf  # an arbitrary choice among equals is no recommendation
+        if unknown == "popular" and (others := silent | ~known).any():
             clicks = torch.from_numpy(self.split.item_degree().astype(np.float32))
-            rows[~known], scores[~known] = best(_limited(clicks[None], limits), Histories.from_lists([[]]), k)
-        return rows, scores
+            seen = Histories.from_lists([[]])
+            rows[others], scores[others] = best(_limited(clicks[None], limits), seen, k)
+        return (rows, scores), silent
 
     def _says_nothing(self, queries: Queries, scores: Floats) -> NDArray[np.bool_]:
-        """Queries (B,) for which the model scores every item 0; `scores` (B, k) are those of the best items."""
-        empty: NDArray[np.bool_] = ((scores == 0) | ~np.isfinite(scores)).all(1)
-        for row in np.flatnonzero(empty):  # few: limits may have left only items of score 0
-            query = Queries(queries.users[[row]], queries.histories.take(np.array([row])))
-            empty[row] = not self.model.scores(query).any()
-        return empty
+        """Queries (B,) for which the model tells no item with clicks from another; `scores` (B, ≥ 2): of the best.
+
+        A model of clicks alone can have a reason for that (all items are equally popular), but not at score 0.
+        """
+        tied = (scores == scores[:, :1]) | ~np.isfinite(scores)
+        if not self.model.abilities.ranks_cold_items:
+            tied &= (scores == 0) | ~np.isfinite(scores)
+        silent: NDArray[np.bool_] = tied.all(1)
+        clicked = torch.from_numpy(np.flatnonzero(self.split.item_degree()))
+        for rows in np.split(asked := np.flatnonzero(silent), range(_AT_ONCE, len(asked), _AT_ONCE)):  # few
+            all_scores = self.model.scores(Queries(queries.users[rows], queries.histories.take(rows)))
+            of_clicked = all_scores.index_select(1, clicked)
+            silent[rows] = (of_clicked == of_clicked[:, :1]).all(1).numpy()
+        return silent
+
+    def _has_known_item(self, rows: Ints) -> bool:
+        """Is an item among these rows that the model knows? A model of clicks knows those with training clicks."""
+        if self.model.abilities.ranks_cold_items:
+            return len(rows) > 0
+        return bool(self.split.item_degree()[rows].any())
 
     def _unknown_user(self, user: object) -> UnknownIdError:
         try:

@@ -5,6 +5,7 @@
     OUT                      all parts joined, renamed to this name when it is complete; then the folder is removed
 
 A folder of parts that was begun with another plan is not continued: the lists are made anew. Memory holds one part.
+OUT.parts is locked (lock.py) while a process writes: another that is to write the same file is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import zstandard
 
 from graphllmrec.errors import ArgumentError
 from graphllmrec.fitted import Fitted, Limits, Unknown
-from graphllmrec.io import atomic_file, discard, remove_leftovers, write_text
+from graphllmrec.io import atomic_file, discard, is_temporary, remove_leftovers, storage, write_text
+from graphllmrec.lock import LOCK, locked
 from graphllmrec.progress import RunLogger
 
 KINDS = ("parquet", "csv", "tsv", "jsonl")
@@ -48,20 +50,21 @@ def write_lists(
     names, rows = fitted.find_users(users, unknown)
     size = int(np.clip(PART_ROWS // k, 1, MOST_USERS))
     starts = range(0, max(len(rows), 1), size)
-    parts = out.with_name(f"{out.name}.parts")
-    _open_parts(parts, _checksum(fitted, names, k, limits, unknown, size), logger)
-    paths = [parts / f"{number:05d}.parquet" for number in range(len(starts))]
-    logger.begin("recommend", len(rows))
-    for start, path in zip(starts, paths, strict=True):
-        here = slice(start, start + size)
-        if path.exists():
-            logger.advance(len(rows[here]))
-            continue
-        lists = fitted.for_users(names[here], rows[here], k, limits, unknown, logger)
-        with atomic_file(path) as temporary:
-            lists.table().write_parquet(temporary)
-    _join(paths, out)
-    discard(parts)
+    with _locked_parts(out) as parts:
+        _check_target(out, overwrite)  # now that no other process is about to finish it
+        _open_parts(parts, _checksum(fitted, names, k, limits, unknown, size), logger)
+        paths = [parts / f"{number:05d}.parquet" for number in range(len(starts))]
+        logger.begin("recommend", len(rows))
+        for start, path in zip(starts, paths, strict=True):
+            here = slice(start, start + size)
+            if path.exists():
+                logger.advance(len(rows[here]))
+                continue
+            lists = fitted.for_users(names[here], rows[here], k, limits, unknown, logger)
+            with atomic_file(path) as temporary:
+                lists.table().write_parquet(temporary)
+        _join(paths, out)
+        discard(parts)
     return out
 
 
@@ -83,19 +86,43 @@ def _format(out: Path) -> tuple[str, str]:
     return (endings[-1] if endings else ""), packing
 
 
+@contextmanager
+def _locked_parts(out: Path) -> Iterator[Path]:
+    """The folder of parts, made where there is none, and its lock.
+
+    Raises ArgumentError for a folder that is none of parts, CheckpointError while another process writes the same file.
+    """
+    parts = out.with_name(f"{out.name}.parts")
+    if parts.exists() and not (_plan(parts).is_file() or (parts.is_dir() and all(map(_passing, parts.iterdir())))):
+        raise ArgumentError(f"{parts} is in the way: parts of the lists are kept under this name; move it away")
+    with storage(parts):
+        parts.mkdir(parents=True, exist_ok=True)
+    with locked(parts):
+        yield parts
+
+
+def _plan(parts: Path) -> Path:
+    return parts / "plan.json"
+
+
+def _passing(path: Path) -> bool:
+    """Is this a lock, or what a killed process left half written?"""
+    return path.name == LOCK or is_temporary(path)
+
+
 def _open_parts(parts: Path, checksum: str, logger: RunLogger) -> None:
-    """Make the folder of parts, or leave the one of a killed run as it is. Raises ArgumentError for another folder."""
-    plan = parts / "plan.json"
-    if plan.is_file() and json.loads(plan.read_text(encoding="utf-8")).get("checksum") == checksum:
+    """Keep the parts that a killed run with the same plan left, and no others."""
+    plan, content = _plan(parts), json.dumps({"checksum": checksum}) + "\n"
+    if plan.is_file() and plan.read_bytes() == content.encode():
         remove_leftovers(parts)
         logger.say(f"going on with the lists that are in {parts}")
         return
     if plan.is_file():
         logger.say(f"{parts} holds lists of another model, other data or other options: starting anew")
-        discard(parts)
-    elif parts.exists() and (not parts.is_dir() or any(parts.iterdir())):
-        raise ArgumentError(f"{parts} is in the way: parts of the lists are kept under this name; move it away")
-    write_text(plan, json.dumps({"checksum": checksum}) + "\n")
+    for path in parts.iterdir():
+        if path.name != LOCK:
+            path.unlink()
+    write_text(plan, content)
 
 
 def _checksum(fitted: Fitted, names: Sequence[str], k: int, limits: Limits, unknown: Unknown, size: int) -> str:

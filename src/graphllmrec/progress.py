@@ -143,6 +143,19 @@ class RunLogger:
         self._name, self._task = "", None
 
 
+def read_timings(folder: Path) -> list[dict[str, Any]]:
+    """Events of timings.jsonl, [] without one; lines that are no event are left out: no manifest guards this file."""
+    events = []
+    for line in (folder / TIMINGS).read_bytes().splitlines() if (folder / TIMINGS).is_file() else ():
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            events.append(event)
+    return events
+
+
 @contextmanager
 def open_logger(logger: RunLogger | None) -> Iterator[RunLogger]:
     """The caller's logger; without one a new logger that draws where it can be seen and is silent elsewhere."""

@@ -7,46 +7,38 @@ recommender.recommend(users=["A3L1RF2"], k=10)
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 import polars as pl
 
 from graphllmrec import run_folder as run
 from graphllmrec.arguments import file_path, id_list, one_id, one_of
-from graphllmrec.data.config import DataConfig
 from graphllmrec.data.frames import Table
 from graphllmrec.data.new_items import new_item_table
-from graphllmrec.data.prepare import Data, read_and_split, read_dataset, split_in_rows
+from graphllmrec.data.prepare import Data, read_dataset, split_in_rows
 from graphllmrec.data.split import Part, Split
 from graphllmrec.data.tables import Dataset, Histories
+from graphllmrec.data.tags import with_held_out_tags
 from graphllmrec.errors import ArgumentError, CheckpointError
 from graphllmrec.evaluation.evaluation import Evaluation, evaluate_model
-from graphllmrec.fitted import Fitted, Unknown
+from graphllmrec.fitted import Fitted, ListOptions, SimilarOptions, Unknown
+from graphllmrec.fitting import WHOLE, Fit, Keep, Origin, fit_new, fit_rest, load_fit
 from graphllmrec.lists_file import write_lists
 from graphllmrec.models.explain import explain_item
 from graphllmrec.progress import RunLogger, open_logger
-from graphllmrec.protocol import Earlier, Findings, Model, Queries, Task
-from graphllmrec.recipe import Recipe, differences, evaluate_settings, load_recipe
+from graphllmrec.protocol import Model, Queries
+from graphllmrec.recipe import Recipe, evaluate_settings, load_recipe
 from graphllmrec.recommendation import Explanation, FrameKind, Recommendation
 from graphllmrec.report.card import CardSource, card_markdown, card_values
 from graphllmrec.report.format import integer
 from graphllmrec.report.notebook import View, notebook_html
 from graphllmrec.text.decoys import make_decoys
-from graphllmrec.text.prepare import prepare_encoder, prepare_new_text, prepare_text
-from graphllmrec.train.checkpoint import EVERY, Checkpoints
-
-_WHOLE = {"data.split": "none"} | {  # no part is held out, so shares of the parts have their defaults
-    f"data.{name}": DataConfig.model_fields[name].default for name in ("valid_ratio", "test_ratio", "cold_ratio")
-}
-_NOTHING_HELD_OUT = (
-    "nothing is held out (data.split = none): what is tuned keeps its default, and every stage trains all its epochs; "
-    "fit with a split first, and `refit` that run on all data"
-)
+from graphllmrec.text.prepare import prepare_new_text
+from graphllmrec.train.checkpoint import EVERY
 
 
 class Recommender:
@@ -59,11 +51,8 @@ class Recommender:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = self._given = recipe  # after `fit`, `recipe` has [unordered] merged in, or dropped
-        self._fitted: Fitted | None = None  # never changed, only replaced
+        self._fit: Fit | None = None  # never changed, only replaced
         self._adding = Lock()  # held by the thread that adds items
-        self._findings: Findings | run.RunFiles | None = None  # what the fit found on validation, or where it is kept
-        self._refits: tuple[Recommender, float] | None = None  # whose findings a refit takes over, and how warm
-        self._earlier: Earlier | None = None  # what it takes over
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the lock: a copy and an unpickled recommender have their own."""
@@ -73,12 +62,12 @@ class Recommender:
         vars(self).update(state, _adding=Lock())
 
     def __repr__(self) -> str:
-        if self._fitted is None:
+        if self._fit is None:
             return f"Recommender({self.recipe.model.name}, not fitted)"
         return f"Recommender({self.recipe.model.name}, fitted on {self.dataset!r})"
 
     def _repr_html_(self) -> str:
-        return notebook_html(_view(self))
+        return notebook_html(_view(self.recipe, None if self._fit is None else self._fit.fitted))
 
     @classmethod
     def from_recipe(cls, source: str | Path | Mapping[str, Any] | Recipe = "hybrid", **overrides: Any) -> Recommender:
@@ -111,26 +100,8 @@ class Recommender:
         too, trained stages are shared with other runs that have the same settings, seed and data, through that folder.
         Raises DataError, TextError, CheckpointError (`out` is taken), Interrupted (Ctrl-C; the run can be resumed).
         """
-        path = None if out is None else Path(out)
-        if path is not None:
-            run.require_free(path, overwrite)
-        with open_logger(logger) as logger:
-            logger.new_run()
-            dataset, split = read_and_split(data, self._given.data, self._given.seed, logger, items)
-            self.recipe = self._given.for_data(split.ordered)
-            model = self.recipe.build_model()
-            dataset = prepare_encoder(model.abilities, dataset, self.recipe.text)
-            if self._refits is not None:
-                self._earlier, self._refits = _earlier(*self._refits, dataset), None
-            elif split.kind == "none":
-                logger.say(f"note: {_NOTHING_HELD_OUT}")
-            if path is None:
-                return self._train(model, dataset, split, logger)
-            with run.begin(path, self.recipe, dataset, split, overwrite=overwrite) as folder:
-                if self._earlier is not None:
-                    run.write_earlier(folder, self._earlier)
-                checkpoints = Checkpoints(folder / "checkpoint", None if cache is None else Path(cache), save_every)
-                return self._train(model, dataset, split, logger, folder, checkpoints)
+        keep = Keep.of(out, overwrite, cache, save_every)
+        return self._take(fit_new(self._given, data, items, keep=keep, logger=logger))
 
     @classmethod
     def resume(
@@ -147,31 +118,12 @@ class Recommender:
         `recipe` and `data`, where given, must be those of the run: CheckpointError otherwise, and for a finished run.
         With both of them, a fit that was killed before its folder existed starts again.
         """
-        path = Path(path)
-        if recipe is not None and data is not None and run.state_of(path) == "absent":
-            return cls(recipe).fit(data, out=path, save_every=save_every, logger=logger)
-        with run.continued(path) as (folder, tables), open_logger(logger) as logger:
-            if recipe is not None and (recipe := recipe.for_data(tables.split.ordered)) != tables.recipe:
-                listed = "; ".join(differences(recipe.values(), tables.recipe.values())[:5])
-                raise CheckpointError(f"the recipe differs from the one of {path}: {listed}")
-            logger.new_run()
-            if data is not None:
-                dataset, _ = read_and_split(data, tables.recipe.data, tables.recipe.seed, logger)
-                if run.fingerprint(dataset) != tables.fingerprint:
-                    raise CheckpointError(f"the data changed since {path} was begun; fit again with --overwrite")
-            checkpoints = Checkpoints(folder / "checkpoint", every=save_every)
-            recommender, model = cls(tables.recipe), tables.recipe.build_model()
-            recommender._earlier = run.read_earlier(folder)
-            return recommender._train(model, tables.dataset, tables.split, logger, folder, checkpoints)
+        return cls._of(fit_rest(Path(path), recipe, data, every=save_every, logger=logger))
 
     @classmethod
     def load(cls, path: str | Path) -> Recommender:
         """The recommender of a finished run folder. Raises CheckpointError naming what is missing or damaged."""
-        found = run.load(Path(path))
-        tables = found.tables
-        recommender = cls(tables.recipe)._set(found.model, tables.dataset, tables.split, found.identity)
-        recommender._findings = found.files
-        return recommender
+        return cls._of(load_fit(Path(path)))
 
     def refit(
         self,
@@ -187,21 +139,23 @@ class Recommender:
         """A new recommender for production: nothing is held out, and this fit's findings are taken over.
 
         Those are tuned settings, the best number of epochs of every stage, and the weights and gate of a fusion. `data`
-        as in `fit`, by default the data of this recommender; new users and items in it are included. There is no test
+        as in `fit`, by default the data of this recommender (of a loaded run without the tags written at its held-out
+        interactions, which it does not keep; a note says so); new users and items in it are included. There is no test
         part: the figures to expect are those of this recommender. `warm`: share of the epochs, 0 to 1, to train from
         the earlier weights, in stages that read no text; 0: all epochs from new weights. An interrupted refit is
         continued by `resume`. Raises as `fit` does, and CheckpointError for a run without findings (of version 0.1).
         """
         if not 0 <= warm <= 1:
             raise ArgumentError(f"warm is a share of the epochs, from 0 to 1; got {warm!r}")
-        recommender = Recommender(load_recipe(self.recipe, _WHOLE))
-        recommender._refits = (self, warm)
-        own = self.dataset if data is None else data
-        return recommender.fit(own, items, out=out, overwrite=overwrite, save_every=save_every, logger=logger)
+        now, origin = self._get(), Origin.of(self._get_fit(), warm)
+        recommender = Recommender(load_recipe(self.recipe, WHOLE))
+        keep = Keep.of(out, overwrite, None, save_every)
+        own = with_held_out_tags(now.dataset) if data is None else data
+        return recommender._take(fit_new(recommender.recipe, own, items, keep=keep, origin=origin, logger=logger))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a complete run folder in one step. Raises CheckpointError when `path` is taken."""
-        now, findings = self._get(), _findings(self)
+        now, findings = self._get(), self._get_fit().read_findings()
         run.save_run(Path(path), self.recipe, now.dataset, now.split, now.model, findings, overwrite=overwrite)
 
     @property
@@ -283,33 +237,15 @@ class Recommender:
 
     @overload
     def recommend(
-        self,
-        users: Iterable[object] | None = None,
-        history: Iterable[object] | None = None,
-        k: int = 10,
-        *,
-        exclude: Iterable[object] = (),
-        candidates: Iterable[object] | None = None,
-        filter: str | pl.Expr | None = None,
-        allow_seen: bool = False,
-        unknown: Unknown = "error",
-        as_frame: None = None,
-    ) -> list[list[Recommendation]]: ...
+        self, users: Iterable[object] | None = None, history: Iterable[object] | None = None, k: int = 10,
+        *, as_frame: None = None, **options: Unpack[ListOptions],
+    ) -> list[list[Recommendation]]: ...  # fmt: skip
 
     @overload
     def recommend(
-        self,
-        users: Iterable[object] | None = None,
-        history: Iterable[object] | None = None,
-        k: int = 10,
-        *,
-        exclude: Iterable[object] = (),
-        candidates: Iterable[object] | None = None,
-        filter: str | pl.Expr | None = None,
-        allow_seen: bool = False,
-        unknown: Unknown = "error",
-        as_frame: FrameKind,
-    ) -> Any: ...
+        self, users: Iterable[object] | None = None, history: Iterable[object] | None = None, k: int = 10,
+        *, as_frame: FrameKind, **options: Unpack[ListOptions],
+    ) -> Any: ...  # fmt: skip
 
     def recommend(
         self,
@@ -336,7 +272,9 @@ class Recommender:
           ("price < 20 AND brand = 'Lego'", "array_contains(categories, 'Garden')") or as a polars expression.
 
         `unknown` says what is for a user who is not in the data, or a history without any known item: an "error", an
-        empty list ("skip"), or the most popular items of the training data ("popular"); a warning names them.
+        empty list ("skip"), or the most popular items of the training data ("popular"); a warning names them. A model
+        of clicks alone knows items with training clicks only, not those added since. Known users of whose histories a
+        model knows nothing get an empty list, or with "popular" the most popular items.
 
         Returns one list per user (one list for `history`), shorter than k where the catalogue ends; with
         `as_frame="polars"` or `"pandas"` one table: user_id (for a history: query), rank, item_id, title, score.
@@ -392,27 +330,11 @@ class Recommender:
 
     @overload
     def similar(
-        self,
-        item: object,
-        k: int = 10,
-        *,
-        exclude: Iterable[object] = (),
-        candidates: Iterable[object] | None = None,
-        filter: str | pl.Expr | None = None,
-        as_frame: None = None,
+        self, item: object, k: int = 10, *, as_frame: None = None, **options: Unpack[SimilarOptions]
     ) -> list[Recommendation]: ...
 
     @overload
-    def similar(
-        self,
-        item: object,
-        k: int = 10,
-        *,
-        exclude: Iterable[object] = (),
-        candidates: Iterable[object] | None = None,
-        filter: str | pl.Expr | None = None,
-        as_frame: FrameKind,
-    ) -> Any: ...
+    def similar(self, item: object, k: int = 10, *, as_frame: FrameKind, **options: Unpack[SimilarOptions]) -> Any: ...
 
     def similar(
         self,
@@ -468,7 +390,7 @@ class Recommender:
             now = self._get()
             needs_text, columns = now.model.abilities.needs_text, self.recipe.text.columns
             table = new_item_table(rows, now.items, needs_text=needs_text, text_columns=columns)
-            self._fitted = self._with_items(now, table, logger)
+            self._fit = replace(self._get_fit(), fitted=self._with_items(now, table, logger))
 
     def _with_items(self, now: Fitted, table: pl.DataFrame, logger: RunLogger) -> Fitted:
         """The same with more items, rows of the catalogue's columns, whose texts are encoded as the recipe says."""
@@ -476,47 +398,21 @@ class Recommender:
         text = prepare_new_text(now.model.abilities, new, now.items, now.split, recipe.text, recipe.seed, logger)
         return now.with_items(table, text)
 
-    def _get(self) -> Fitted:
-        if self._fitted is None:
-            raise CheckpointError("this recommender is not fitted yet; call .fit(data) or Recommender.load(path)")
-        return self._fitted
+    @classmethod
+    def _of(cls, fit: Fit) -> Recommender:
+        return cls(fit.recipe)._take(fit)
 
-    def _set(self, model: Model, dataset: Dataset, split: Split, identity: str | None = None) -> Recommender:
-        self._fitted = Fitted.of(model, dataset, split, identity)
+    def _take(self, fit: Fit) -> Recommender:
+        self.recipe, self._fit = fit.recipe, fit
         return self
 
-    def _train(
-        self,
-        model: Model,
-        dataset: Dataset,
-        split: Split,
-        logger: RunLogger,
-        path: Path | None = None,
-        checkpoints: Checkpoints | None = None,
-    ) -> Recommender:
-        """Encode the texts and fit the model; with a run folder, log, checkpoints and result are written there."""
-        recipe = self.recipe
-        if path is not None:
-            logger.write_to(path)
-        text, user_text = prepare_text(model.abilities, dataset, split, recipe.text, recipe.seed, logger)
-        if split.train.weight is not None and not model.abilities.uses_weights:
-            logger.say(f"note: {model.name} counts all clicks the same; the weights of the data are not used")
-        logger.begin(f"fit {model.name}")
-        began = time.monotonic()
-        findings = Findings(num_users=split.num_users, num_items=split.num_items)
-        model.fit(
-            Task(
-                split, text, recipe.seed, logger, checkpoints,
-                user_text=user_text, findings=findings, earlier=self._earlier, encoder=recipe.text,
-            )
-        )  # fmt: skip
-        identity = None
-        if path is not None and checkpoints is not None:
-            seconds = time.monotonic() - began + checkpoints.earlier  # those of earlier attempts and other runs too
-            logger.finish_log()
-            identity = run.finish(path, model, findings, {"seconds": round(seconds, 2)})
-        self._findings, self._earlier = findings, None  # what was taken over is not needed any more
-        return self._set(model, dataset, split, identity)
+    def _get_fit(self) -> Fit:
+        if self._fit is None:
+            raise CheckpointError("this recommender is not fitted yet; call .fit(data) or Recommender.load(path)")
+        return self._fit
+
+    def _get(self) -> Fitted:
+        return self._get_fit().fitted
 
 
 def evaluate(recommender: Recommender, data: Data | None = None, split: Part = "test") -> Evaluation:
@@ -524,15 +420,11 @@ def evaluate(recommender: Recommender, data: Data | None = None, split: Part = "
     return recommender.evaluate(split, data=data)
 
 
-def _view(recommender: Recommender) -> View:
-    """What a notebook shows of it: the data it was fitted on, and what it can rank."""
-    recipe = recommender.recipe
-    title = f"Recommender {recipe.model.name}"
-    if recommender._fitted is None:
-        return View(
-            title, {"state": "not fitted", "seed": str(recipe.seed)}, notes=[recipe.title] if recipe.title else []
-        )
-    now = recommender._fitted
+def _view(recipe: Recipe, now: Fitted | None) -> View:
+    """What a notebook shows: the data it was fitted on, and what it can rank."""
+    title, notes = f"Recommender {recipe.model.name}", [recipe.title] if recipe.title else []
+    if now is None:
+        return View(title, {"state": "not fitted", "seed": str(recipe.seed)}, notes=notes)
     data, split, abilities = now.dataset, now.split, now.model.abilities
     facts = {
         "fitted on": data.name,
@@ -545,20 +437,4 @@ def _view(recommender: Recommender) -> View:
         "new items": "ranked by text" if abilities.ranks_cold_items else "not ranked",
         "seed": str(recipe.seed),
     }
-    return View(title, facts, notes=[recipe.title] if recipe.title else [])
-
-
-def _findings(recommender: Recommender) -> Findings | None:
-    """What the fit found; None for a run that kept nothing. Raises CheckpointError when its file is damaged."""
-    kept = recommender._findings
-    return run.read_findings(kept) if isinstance(kept, run.RunFiles) else kept
-
-
-def _earlier(recommender: Recommender, warm: float, dataset: Dataset) -> Earlier:
-    """What a refit on `dataset` takes over. Raises CheckpointError for a run that kept no findings."""
-    then, findings = recommender.dataset, _findings(recommender)
-    if findings is None:
-        raise CheckpointError("this run was fitted by a version that kept no findings; fit it again, then refit it")
-    items = then.items.ids.rows(dataset.items.ids.ids.to_list())
-    items[items >= findings.num_items] = -1  # added since the fit
-    return Earlier(findings, then.users.rows(dataset.users.ids.to_list()), items, warm)
+    return View(title, facts, notes=notes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -101,12 +100,13 @@ def run_demo(
 
 def _text_reuse(out: Path, recipes: tuple[str, ...]) -> str:
     """Number of item texts that were encoded, from the log of the first run that used text."""
+    from graphllmrec.progress import read_timings
+
     for name in recipes:
-        for line in (out / name / "timings.jsonl").read_text(encoding="utf-8").splitlines():
-            event = json.loads(line)
-            if event["event"] == "text":
-                new = event["different"] - event["cached"]
-                return f"Film texts: {new:,} encoded now, {event['cached']:,} reused from an earlier run."
+        for event in read_timings(out / name):
+            different, cached = event.get("different"), event.get("cached")
+            if event["event"] == "text" and isinstance(different, int) and isinstance(cached, int):
+                return f"Film texts: {different - cached:,} encoded now, {cached:,} reused from an earlier run."
     return "Film texts: not used."
 
 

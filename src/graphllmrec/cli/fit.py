@@ -78,7 +78,8 @@ def _fit(
         assert data is not None
         return Recommender(recipe).fit(data, out=out, overwrite=overwrite, logger=logger)
     except (Interrupted, KeyboardInterrupt) as error:
-        if run.unfinished(out) is not None:
+        begun = isinstance(error, Interrupted)  # otherwise what is unfinished there is another, earlier fit
+        if (begun or resume) and run.unfinished(out) is not None:
             what = str(error) or "interrupted"
             raise Interrupted(f"{what}; continue with: {command('fit', '--resume', '--out', out)}") from None
         raise Interrupted("interrupted before training began; nothing was written") from None

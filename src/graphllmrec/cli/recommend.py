@@ -141,7 +141,7 @@ def _print_one(
         return
     print_list(found, f"{recommender.model.name} recommends to {who}")
     if not found:
-        say(f"Nothing is left to recommend to {who}: every item is in the history or left out by the options.")
+        say(f"No list for {who}: the history and the options leave no item, or the model knows none of the history.")
         return
     query = ["--user", user] if user is not None else ["--history", history or ""]
     explained = user is None or user in recommender.dataset.users

@@ -32,7 +32,8 @@ def refit(
     """Fit a run again on all data, for production: nothing is held out.
 
     What the run found on its validation part is taken over: tuned settings, numbers of epochs, the weights and the gate
-    of a fusion. New users and items of the data are included. OUT can be RUN with --overwrite.
+    of a fusion. New users and items of the data are included. OUT can be RUN with --overwrite. Without --data, the item
+    texts lack tags that users wrote at held-out interactions: a run does not keep them, and a note counts them.
     """
     from graphllmrec.progress import RunLogger
     from graphllmrec.recommender import Recommender

@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from graphllmrec.data.formats import RawTable
-from graphllmrec.data.ids import clean_ids, id_text
+from graphllmrec.data.ids import clean_ids, filled, id_text
 from graphllmrec.data.tables import Ints
 from graphllmrec.errors import DataError
 
@@ -153,11 +153,16 @@ def comma_hint(raw: pl.Series, bad: NDArray[np.bool_]) -> str | None:
     return f"write a decimal point instead of the comma: {text.replace(',', '.')}"
 
 
+def may_hold_numbers(kind: pl.DataType) -> bool:
+    """Can polars make numbers of values of this type? Not of dates, lists, objects or bytes."""
+    return kind.is_numeric() or kind in (pl.String, pl.Boolean, pl.Null)
+
+
 def numbers(raw: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
     """(values with 0 where unusable, missing, unreadable)."""
     if raw.dtype == pl.String:
         raw = raw.str.strip_chars().replace("", None)
-    if not raw.dtype.is_numeric() and raw.dtype not in (pl.String, pl.Boolean, pl.Null):
+    if not may_hold_numbers(raw.dtype):
         return np.zeros(len(raw)), np.zeros(len(raw), dtype=bool), np.ones(len(raw), dtype=bool)
     values = raw.cast(pl.Float64, strict=False)
     missing = (raw.is_null() | values.is_nan().fill_null(False)).to_numpy()
@@ -170,5 +175,4 @@ def check_text(problems: Problems, column: str) -> pl.Series | None:
     raw = problems.table.frame[column]
     if raw.dtype != pl.String:
         return None
-    text = raw.str.strip_chars()
-    return text.set(text == "", None)
+    return filled(raw.str.strip_chars())

@@ -3,6 +3,8 @@
 5, 5.0, "5", " 5 ", "5.0"   -> "5"          a number that a table has turned into a float is the number it was
 "0007"                      -> "0007"       zeros in front count: "7" is another id
 None, NaN, "", "nan"        -> missing
+
+And which words stand for a missing text. In ids any case counts; a title may be "Nan" or "None of the above".
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from numbers import Integral, Real
 import polars as pl
 
 MISSING_IDS = ("", "nan", "nat", "<na>", "null", "none", "inf", "-inf")  # missing values as text
+# What pandas, Python, SQL and JSON write for a missing text, in their spelling.
+MISSING_TEXTS = ("nan", "NaN", "NaT", "<NA>", "None", "null", "NULL", r"\N")
 # White space as polars knows it; Python would strip separators such as \x1c too, which can be a whole id.
 _BLANK = " \t\n\r\x0b\x0c\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _WHOLE_FLOAT = r"^(-?\d+)\.0+$"
@@ -41,6 +45,18 @@ def clean_id(value: object) -> str | None:
 def is_missing(value: object) -> bool:
     """Is this None, NaN, or the NA or NaT of pandas?"""
     return value is None or (isinstance(value, float) and math.isnan(value)) or str(value) in ("<NA>", "NaT")
+
+
+def is_missing_text(value: object) -> bool:
+    """Is this a missing value, a blank text, or a word for one?"""
+    return is_missing(value) or (isinstance(value, str) and value.strip() in ("", *MISSING_TEXTS))
+
+
+def filled(text: pl.Series) -> pl.Series:
+    """Strings as they are; null for nothing but white space, and for MISSING_TEXTS."""
+    stripped = text.str.strip_chars()
+    keep = ~stripped.is_in(["", *MISSING_TEXTS])
+    return pl.select(pl.when(keep).then(text)).to_series().alias(text.name)
 
 
 def clean_ids(distinct: pl.Series) -> pl.Series:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import polars as pl
 
@@ -10,6 +11,7 @@ from graphllmrec.data.checks import Problems, check_ids
 from graphllmrec.data.columns import base_name, is_index, match_columns
 from graphllmrec.data.files import Source, parse_name
 from graphllmrec.data.formats import RawTable, check_short_rows, column_type, read_table
+from graphllmrec.data.published import AMAZON_ATTRIBUTES, amazon_prices, is_amazon_items
 from graphllmrec.data.roles import ColumnRole, read_column
 from graphllmrec.errors import DataError
 
@@ -19,7 +21,7 @@ def read_items(path: Source) -> tuple[pl.DataFrame, list[ColumnRole], list[str]]
 
     Text columns are String or List(String), attributes have a type of their own (roles.py); columns of objects, bytes
     and vectors are left out. MovieLens' genres are split at "|". Raises DataError for a missing item_id and for two
-    different rows of one item.
+    different rows of one item; of Amazon's, which has such rows, the first is kept.
     """
     columns: dict[str, str] = {}
     notes: list[str] = []
@@ -39,7 +41,11 @@ def read_items(path: Source) -> tuple[pl.DataFrame, list[ColumnRole], list[str]]
     raw = table.frame.drop(columns["item_id"]).filter(keep)
     if stem == "movies" and raw.schema.get("genres") == pl.String:
         raw = raw.with_columns(_movielens_genres(raw["genres"]))
+    if amazon := is_amazon_items(stem, columns["item_id"]):
+        raw = _amazon(raw, path.name, notes)
     described, roles = _described(raw, columns.get("title"), path.name)
+    if amazon:
+        roles = [_amazon_role(role) for role in roles]
     frame = pl.DataFrame([item_id, *described])
     if kind in ("csv", "tsv") and table.frame[:, -1].null_count():
         check_short_rows(path)  # a line break in a text would make two wrong items of one row
@@ -48,6 +54,9 @@ def read_items(path: Source) -> tuple[pl.DataFrame, list[ColumnRole], list[str]]
     attributes = [role.column for role in roles if role.role == "attribute"]
     if attributes:
         notes.append(f"{path.name}: read as attributes, not as text: {', '.join(attributes)}")
+    if amazon and (more := len(frame) - frame["item_id"].n_unique()):
+        notes.append(f"{path.name}: {more:,} rows repeat an item, first kept")
+        return frame.unique("item_id", keep="first", maintain_order=True), roles, notes
     frame, repeated = _distinct(frame, table, keep)
     if repeated:
         notes.append(f"{path.name}: {repeated:,} rows repeat an item word for word, first kept")
@@ -82,6 +91,22 @@ def _refuse_collisions(names: Sequence[str], title: str | None, file: str) -> No
 def _movielens_genres(genres: pl.Series) -> pl.Series:
     real = pl.select(pl.when(genres != "(no genres listed)").then(genres)).to_series()
     return real.str.split("|").alias("genres")
+
+
+def _amazon(raw: pl.DataFrame, file: str, notes: list[str]) -> pl.DataFrame:
+    """Amazon's items with prices as numbers. Adds to `notes`."""
+    if raw.schema.get("price") != pl.String:
+        return raw
+    price = amazon_prices(raw["price"])
+    plain = raw["price"].str.contains(r"^\s*\$?[\d,.]*\s*$").fill_null(True)
+    if others := int((~plain).sum()):
+        notes.append(f"{file}: {others:,} prices are ranges or no amounts: the lowest amount is read, or none")
+    return raw.with_columns(price)
+
+
+def _amazon_role(role: ColumnRole) -> ColumnRole:
+    reason = AMAZON_ATTRIBUTES.get(role.column)
+    return role if reason is None or role.role == "left out" else replace(role, role="attribute", reason=reason)
 
 
 def _distinct(frame: pl.DataFrame, table: RawTable, keep: pl.Series) -> tuple[pl.DataFrame, int]:

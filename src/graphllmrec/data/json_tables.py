@@ -18,7 +18,7 @@ from graphllmrec.data.columns import find_column
 from graphllmrec.data.csv_tables import Content, stream_of
 from graphllmrec.data.files import Source
 from graphllmrec.data.raw_table import Pick, RawTable, check_width
-from graphllmrec.data.values import column_of
+from graphllmrec.data.values import column_of, without_surrogates
 from graphllmrec.errors import DataError
 
 JSON_HINT = 'every line must be one object such as {"user_id": "a", "item_id": "b"}; NaN is not JSON: write null'
@@ -108,12 +108,13 @@ def _polars(file: str, content: Content, pick: Pick) -> pl.DataFrame | None:
 
 def _python(file: str, content: Content, pick: Pick, parse: Parse) -> tuple[pl.DataFrame, list[str]]:
     rows = _objects(file, content, parse)
-    names = list(dict.fromkeys(key for row in rows for key in row))
+    keys = {without_surrogates(key): key for row in rows for key in row}
+    names = list(keys)
     check_width(names, file)
     repaired = 0
     columns: list[pl.Series] = []
     for name in pick(names):
-        column, count = column_of(name, [row.get(name) for row in rows])
+        column, count = column_of(name, [row.get(keys[name]) for row in rows])
         columns.append(column)
         repaired += count
     notes = [f"{repaired:,} texts have half a surrogate pair, replaced by \ufffd"] if repaired else []

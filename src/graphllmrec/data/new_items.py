@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from graphllmrec.data.ids import clean_id, is_missing
+from graphllmrec.data.ids import clean_id, is_missing_text
 from graphllmrec.data.roles import fitting
 from graphllmrec.data.tables import Items
 from graphllmrec.errors import DataError
@@ -29,14 +29,14 @@ def new_item_table(
     """New rows (a list of mappings, or a DataFrame) as a table with the columns of the catalogue, in their types.
 
     With `needs_text`, every row needs a value in one of `text_columns` (default: those whose role is text).
-    Missing values of pandas (NaN, NA) are missing; a column of whole numbers may get fractions. Raises DataError naming
-    the row (counted from 1), and the column and value where a value does not fit.
+    Missing values of pandas (NaN, NA) and words for them are missing; a column of whole numbers may get fractions.
+    Raises DataError naming the row (counted from 1), and the column and value where a value does not fit.
     """
     readable = (text_columns or items.text_columns) if needs_text else None
     known: list[dict[str, Any]] = []
     ids: set[str] = set()
     for number, row in enumerate(_mappings(rows), start=1):
-        row = {name: None if is_missing(value) else value for name, value in row.items()}
+        row = {name: None if is_missing_text(value) else value for name, value in row.items()}
         row["item_id"] = _checked_id(f"new item {number}", row, items, ids, readable)
         ids.add(row["item_id"])
         known.append(row)

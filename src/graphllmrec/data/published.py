@@ -2,12 +2,19 @@
 
 MovieLens 100K (`u.data`, `u.item`), 1M and 10M (`ratings.dat`, `movies.dat`, `tags.dat`); later ones are csv.
 Amazon reviews of 2014, 2018 and 2023 (`reviews_Books_5.json.gz`, `Books_5.json.gz`, `Books.jsonl.gz`, each with its
-`meta_Books`). RecBole's `NAME.inter`, `NAME.item` and `NAME.train.inter` are found by their endings (files.py).
+`meta_Books`). Their fields, as published by McAuley's group:
+
+    2014, 2018  reviews: reviewerID, asin, overall, unixReviewTime (seconds), reviewText, summary
+                items: asin, title, description, price ("$7.86", "$14.02 - $79.04", style sheets), rank, similar_item, …
+    2023        reviews: user_id, parent_asin, asin (a variant), rating, timestamp (milliseconds), title, text
+                items: parent_asin, title, description and features (lists), price (69.0, "from 14.99", "—", null), …
+
+RecBole's `NAME.inter`, `NAME.item` and `NAME.train.inter` are found by their endings (files.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -64,3 +71,26 @@ def amazon_tables(stems: Iterable[str]) -> dict[str, str]:
         if present := (reviews | parts).intersection(stems):
             found |= {meta: "items"} | dict.fromkeys(present & reviews, "interactions")
     return found
+
+
+AMAZON_ATTRIBUTES = {"rank": "a sales rank", "similar_item": "a table of other items"}  # columns of its items, 2018
+_AMOUNT = r"^\s*(?:from\s+)?\$?\s*(\d[\d,]*(?:\.\d+)?)(?:\s|-|$)"
+
+
+def is_amazon_items(stem: str, id_column: str) -> bool:
+    """Is this a file of Amazon's items?"""
+    return stem.startswith("meta_") and id_column in ("asin", "parent_asin")
+
+
+def amazon_prices(price: pl.Series) -> pl.Series:
+    """The amounts of a price column of strings, Float64: the lowest one of a range; null where there is none.
+
+    >>> amazon_prices(pl.Series(["$1,299.00", "from 14.99", "$14.02 - $79.04", "—", ".a-box{color:#fff}"])).to_list()
+    [1299.0, 14.99, 14.02, None, None]
+    """
+    return price.str.extract(_AMOUNT).str.replace_all(",", "", literal=True).cast(pl.Float64)
+
+
+def amazon_headline(columns: Sequence[str]) -> str | None:
+    """The column with the headlines of Amazon's reviews of 2023, where `title` is not that of the item."""
+    return "title" if {"parent_asin", "title", "text"} <= set(columns) else None

@@ -24,6 +24,7 @@ from graphllmrec.data.formats import check_short_rows, read_table
 from graphllmrec.data.frames import Table, find_sources
 from graphllmrec.data.items import read_items
 from graphllmrec.data.meeting import unmet_ids
+from graphllmrec.data.published import amazon_headline
 from graphllmrec.data.roles import ColumnRole
 from graphllmrec.data.tables import Dataset, IdMap, Interactions, Items
 from graphllmrec.data.tags import add_tags, read_tags
@@ -164,6 +165,8 @@ def _read_interactions(source: Source, min_rating: float | None, weighting: Weig
             "timestamp", "position", "rating", "review", "summary", "weight", "count", "event", "label",
         )  # fmt: skip
         columns.update(match_columns(names, ("user_id", "item_id"), optional, source.name))
+        if headline := amazon_headline(names):
+            columns.setdefault("summary", headline)
         return list(columns.values())
 
     table = read_table(source, pick)

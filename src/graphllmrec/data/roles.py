@@ -17,6 +17,8 @@ from typing import Literal
 
 import polars as pl
 
+from graphllmrec.data.ids import filled
+
 Role = Literal["text", "attribute", "left out"]
 
 PROSE = frozenset({"title", "description"})  # text whatever the values
@@ -40,7 +42,7 @@ _FEW_WORDS = 4  # a mean of fewer words per value is no prose
 _ENOUGH = 10  # values, to say that they are all different, or all the same
 _EXACT_DIGITS = 15  # a float64 holds any number of so many digits
 
-_MISSING = r"(?i)^(?:n/?a|nan|nil|none|null|unknown|\\N|\?+|-+)$"
+_MISSING = r"(?i)^(?:n/?a|nan|nil|none|null|unknown|\\N|\?+|[-–—]+)$"
 _URL = r"(?i)^(?:(?:https?:)?//|www\.|data:|s3://)\S+$|^\S+\.(?:jpe?g|png|gif|webp|svg|bmp|mp4|pdf)$|^[\w.+-]+@[\w-]+\.\S+$"
 _CODE = r"^[\x21-\x7E]*\d[\x21-\x7E]*$"  # one word of ASCII with a digit
 _KEY = r"^(?:[A-Z0-9]*[A-Z][A-Z0-9]*\d[A-Z0-9]*|[0-9a-fA-F-]{16,}|[\x21-\x7E]{64,}|[A-Za-z]{1,8}[-_]?\d{3,})$"
@@ -68,8 +70,9 @@ class ColumnRole:
 def read_column(raw: pl.Series, name: str, kind: str = "") -> tuple[pl.Series | None, ColumnRole]:
     """A column of the items table in its own type, and its role; None for a column that is left out.
 
-    Text is String or List(String), empty strings are null. Attributes are Int64, Float64, Boolean, Date, Datetime (UTC,
-    microseconds, without a zone), Time, Duration, String or lists of those. `kind`: RecBole's type of the column.
+    Text is String or List(String); empty strings and words such as "NaN" (data/ids.py) are null. Attributes are Int64,
+    Float64, Boolean, Date, Datetime (UTC, microseconds, without a zone), Time, Duration, String or lists of those.
+    `kind`: RecBole's type of the column.
     """
     raw = _plain(raw)
     if name == "title":
@@ -80,7 +83,7 @@ def read_column(raw: pl.Series, name: str, kind: str = "") -> tuple[pl.Series | 
     if isinstance(raw.dtype, pl.List):
         return _list_column(raw, name)
     if raw.dtype == pl.String:
-        return _text_column(_filled(raw), name)
+        return _text_column(filled(raw), name)
     values, reason = _typed(raw)
     return values, ColumnRole(name, "left out" if values is None else "attribute", reason)
 
@@ -101,7 +104,7 @@ def fitting(values: pl.Series, kind: pl.DataType) -> pl.Series:
     values = _plain(values)
     read = _flags if kind == pl.Boolean else _moments if kind.is_temporal() else _numbers if kind.is_numeric() else None
     if values.dtype == pl.String and read is not None:
-        found = read(_filled(values))
+        found = read(filled(values))
     elif values.dtype.is_nested() or values.dtype == pl.String:
         found = values
     else:
@@ -162,11 +165,11 @@ def _typed(raw: pl.Series) -> tuple[pl.Series | None, str]:
 def _title(raw: pl.Series) -> pl.Series:
     """Titles as strings, whatever they were. Raises nothing: what cannot be a title has none."""
     if isinstance(raw.dtype, pl.List):
-        return _filled(raw.cast(pl.List(pl.String), strict=False).list.join(" "))
+        return filled(raw.cast(pl.List(pl.String), strict=False).list.join(" "))
     values = raw if raw.dtype == pl.String else _typed(raw)[0]
     if values is None:
         return pl.Series(raw.name, [None] * len(raw), dtype=pl.String)
-    return _filled(as_strings(values))
+    return filled(as_strings(values))
 
 
 def as_strings(values: pl.Series) -> pl.Series:
@@ -177,11 +180,6 @@ def as_strings(values: pl.Series) -> pl.Series:
         return values.dt.to_string("polars")
     text = values.cast(pl.String)
     return text.str.strip_suffix(".0") if values.dtype.is_float() else text
-
-
-def _filled(text: pl.Series) -> pl.Series:
-    """Strings; null where there is nothing but white space."""
-    return pl.select(pl.when(text.str.strip_chars() != "").then(text)).to_series().alias(text.name)
 
 
 def _list_column(raw: pl.Series, name: str) -> tuple[pl.Series | None, ColumnRole]:

@@ -22,6 +22,7 @@ from graphllmrec.data.tables import Dataset, Ints, Items
 
 MAX_TAGS = 10  # per item, the most frequent ones
 COLUMN = "tags"
+_LEFT_OUT = "tags written at validation or test interactions are not part of the item texts"
 
 
 def read_tags(path: Source) -> pl.DataFrame:
@@ -82,5 +83,24 @@ def without_held_out_tags(dataset: Dataset, split: Split) -> Dataset:
     left_out = len(dataset.tags) - len(rest)
     if not left_out:
         return dataset
-    note = f"{left_out:,} tags written at validation or test interactions are not part of the item texts"
+    note = f"{left_out:,} {_LEFT_OUT}"
     return replace(dataset, items=with_tags(dataset.items, rest), notes=(*dataset.notes, note))
+
+
+def with_held_out_tags(dataset: Dataset) -> Dataset:
+    """The dataset whose items have the tags again that `without_held_out_tags` took, where they are known.
+
+    They are known where the data was read; a run folder does not keep them. Items added since keep their own tags.
+    """
+    if dataset.tags is None or left_out_note(dataset) is None:
+        return dataset
+    own = dataset.items.table[COLUMN].alias("own")
+    items = with_tags(dataset.items, dataset.tags)
+    table = items.table.with_columns(own).with_columns(pl.coalesce(COLUMN, "own").alias(COLUMN)).drop("own")
+    notes = tuple(note for note in dataset.notes if not note.endswith(_LEFT_OUT))
+    return replace(dataset, items=replace(items, table=table), notes=notes)
+
+
+def left_out_note(dataset: Dataset) -> str | None:
+    """The note on tags that the item texts lack; None where they lack none."""
+    return next((note for note in dataset.notes if note.endswith(_LEFT_OUT)), None)

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from graphllmrec.data.checks import Problems, check_numbers, comma_hint, numbers
+from graphllmrec.data.checks import Problems, check_numbers, comma_hint, may_hold_numbers, numbers
 from graphllmrec.data.tables import Ints
 
 TIME_HINT = "unix seconds (or milli-, micro-, nanoseconds), or a date such as 2024-03-01 or 2024-03-01T12:30:00Z"
@@ -60,7 +60,7 @@ def check_timestamp(problems: Problems, column: str) -> OrderColumn:
     if raw.dtype in (pl.Date, pl.Datetime):
         return _from_dates(problems, column, raw.cast(pl.Datetime("us"), strict=False))
     values, missing, unreadable = numbers(raw)
-    if raw.dtype in (pl.Time, pl.Duration) or raw.dtype.is_nested():
+    if not may_hold_numbers(raw.dtype):
         what = {"Time": "a time of day without a date", "Duration": "a length of time, not a time"}
         problems.add(~missing, what.get(str(raw.dtype.base_type()), "not a time"), column, TIME_HINT)
         return OrderColumn(np.zeros(len(raw), dtype=np.int64), 1, None)

@@ -15,6 +15,11 @@ from graphllmrec.data.ids import clean_id, is_missing
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+def without_surrogates(text: str) -> str:
+    """The text with U+FFFD for every half of a surrogate pair, which UTF-8 cannot hold."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
 def column_of(name: str, values: Sequence[Any]) -> tuple[pl.Series, int]:
     """The values as a column, and the number of texts with half a surrogate pair, which becomes U+FFFD.
 
@@ -77,6 +82,6 @@ class _Texts:
             return value.isoformat(sep=" ") if isinstance(value, datetime) else value.isoformat()
         if not isinstance(value, str):
             return clean_id(value)
-        whole = _SURROGATE.sub("\ufffd", value)
+        whole = without_surrogates(value)
         self.repaired += whole != value
         return whole

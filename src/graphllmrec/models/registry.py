@@ -18,6 +18,7 @@ MODELS: dict[str, str] = {
     "graph-filter": "baselines.graph_filter:GraphFilter",
     "bspm": "baselines.bspm:BSPM",
     "text-knn": "baselines.text_knn:TextKNN",
+    "text-ease": "baselines.text_ease:TextEASE",
     "transitions": "baselines.transitions:Transitions",
     "z-sum": "fusion.z_sum:ZSum",
     "lightgcn": "graph.lightgcn:LightGCN",

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from graphllmrec.nn.histories import history_matrix
+from graphllmrec.nn.histories import history_matrix, recency_weights
 from graphllmrec.protocol import Queries, Task
 from graphllmrec.train.validation import settle, tune_setting
 
@@ -30,7 +30,7 @@ UNTUNED_DECAY = 0.7  # for ordered data without a validation part to tune on
 def settle_decay(model: Any, task: Task) -> None:
     """Set `model.decay` from its config: the number given there, or the best of DECAYS by validation NDCG@20.
 
-    Call it last in `fit`. Histories without an order have decay 1, whatever the config says.
+    Call it in `fit` when the model can score. Histories without an order have decay 1, whatever the config says.
     """
     wanted = model.config.decay
     if not task.split.ordered:
@@ -66,6 +66,21 @@ def sparse_scores(queries: Queries, weights: Sparse, num_items: int, decay: floa
     scores = np.zeros((len(queries), num_items), dtype=np.float32)
     scores[:, :known] = (histories @ weights).toarray()
     return torch.from_numpy(scores)  # (B, num_items)
+
+
+def dense_scores(queries: Queries, weights: Tensor, num_items: int, decay: float) -> Tensor:
+    """Scores (B, num_items) = recency-weighted history @ weights (n, n); items from n on are new and score 0."""
+    histories, known = queries.histories, len(weights)
+    faded = recency_weights(histories, decay) * (histories.items < known)  # (nnz,); new items say nothing
+    scores = torch.nn.functional.embedding_bag(  # sums rows of weights without making a (nnz, num_items) copy of them
+        torch.from_numpy(np.minimum(histories.items, known - 1)),
+        weights,
+        torch.from_numpy(histories.indptr),
+        mode="sum",
+        per_sample_weights=torch.from_numpy(faded),
+        include_last_offset=True,
+    )
+    return torch.nn.functional.pad(scores, (0, num_items - known))  # (B, num_items)
 
 
 def weight_state(model: Any) -> dict[str, Tensor]:

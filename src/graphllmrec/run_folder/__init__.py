@@ -319,6 +319,8 @@ def _new_run(path: Path, overwrite: bool, write: Callable[[Path], None]) -> Iter
         try:
             yield folder
             exchange(path)
+        except KeyboardInterrupt:  # between two stages; what `begin` wrote is there
+            raise Interrupted("stopped") from None
         except (Interrupted, StorageError):
             raise
         except GraphLLMRecError:  # another attempt would fail as well: nothing of it is left

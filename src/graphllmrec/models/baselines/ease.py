@@ -32,8 +32,7 @@ from torch import Tensor
 from graphllmrec.errors import RecipeError
 from graphllmrec.graph.bipartite import weighted_matrix
 from graphllmrec.models.memory import free_memory
-from graphllmrec.models.scoring import Decay, history_state, load_history_state, settle_decay
-from graphllmrec.nn.histories import recency_weights
+from graphllmrec.models.scoring import Decay, dense_scores, history_state, load_history_state, settle_decay
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Config
 from graphllmrec.train.validation import settle, tune_setting
@@ -88,39 +87,14 @@ class EASE:
     def _solve(self, gram: Any, l2: float, task: Task) -> None:
         """Set `weights` to B, made from P in the memory of P."""
         self.weights = torch.empty(0, 0)  # before the next solve needs its room
-        inverse = self._checked_inverse(gram, l2, task).T  # P is symmetric: the same values, now in rows
+        inverse = checked_inverse(gram, l2, task, self.name).T  # P is symmetric: the same values, now in rows
         inverse /= -np.diagonal(inverse).copy()  # B_ij = −P_ij / P_jj, in place
         np.fill_diagonal(inverse, 0.0)
         self.weights = torch.from_numpy(np.ascontiguousarray(inverse, dtype=np.float32))
 
-    def _checked_inverse(self, gram: Any, l2: float, task: Task) -> NDArray[Any]:
-        """P from XᵀX, in float32 if that is accurate enough, else in float64."""
-        for dtype in (np.float32, np.float64):
-            needed = _check_memory(task.split.num_items, gram.nnz, dtype)
-            task.logger.log("ease-memory", gb=round(needed / 1e9, 2), items=task.split.num_items)
-            inverse = ridge_inverse(gram, l2, dtype)
-            residual = _residual(gram, l2, inverse)
-            if residual < _RESIDUAL:  # never true of NaN
-                return inverse
-            task.logger.log("ease-inaccurate", precision=dtype.__name__, residual=f"{residual:.1e}")
-            del inverse
-        raise RecipeError(
-            [f"model.l2: {l2:g} is too small for this data, the solve is off by {residual:.1e}; raise it"]
-        )
-
     def scores(self, queries: Queries) -> Tensor:
         """Scores (B, num_items); items added since the fit score 0, as an item without clicks does."""
-        histories, known = queries.histories, len(self.weights)
-        weights = recency_weights(histories, self.decay) * (histories.items < known)  # (nnz,); added items say nothing
-        scores = torch.nn.functional.embedding_bag(  # sums rows of B without making a (nnz, num_items) copy of them
-            torch.from_numpy(np.minimum(histories.items, known - 1)),
-            self.weights,
-            torch.from_numpy(histories.indptr),
-            mode="sum",
-            per_sample_weights=torch.from_numpy(weights),
-            include_last_offset=True,
-        )
-        return torch.nn.functional.pad(scores, (0, self.num_items - known))  # (B, num_items)
+        return dense_scores(queries, self.weights, self.num_items, self.decay)
 
     def state(self) -> dict[str, Tensor]:
         """B, decay, size of the catalogue."""
@@ -136,6 +110,24 @@ class EASE:
         more = copy(self)
         more.num_items += len(text)
         return more
+
+
+def checked_inverse(gram: Any, l2: float, task: Task, model: str, at_least: int = 0) -> NDArray[Any]:
+    """P = (gram + l2·I)⁻¹ of a sparse symmetric (n, n) matrix, in float32 if that is accurate enough, else in float64.
+
+    at_least: bytes per pair of items that `model` needs later on. Raises RecipeError when these, or those of the solve,
+    are not free, and when l2 is too small for float64.
+    """
+    for dtype in (np.float32, np.float64):
+        needed = _check_memory(gram, dtype, model, at_least)
+        task.logger.log(f"{model}-memory", gb=round(needed / 1e9, 2), items=gram.shape[0])
+        inverse = ridge_inverse(gram, l2, dtype)
+        residual = _residual(gram, l2, inverse)
+        if residual < _RESIDUAL:  # never true of NaN
+            return inverse
+        task.logger.log(f"{model}-inaccurate", precision=dtype.__name__, residual=f"{residual:.1e}")
+        del inverse
+    raise RecipeError([f"model.l2: {l2:g} is too small for this data, the solve is off by {residual:.1e}; raise it"])
 
 
 def ridge_inverse(gram: Any, l2: float, dtype: type[np.floating[Any]]) -> NDArray[Any]:
@@ -162,13 +154,14 @@ def _residual(gram: Any, l2: float, inverse: NDArray[Any]) -> float:
     return float(np.abs(product).max(initial=0.0))
 
 
-def _check_memory(num_items: int, nnz: int, dtype: type[np.floating[Any]]) -> int:
+def _check_memory(gram: Any, dtype: type[np.floating[Any]], model: str, at_least: int) -> int:
     """Bytes that a solve takes at its peak. Raises RecipeError with the figure when they are not free."""
-    dense = 4 if dtype is np.float32 else 12  # bytes per pair of items: P, and its float32 copy where P is float64
-    needed, free = num_items**2 * dense + nnz * 24, free_memory()  # a second XᵀX in the solver's precision
+    # bytes per pair of items: P, and its float32 copy where P is float64
+    num_items, dense = gram.shape[0], max(4 if dtype is np.float32 else 12, at_least)
+    needed, free = int(num_items**2 * dense + gram.nnz * 24), free_memory()  # a second XᵀX in the solver's precision
     if needed > free:
         raise RecipeError([
-            f"model.name: ease needs {needed / 1e9:,.1f} GB for {num_items:,} items ({dense} bytes for every pair), "
+            f"model.name: {model} needs {needed / 1e9:,.1f} GB for {num_items:,} items ({dense} bytes for every pair), "
             f"{free / 1e9:,.1f} GB are free; use item-knn, which is sparse, or an items table without the rarest items"
         ])  # fmt: skip
     return needed
