@@ -29,6 +29,7 @@ import torch
 import graphllmrec.data
 from graphllmrec import Recommender
 from graphllmrec.errors import DataError, UnknownIdError
+from graphllmrec.models.registry import model_class
 from graphllmrec.rng import rng
 
 DEMO = Path(graphllmrec.data.__file__).parent / "demo"
@@ -158,9 +159,8 @@ def same(recommender: Recommender, answer: Answer) -> bool:
 def main(names: Iterable[str], seconds: float, threads: int) -> dict[str, Any]:
     out: dict[str, Any] = {"seconds": seconds, "threads": threads, "machine": platform.processor(), "models": {}}
     for name in names:
-        recommender = Recommender.from_recipe(
-            name, model=SETTINGS.get(name, {}), data={"k_core": 40}, text={"placebo": "random"}
-        ).fit(DEMO)
+        text = {"text": {"placebo": "random"}} if model_class(name).abilities.reads_text else {}  # nothing is encoded
+        recommender = Recommender.from_recipe(name, model=SETTINGS.get(name, {}), data={"k_core": 40}, **text).fit(DEMO)
         before = copy.copy(recommender)
         record = run(recommender, seconds, threads)
         kinds = Counter(answer.method for answer in record.answers)

@@ -3,6 +3,7 @@
     NextClicks      history -> the item clicked next: one example per click
     Places          the same for all clicks of a few users at once
     UserClicks      a user with all clicks: one example per user
+    Beginnings      a user with the first clicks, as many as are drawn: one example per user
     UnclickedItems  negatives: for each user of a batch an item that this user has not clicked (BPR)
     uniform_items   negatives: items drawn uniformly, for all examples of a batch
 
@@ -105,6 +106,26 @@ class NextClicks:
         keep = everything.items != np.repeat(self.target[examples], everything.lengths)
         kept = np.concatenate([[0], np.cumsum(keep)])[everything.indptr]
         return Histories(kept.astype(np.int64), everything.items[keep])
+
+
+class Beginnings:
+    """Histories as they were at some time: the first clicks of a user, or without an order any of them."""
+
+    def __init__(self, known: Histories, ordered: bool, max_history: int) -> None:
+        self.known, self.ordered, self.max_history = known, ordered, max_history
+        self.user = np.flatnonzero(known.lengths)  # (num_examples,) users with a click
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def draw(self, examples: Ints, random: np.random.Generator) -> Histories:
+        """A history (B rows) of 1 to all clicks of each example, of which the newest `max_history` are kept."""
+        clicks = self.known.take(self.user[examples])
+        size = 1 + (random.random(len(clicks)) * clicks.lengths).astype(np.int64)
+        items, start = clicks.items, clicks.indptr[:-1]
+        if not self.ordered:
+            items = items[np.lexsort((random.random(len(items)), clicks.row_of_entry))]
+        return _slices(items, start + np.maximum(size - self.max_history, 0), start + size)
 
 
 @dataclass(frozen=True)
