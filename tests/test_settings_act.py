@@ -144,10 +144,11 @@ def small(section: Mapping[str, Any]) -> dict[str, Any]:
         if key in config.model_fields and own.get(key, 1) not in (0, 0.0):
             trial = config.model_validate({**own, key: value}, context={"saved": True})
             own |= {key: value} if key not in trial.idle() else {}
-    if section["name"] in ("hybrid", "z-sum"):
-        experts = own.get("graph", []) if section["name"] == "hybrid" else own.get("experts", [])
+    fused = section["name"] in ("hybrid", "graphllmrec")
+    if fused or section["name"] == "z-sum":
+        experts = own.get("graph", ["sign"]) if fused else own.get("experts", [])
         own["settings"] = {name: value for name, value in SMALL_EXPERTS.items() if name in experts}
-    if section["name"] == "hybrid" and own.get("fusion", "gate") == "gate":
+    if fused and own.get("fusion", "gate") == "gate":
         own["gate"] = {"epochs": 2, "min_steps": 0, "batch_size": 4}
     if own.get("lora", {}).get("epochs"):
         own |= {"epochs": 1, "lora": {**own["lora"], "epochs": 1, "texts_per_step": 4}}

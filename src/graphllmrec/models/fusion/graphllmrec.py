@@ -25,6 +25,7 @@ al. 2015, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, eq. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from copy import copy
 from functools import partial
@@ -70,7 +71,9 @@ class GraphLLMRecConfig(MonitoredConfig, HybridConfig):
     embedding_dim: int = Field(256, ge=1, le=8_192, description="size of item and query vectors")
     text_dim: int = Field(200, ge=1, le=8_192, description="principal axes of the text vectors that are kept")
     temperature: float = Field(0.1, gt=0, le=100, description="what the cosine is divided by, τ")
-    decay: float = Field(0.6, ge=0, le=1, description="weight per step back that training starts from")
+    decay: float = Field(
+        0.6, gt=0, le=1, description="weight per step back that training starts from; ignored without an order"
+    )
     max_history: int = Field(50, ge=1, le=100_000, description="newest clicks of a history that are read")
     twins: int = Field(1000, ge=0, le=1_000_000, description="unclicked items with the texts of others in training")
 
@@ -115,7 +118,7 @@ class GraphLLMRec:
         self.whitening = Whitening.fit(text, config.text_dim)
         features, clicked = unit(self.whitening.apply(text)), torch.from_numpy(task.split.item_degree() > 0)
         temperature = settle(task, "graphllmrec/temperature", lambda: _calibrated(stack, task), UNTUNED_TEMPERATURE)
-        net = _Net(config, features.shape[1], len(features), task.seed)
+        net = _Net(config, features.shape[1], len(features), task.seed, ordered=task.split.ordered)
         inputs = (features.to(device), clicked.to(device))
         loss = _Loss(config, net, *inputs, _Teacher(stack, text, task, temperature, config.twins), task)
         export = partial(self._export_vectors, net, features, clicked)
@@ -211,7 +214,9 @@ _TABLES = ("items", "sources", "bias")
 class _Net(nn.Module):
     """The trainable tensors."""
 
-    def __init__(self, config: GraphLLMRecConfig, text_dim: int, num_items: int, seed: int) -> None:
+    def __init__(
+        self, config: GraphLLMRecConfig, text_dim: int, num_items: int, seed: int, *, ordered: bool = True
+    ) -> None:
         super().__init__()
         random, dim = torch_rng(seed, "graphllmrec/start"), config.embedding_dim
         self.max_history = config.max_history
@@ -220,7 +225,8 @@ class _Net(nn.Module):
         self.to_item, self.to_source = nn.Parameter(torch.eye(dim, text_dim)), nn.Parameter(torch.eye(dim, text_dim))
         self.bias, self.new_bias = nn.Parameter(torch.zeros(num_items)), nn.Parameter(torch.zeros(()))
         back = torch.arange(config.max_history, dtype=torch.float32)
-        self.log_recency = nn.Parameter(back * float(np.log(max(config.decay, 1e-4))))  # log a
+        fading = math.log(config.decay) if ordered else 0.0
+        self.log_recency = nn.Parameter(back * fading, requires_grad=ordered)  # log a
 
     def query(self, histories: Histories, sources: Tensor) -> Tensor:
         """q (B, dim) from the vectors s (num_items, dim) of the histories; zero for an empty one."""
