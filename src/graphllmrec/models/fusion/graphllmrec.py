@@ -105,6 +105,7 @@ class GraphLLMRec:
         self.text = torch.empty(0, 0)  # (num_items, embedding_dim) W x / τ
         self.sources = torch.empty(0, 0)  # (num_items, embedding_dim) s
         self.bias = torch.empty(0)  # (num_items,) b
+        self.vectors = torch.empty(0, 0)  # (num_items, embedding_dim + 1) v and b side by side
         self.gate = torch.empty(0)  # (num_items,) γ of the stack: the weight of its text experts
         self.contexts = torch.empty(0, len(CONTEXTS))  # (num_items, 5) memberships
 
@@ -133,10 +134,14 @@ class GraphLLMRec:
         self.text = features @ net.to_item.T / self.config.temperature
         self.sources = net.sources * clicked[:, None] + features @ net.to_source.T
         self.bias = torch.where(clicked, net.bias, net.new_bias)
+        self._join()
+
+    def _join(self) -> None:
+        self.vectors = torch.cat([self.graph + self.text, self.bias[:, None]], dim=1)
 
     def item_vectors(self) -> Tensor:
         """Vector and bias of every item (num_items, embedding_dim + 1)."""
-        return torch.cat([self.graph + self.text, self.bias[:, None]], dim=1)
+        return self.vectors
 
     @torch.no_grad()
     def query_vectors(self, queries: Queries) -> Tensor:
@@ -146,7 +151,7 @@ class GraphLLMRec:
 
     def scores(self, queries: Queries) -> Tensor:
         """Dot products (B, num_items)."""
-        return self.query_vectors(queries) @ self.item_vectors().T
+        return self.query_vectors(queries) @ self.vectors.T
 
     @torch.no_grad()
     def branch_scores(self, queries: Queries, branch: str) -> Tensor:
@@ -188,6 +193,7 @@ class GraphLLMRec:
             more.bias = torch.cat([self.bias, self.net.new_bias.expand(new)])
         more.gate = torch.cat([self.gate, torch.ones(new)])
         more.contexts = torch.cat([self.contexts, contexts])
+        more._join()
         return more
 
     def state(self) -> dict[str, Tensor]:
@@ -206,6 +212,7 @@ class GraphLLMRec:
         self.net = _Net(self.config, self.whitening.matrix.shape[1], 0, seed=0)
         self.net.load_state_dict(under("net", state), strict=False)  # tables: the vectors contain them
         self.net.eval()
+        self._join()
 
 
 _TABLES = ("items", "sources", "bias")
