@@ -68,7 +68,7 @@ class GraphLLMRecConfig(MonitoredConfig, HybridConfig):
     patience: int = Field(10, ge=1, le=100_000, description="stop after so many validations without a better one")
     batch_size: int = Field(256, ge=1, le=1_000_000, description="histories per step")
     schedule: Literal["constant", "cosine"] = Field("cosine", description="course of the step size")
-    embedding_dim: int = Field(256, ge=1, le=8_192, description="size of item and query vectors")
+    embedding_dim: int = Field(128, ge=1, le=8_192, description="size of item and query vectors")
     text_dim: int = Field(200, ge=1, le=8_192, description="principal axes of the text vectors that are kept")
     temperature: float = Field(0.1, gt=0, le=100, description="what the cosine is divided by, τ")
     decay: float = Field(
