@@ -156,7 +156,7 @@ def _add_film(recommender: Recommender, console: Console, k: int = 100) -> dict[
     console.print(f"  similar to: {escape(', '.join(_name(entry) for entry in similar))}")
     chance = len(users) * k / recommender.dataset.num_items
     console.print(f"  among the first {k} of {recommender.dataset.num_items:,} films for {len(places)} users "
-                  f"(by chance: {chance:.0f}), although it has no rating")  # fmt: skip
+                  f"(by chance: {chance:.0f}); it has no rating")  # fmt: skip
     for user in first:
         latest = ", ".join(_titles(recommender, recommender.dataset.users.row(user))[:3])
         console.print(f"  place {places[user]} for user {user}, whose latest ratings are of {escape(latest)}")
