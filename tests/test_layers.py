@@ -31,6 +31,7 @@ LAYERS = [
     ("report",),
     ("study", "grokking.lab"),  # both run many trainings, and draw with `report`
     ("cli",),
+    ("__main__",),
 ]
 FREE = {
     "": "the public API: imports every name on its first use",

@@ -144,7 +144,8 @@ class TextEASE:
         """Settings from the validation part, B solved for them. Raises TextError without text, RecipeError as EASE."""
         solver = _Solver(task, require_text(task, self.name), 8 if self.config.directed == 0 else 12)
         self.num_items = task.split.num_items
-        wanted = {name: getattr(self.config, name) for name in TRIED}
+        values = self.config.model_dump()
+        wanted = {name: values[name] for name in TRIED}
         if not task.split.ordered:
             if wanted["directed"] not in ("tune", 0.0):
                 task.logger.log("directed-ignored", model=self.name, reason="the interactions have no order")
