@@ -3,7 +3,7 @@
     python docs/studies.py            # which pages are not up to date
     python docs/studies.py --write    # write them
 
-The figures were made with version 0.1; the names of its files are replaced by those of today.
+Figures of version 0.1 have other names in their files; these are replaced by those of today.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal, Self
 
@@ -99,6 +100,7 @@ class GraphLLMRec:
 
     def __init__(self, config: GraphLLMRecConfig) -> None:
         self.config = config
+        self.abilities = replace(GraphLLMRec.abilities, uses_weights=Hybrid(config.as_stack()).abilities.uses_weights)
         self.whitening: Whitening | None = None
         self.net = _Net(config, 1, 0, seed=0)
         self.graph = torch.empty(0, 0)  # (num_items, embedding_dim) g / τ
