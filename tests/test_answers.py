@@ -60,7 +60,7 @@ def ids(lists):
         (pl.col("price").is_between(5, 20), "ad"),
         (pl.col("price") > pl.col("price").mean(), "bd"),
         (pl.lit(True), "abcd"),
-        (["price > 5", pl.col("categories").list.contains("Toys")], "b"),
+        pytest.param(["price > 5", pl.col("categories").list.contains("Toys")], "b", id="a list"),
         ([], "abcd"),
     ],
     ids=str,

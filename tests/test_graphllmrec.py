@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from graphllmrec.data.tables import Histories
-from graphllmrec.errors import TextError
+from graphllmrec.errors import Interrupted, TextError
 from graphllmrec.models.fusion import graphllmrec
 from graphllmrec.models.fusion.hybrid import Hybrid
 from graphllmrec.models.registry import build
 from graphllmrec.nn.examples import Beginnings
-from graphllmrec.protocol import Queries, Task, TextVectors
+from graphllmrec.protocol import Queries, SilentLogger, Task, TextVectors
+from graphllmrec.train.checkpoint import Checkpoints
 from tiny import ITEMS, QUERIES, QUERY, SPLIT, TEXT, TRAIN, USERS, WALKS, Notes, interactions
 from world import World, block_world
 
@@ -159,6 +164,28 @@ def test_without_an_order_all_clicks_weigh_the_same() -> None:
     model.fit(replace(TASK, split=replace(CUT, ordered=False)))
     turned = Queries.anonymous(Histories.from_lists([history[::-1] for history in QUERY]))
     torch.testing.assert_close(model.scores(turned), model.scores(QUERIES))
+
+
+def test_an_interrupted_fit_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    class Stops(SilentLogger):
+        name, steps = "", 0
+
+        def begin(self, name: str, total: int | None = None) -> None:
+            self.name, self.steps = name, 0
+
+        def advance(self, steps: int = 1, **values: float | str) -> None:
+            self.steps += steps
+            if self.name == "train graphllmrec" and self.steps == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    kept = replace(TASK, checkpoints=Checkpoints(tmp_path))
+    stopped, resumed = build("graphllmrec", TINY | {"batch_size": 4}), build("graphllmrec", TINY | {"batch_size": 4})
+    with pytest.raises(Interrupted, match="stage 'graphllmrec'"):
+        stopped.fit(replace(kept, logger=Stops()))
+    resumed.fit(kept)
+    whole = build("graphllmrec", TINY | {"batch_size": 4})
+    whole.fit(TASK)
+    assert save(resumed.state()) == save(whole.state())
 
 
 def test_text_is_needed() -> None:
