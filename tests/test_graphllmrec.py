@@ -132,7 +132,10 @@ def test_new_items_lie_where_the_stack_places_them() -> None:
     own = world.item_block[cold][scores.argmax(1)] == world.user_block
     assert own.mean() > 0.9
     text = TextVectors(world.text.vectors[cold], torch.ones(len(cold), dtype=torch.bool))
-    torch.testing.assert_close(model.with_items(text).scores(queries)[:, -len(cold) :], model.scores(queries)[:, cold])
+    more = model.with_items(text)
+    torch.testing.assert_close(more.scores(queries)[:, -len(cold) :], model.scores(queries)[:, cold])
+    gate = more.gate_values()[0]  # the static weights of this stack are the same for all items
+    torch.testing.assert_close(gate[-len(cold) :], gate[torch.from_numpy(cold)])
 
 
 def test_shares_and_clicks_add_up() -> None:

@@ -154,7 +154,7 @@ def _choose(figures: Mapping[str, Any]) -> tuple[str, list[str]]:
         return "z-sum", [text, why]
     order = "the interactions have an order, so transitions and the newest clicks count"
     if clicks <= MANY_CLICKS:
-        best = "hybrid has the highest mean of all models on the four data sets measured (docs/figures.md)"
+        best = "of the models measured on all four data sets, hybrid has the highest mean (docs/figures.md)"
         return "hybrid", [text, order, best]
     if clicks <= HUGE_CLICKS:
         why = f"with {clicks:,} interactions the hybrid takes hours; sign is most of it in one training"

@@ -110,6 +110,7 @@ class GraphLLMRec:
         self.vectors = torch.empty(0, 0)  # (num_items, embedding_dim + 1) v and b side by side
         self.gate = torch.empty(0)  # (num_items,) γ of the stack: the weight of its text experts
         self.contexts = torch.empty(0, len(CONTEXTS))  # (num_items, 5) memberships
+        self.new_gate = torch.tensor(1.0)  # γ of an item that is added: the mean of what the stack gives such items
 
     def fit(self, task: Task) -> None:
         """Fit the stack, then vectors that rank as it does. Raises TextError without text, Interrupted."""
@@ -118,6 +119,7 @@ class GraphLLMRec:
         stack.fit(task)
         gate, contexts = stack.gate_values()
         self.gate, self.contexts = gate, torch.stack([contexts[name] for name in CONTEXTS], dim=1)
+        self.new_gate = stack.with_items(text).gate_values()[0][len(text) :].mean()
         self.whitening = Whitening.fit(text, config.text_dim)
         features, clicked = unit(self.whitening.apply(text)), torch.from_numpy(task.split.item_degree() > 0)
         temperature = settle(task, "graphllmrec/temperature", lambda: _calibrated(stack, task), UNTUNED_TEMPERATURE)
@@ -193,7 +195,7 @@ class GraphLLMRec:
             more.text = torch.cat([self.text, features @ self.net.to_item.T / self.config.temperature])
             more.sources = torch.cat([self.sources, features @ self.net.to_source.T])
             more.bias = torch.cat([self.bias, self.net.new_bias.expand(new)])
-        more.gate = torch.cat([self.gate, torch.ones(new)])
+        more.gate = torch.cat([self.gate, self.new_gate.expand(new)])
         more.contexts = torch.cat([self.contexts, contexts])
         more._join()
         return more
@@ -202,14 +204,15 @@ class GraphLLMRec:
         """Served vectors, gate, and the maps and whitening that new items need; without embeddings."""
         assert self.whitening is not None, "state() before fit()"
         own = {"graph": self.graph, "text": self.text, "sources": self.sources, "bias": self.bias}
-        own |= {"gate": self.gate, "contexts": self.contexts}
+        own |= {"gate": self.gate, "contexts": self.contexts, "new_gate": self.new_gate}
         kept = {name: value for name, value in self.net.state_dict().items() if name not in _TABLES}
         return own | prefixed("net", kept) | prefixed("whitening", self.whitening.state())
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Load tensors written by `state`."""
         self.graph, self.text, self.sources = state["graph"], state["text"], state["sources"]
-        self.bias, self.gate, self.contexts = state["bias"], state["gate"], state["contexts"]
+        self.bias, self.new_gate = state["bias"], state["new_gate"]
+        self.gate, self.contexts = state["gate"], state["contexts"]
         self.whitening = Whitening.restore(under("whitening", state))
         self.net = _Net(self.config, self.whitening.matrix.shape[1], 0, seed=0)
         self.net.load_state_dict(under("net", state), strict=False)  # tables: the vectors contain them

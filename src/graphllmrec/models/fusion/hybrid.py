@@ -29,8 +29,8 @@ Cross-entropy favours popular items, so the cold contexts, and items without any
 static weights do, they get these weights back, and a bias with which they keep up, as long as all targets together rank
 no worse than under the static weights (`cold_budget = 0`: neither of the two).
 
-In data of clicked items alone, each item without a training click is a target of somebody, and the more its context is
-lifted the better. A real catalogue holds items that nobody clicks as well. So decoys (text/decoys.py), `decoys` times
+In data of clicked items alone, each item without a training click is a target of some user, and the more its context is
+lifted the better. A real catalogue also holds items without any click. So decoys (text/decoys.py), `decoys` times
 as many as there are items, are candidates while weights, biases and prior are found; they are no part of the model.
 
 Source: the GraphLLMRec design (item-level gates for cold/warm × popular/long-tail contexts). Equations are ours.
