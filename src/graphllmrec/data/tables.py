@@ -108,6 +108,17 @@ class Histories:
         indptr = np.concatenate([[0], np.cumsum(np.minimum(self.lengths, limit))]).astype(np.int64)
         return Histories(indptr, self.items[self.steps_back < limit])
 
+    def followed_by(self, items: Ints) -> Histories:
+        """Every history and one more item at its newest end: items (num_users,)."""
+        return Histories(self.indptr + np.arange(len(self) + 1), np.insert(self.items, self.indptr[1:], items))
+
+    @staticmethod
+    def joined(parts: Sequence[Histories]) -> Histories:
+        """The histories of all parts, one part after the other; at least one part."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return Histories(indptr, np.concatenate([part.items for part in parts]))
+
     @staticmethod
     def from_lists(lists: Sequence[Sequence[int] | Ints]) -> Histories:
         """Histories from plain lists of item rows, each oldest first."""

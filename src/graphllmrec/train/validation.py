@@ -86,6 +86,26 @@ def tune_setting(
     return best
 
 
+def climb_setting(
+    model: Model, task: Task, name: str, values: Sequence[Setting], start: Setting, trials: Callable[[Setting], float]
+) -> Setting:
+    """The value at which `trials` is highest going from `start` through the ascending `values`, up first, else down.
+
+    For settings that are dear to try: it stops before the first value that is no better. Logged as "NAME-tuned".
+    """
+    best, tried = values.index(start), {str(start): trials(start)}
+    for step in (1, -1):
+        while 0 <= (place := best + step) < len(values):
+            tried[str(values[place])] = ndcg = trials(values[place])
+            if ndcg <= tried[str(values[best])]:
+                break
+            best = place
+        if values[best] != start:
+            break
+    task.logger.log(f"{name}-tuned", **{"model": model.name, name: values[best], "tried": tried})
+    return values[best]
+
+
 def validator(model: Model, task: Task, export_vectors: Callable[[], Any]) -> Callable[[], float] | None:
     """Callback: export the trained vectors, return validation NDCG@20. None without a validation part."""
     if not len(task.split.valid):

@@ -57,14 +57,15 @@ from graphllmrec.nn.vectors import unit
 from graphllmrec.protocol import Abilities, Queries, Task, TextVectors
 from graphllmrec.settings import Condition, Config
 from graphllmrec.text.whiten import require_text
-from graphllmrec.train.validation import settle, tune_setting
+from graphllmrec.train.validation import Trials, climb_setting, settle, tuning_users
 
-TRIED = {  # when tuning, one setting after the other; the first value of each before it is tuned
-    "text_weight": (100.0, 1.0, 10.0, 50.0, 200.0, 500.0),
-    "directed": (0.5, 0.0, 0.25, 0.75),
+TRIED = {  # when tuning, one setting after the other, each from its value in UNTUNED as far as it gets better
+    "text_weight": (1.0, 10.0, 50.0, 100.0, 200.0, 500.0),
+    "directed": (0.0, 0.25, 0.5, 0.75),
     "l2": (UNTUNED_L2, 300.0, 1000.0),
-    "text_l2": (10.0, 1.0, 3.0, 30.0, 100.0),
+    "text_l2": (1.0, 3.0, 10.0, 30.0, 100.0),
 }
+UNTUNED = {"text_weight": 100.0, "directed": 0.5, "l2": UNTUNED_L2, "text_l2": 10.0}
 PAST = 20  # clicks before a click that are regressed on: with FADE the next one would weigh .0008
 FADE = 0.7  # weight per step back among them
 
@@ -150,22 +151,29 @@ class TextEASE:
             if wanted["directed"] not in ("tune", 0.0):
                 task.logger.log("directed-ignored", model=self.name, reason="the interactions have no order")
             wanted["directed"] = 0.0
-        settings = {name: TRIED[name][0] if value == "tune" else value for name, value in wanted.items()}
+        settings = {name: UNTUNED[name] if value == "tune" else value for name, value in wanted.items()}
         self._solve(solver, **settings)
         settle_decay(self, task)  # before the others, which depend on it more than it does on them
+        users = tuning_users(task.split, task.seed)
+        trials = Trials(self, task.split, users, lambda *values: self._solve(solver, *values))
         for name in [name for name, value in wanted.items() if value == "tune"]:
-            found = partial(self._tuned, task, solver, settings, name)
+            found = partial(self._tuned, task, trials, settings, name)
             settings[name] = settle(task, f"{self.name}/{name}", found, settings[name])
         self._solve(solver, **settings)
 
-    def _tuned(self, task: Task, solver: _Solver, settings: Mapping[str, float], name: str) -> float:
+    def _tuned(self, task: Task, trials: Trials, settings: Mapping[str, float], name: str) -> float:
         """The best value of one setting by NDCG@20 of validation users."""
-        return tune_setting(
-            self, task, name, TRIED[name], lambda value: self._solve(solver, **{**settings, name: value})
+        values = TRIED[name]
+        return climb_setting(
+            self, task, name, values, settings[name], lambda value: trials(*{**settings, name: value}.values())
         )
 
-    def _solve(self, solver: _Solver, l2: float, directed: float, text_weight: float, text_l2: float) -> None:
-        """Set `weights` to B."""
+    def _solve(self, solver: _Solver, text_weight: float, directed: float, l2: float, text_l2: float) -> None:
+        """Set `weights` to B; does nothing where they are solved for these settings."""
+        settings = (text_weight, directed, l2, text_l2)
+        if solver.in_model == settings:
+            return
+        solver.in_model = settings
         self.weights = torch.empty(0, 0)  # before the next solve needs its room
         inverse, drift = solver.solution(l2, directed)
         self.text, self.text_share = TextRegression.fit(solver.text, text_l2), text_weight / l2
@@ -192,9 +200,11 @@ class TextEASE:
         """Add to `scores` (B, num_items): what the items from `known` on get from histories, and what they give."""
         text, share = self._fitted_text(), np.float32(self.text_share)
         weights = share * recency_weights(histories, self.decay)  # (nnz,)
-        new = weights * (histories.items >= known)
-        scores[:, :known] += aggregate(histories, text.inputs, new) @ text.targets[:known].T
         scores[:, known:] += aggregate(histories, text.inputs, weights) @ text.targets[known:].T
+        new = weights * (histories.items >= known)
+        if not new.any():
+            return
+        scores[:, :known] += aggregate(histories, text.inputs, new) @ text.targets[:known].T
         rows, items = torch.from_numpy(histories.row_of_entry), torch.from_numpy(histories.items)
         own = (text.inputs * text.targets).sum(1).index_select(0, items) * torch.from_numpy(new)  # (nnz,)
         scores.index_put_((rows, items), -own, accumulate=True)  # the diagonal of B is zero
@@ -231,6 +241,7 @@ class _Solver:
         clicks = weighted_matrix(split.train, split.num_users, split.num_items)  # X (num_users, num_items)
         self.gram: Sparse = (clicks.T @ clicks).tocsr()
         self.unclicked = torch.from_numpy(np.flatnonzero(split.item_degree() == 0))
+        self.in_model: tuple[float, ...] | None = None  # settings of the weights that the model has
         self._solved: tuple[tuple[float, float], tuple[Tensor, Tensor | None]] | None = None
 
     def solution(self, l2: float, directed: float) -> tuple[Tensor, Tensor | None]:

@@ -11,9 +11,11 @@ gate. Then vectors learn to rank as it does:
     loss = mean KL( softmax(T(q, ·) / t) ‖ softmax(score(q, ·)) )        over all items that the history does not hold
 
 T: scores of the stack; t: the temperature at which they are the most likely for the validation targets. Queries are
-histories as they were at some time: the first clicks of a training user, 1 to all of them. The stack has seen these
-clicks; but what is taught is its whole ranking, not which click came next. So exact item-to-item counts, which vectors
-trained on next clicks either miss or memorise, become vectors as well (docs/log.md).
+histories as they were at some time, the first clicks of a training user, 1 to all of them; and how they might have gone
+on: `drawn` times, one more item drawn from softmax(T / t), because what is asked later are histories with an item that
+the user had not clicked in training. The stack has seen the training clicks; but what is taught is its whole ranking,
+not which click came next. So exact item-to-item counts, which vectors trained on next clicks either miss or memorise,
+become vectors as well (docs/log.md).
 
 New items: at every step the stack also ranks `twins`, items with the texts of others and without clicks
 (`with_items`), and W, U and the bias of unclicked items learn from these. So a new item is placed as the stack places
@@ -64,10 +66,11 @@ class GraphLLMRecConfig(MonitoredConfig, HybridConfig):
     graph: tuple[str, ...] = Field(
         ("sign", "text-ease", "transitions"), min_length=1, max_length=8, description="models of the graph branch"
     )
-    epochs: int = Field(10, ge=0, le=100_000, description="passes over the users at most")
+    epochs: int = Field(1, ge=0, le=100_000, description="passes over the users at most")
     min_steps: int = Field(400, ge=0, le=1_000_000_000, description="more epochs where `epochs` have fewer steps")
     patience: int = Field(10, ge=1, le=100_000, description="stop after so many validations without a better one")
-    batch_size: int = Field(256, ge=1, le=1_000_000, description="histories per step")
+    batch_size: int = Field(64, ge=1, le=1_000_000, description="users per step, each with 1 + `drawn` histories")
+    drawn: int = Field(3, ge=0, le=1_000, description="items that a history goes on with, drawn by the stack's scores")
     schedule: Literal["constant", "cosine"] = Field("cosine", description="course of the step size")
     embedding_dim: int = Field(128, ge=1, le=8_192, description="size of item and query vectors")
     text_dim: int = Field(200, ge=1, le=8_192, description="principal axes of the text vectors that are kept")
@@ -285,6 +288,7 @@ class _Loss:
     ) -> None:
         self.net, self.features, self.clicked, self.teacher = net, features, clicked, teacher
         self.temperature = config.temperature
+        self.num_items, self.drawn = task.split.num_items, config.drawn
         known = task.split.train.histories(task.split.num_users)
         self.histories = Beginnings(known, task.split.ordered, config.max_history)
         self.twin_features = features.index_select(0, teacher.twins.to(features.device))
@@ -295,7 +299,7 @@ class _Loss:
     def __call__(self, rows: Ints, at: At) -> Tensor:
         """Mean KL divergence of the histories drawn for the users `rows`."""
         net, device = self.net, self.features.device
-        histories = self.histories.draw(rows, at.rng("history"))
+        histories, taught = self._lesson(self.histories.draw(rows, at.rng("history")), at.torch_rng("drawn"))
         sources = net.sources * self.clicked[:, None] + self.features @ net.to_source.T
         items = net.items * self.clicked[:, None] + self.features @ net.to_item.T
         everything = torch.cat([items, self.twin_features @ net.to_item.T])
@@ -303,8 +307,17 @@ class _Loss:
             [torch.where(self.clicked, net.bias, net.new_bias), net.new_bias.expand(len(self.twin_features))]
         )
         scores = net.query(histories, sources) / self.temperature @ everything.T + bias
-        taught = to_device(self.teacher.scores(histories), device)
-        return _divergence(_without_history(taught, histories), _without_history(scores, histories))
+        return _divergence(to_device(taught, device), _without_history(scores, histories))
+
+    def _lesson(self, histories: Histories, random: torch.Generator) -> tuple[Histories, Tensor]:
+        """The histories and how they go on, (1 + drawn) times as many, and what is taught (n, num_items + twins)."""
+        seen, taught = [histories], [_without_history(self.teacher.scores(histories), histories)]
+        for _ in range(self.drawn):
+            chances = taught[-1][:, : self.num_items].softmax(1)
+            following = torch.multinomial(chances, 1, generator=random)[:, 0].numpy()
+            seen.append(seen[-1].followed_by(following))
+            taught.append(_without_history(self.teacher.scores(seen[-1]), seen[-1]))
+        return Histories.joined(seen), torch.cat(taught)
 
 
 def _without_history(scores: Tensor, histories: Histories) -> Tensor:

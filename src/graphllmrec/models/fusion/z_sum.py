@@ -217,7 +217,11 @@ class ZSum:
 
     def silent_rows(self, experts: Tensor) -> Tensor:
         """Queries (B,) for which no expert with weight distinguishes items, by their z-scores (E, B, num_items)."""
-        return ~experts[self.weights > 0].any(2).any(0)
+        heard = self.weights > 0
+        silent = ~experts[heard, :, :1].any(2).any(0)  # a single item that is not at the mean says that some are told
+        rows = silent.nonzero()[:, 0]
+        silent[rows] = ~experts[:, rows][heard].any(2).any(0)
+        return silent
 
     def spare_weights(self) -> Tensor:
         """Equal weights (num_experts,) of the experts that have none."""
