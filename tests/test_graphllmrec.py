@@ -93,6 +93,26 @@ def test_the_loss_is_the_divergence_of_what_the_history_does_not_hold() -> None:
     assert float(graphllmrec._divergence(*parts)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_histories_go_on_with_items_that_the_stack_ranks_and_the_history_lacks() -> None:
+    model, seed = build("graphllmrec", TINY | {"drawn": 2}), 0
+    stack = Hybrid(model.config.as_stack())
+    stack.fit(TASK)
+    teacher = graphllmrec._Teacher(stack, TEXT, TASK, temperature=0.5, twins=3)
+    features, clicked = torch.randn(ITEMS, 4), torch.ones(ITEMS, dtype=torch.bool)
+    net = graphllmrec._Net(model.config, 4, ITEMS, seed)
+    loss = graphllmrec._Loss(model.config, net, features, clicked, teacher, TASK)
+    first = Histories.from_lists([[0], [4, 2], [1]])
+    seen, taught_scores = loss._lesson(first, torch.Generator().manual_seed(1))
+    assert [list(seen[row])[: len(first[row % 3])] for row in range(9)] == [list(first[row % 3]) for row in range(9)]
+    assert seen.lengths.tolist() == [1, 2, 1, 2, 3, 2, 3, 4, 3]
+    for row in range(9):
+        assert len(set(seen[row])) == len(seen[row]), "an item of the history was drawn again"
+        assert max(seen[row]) < ITEMS, "a twin was drawn"
+        expected = teacher.scores(seen.take(np.array([row])))[0]
+        expected[torch.from_numpy(seen[row])] = -1e9
+        torch.testing.assert_close(taught_scores[row], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_temperature_makes_the_validation_targets_likeliest() -> None:
     stack, notes = Hybrid(graphllmrec.GraphLLMRecConfig(**TINY).as_stack()), Notes()
     stack.fit(TASK)

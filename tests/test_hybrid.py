@@ -488,6 +488,23 @@ def test_a_static_sum_with_a_lift_adds_one_number_for_cold_and_one_for_new_items
     torch.testing.assert_close(model.scores(KNOWN), stored("static").scores(KNOWN) + added, rtol=1e-5, atol=2e-5)
 
 
+def test_a_gate_by_degree_weighs_items_with_as_many_clicks_alike() -> None:
+    world, split = planted_world()
+    weights = {}
+    for fusion in ("gate", "degree"):
+        model = build("hybrid", {"fusion": fusion, "graph": ["ease", "transitions"]})
+        model.fit(Task(split, world.text))
+        assert model.gate.log_weight.std(0).max() > 0, "not fitted"
+        weights[fusion] = model.gate.weigh_items(model.inputs())[0]
+        slopes = torch.cat([model.gate.query_slope, model.gate.item_slope[1:]]).detach()
+        assert bool(slopes.any()) == (fusion == "gate")
+    degree = torch.from_numpy(split.item_degree())
+    for clicks in degree.unique():
+        same = degree == clicks
+        assert torch.equal(weights["degree"][same], weights["degree"][same][:1].expand(int(same.sum()), -1))
+    assert not torch.equal(weights["degree"], weights["gate"])
+
+
 @pytest.mark.parametrize("fusion", ["static+lift", "static+prior"])
 def test_settings_of_the_gate_that_a_static_sum_does_not_read_are_refused(fusion: str) -> None:
     with pytest.raises(ValidationError, match=r'gate\.epochs has no effect: it needs fusion = "gate"'):

@@ -15,8 +15,39 @@ from graphllmrec.protocol import Task
 from graphllmrec.rng import At
 from graphllmrec.text.whiten import require_text
 from graphllmrec.train.negatives import draw_negatives, mask_targets
-from graphllmrec.train.validation import Trials, tune_setting, tuning_users
+from graphllmrec.train.validation import Trials, climb_setting, tune_setting, tuning_users
 from tiny import SPLIT, TEXT, Notes, fitted
+
+
+@pytest.mark.parametrize(
+    ("heights", "best", "tried"),
+    [
+        ([1, 2, 3, 4, 5], 4, {2, 3, 4}),
+        ([1, 2, 3, 4, 4], 3, {2, 3, 4}),
+        ([5, 6, 3, 2, 9], 1, {2, 3, 1, 0}),  # a single top is what it looks for
+        ([9, 3, 3, 3, 3], 2, {2, 3, 1}),
+    ],
+)
+def test_a_setting_climbs_until_it_gets_no_better(heights: list[int], best: int, tried: set[int]) -> None:
+    notes, seen = Notes(), []
+
+    def trial(place: int) -> float:
+        seen.append(place)
+        return float(heights[place])
+
+    found = climb_setting(fitted("item-knn"), Task(SPLIT, logger=notes), "l2", range(5), 2, trial)
+    assert found == best
+    assert set(seen) == tried
+    assert len(seen) == len(tried)
+    assert notes.events["l2-tuned"]["tried"] == {str(place): heights[place] for place in tried}
+
+
+def test_histories_are_followed_by_an_item_and_joined() -> None:
+    known = Histories.from_lists([[3, 1], [], [4]])
+    longer = known.followed_by(np.array([7, 8, 9]))
+    assert [longer[row].tolist() for row in range(3)] == [[3, 1, 7], [8], [4, 9]]
+    both = Histories.joined([known, longer])
+    assert [both[row].tolist() for row in range(6)] == [[3, 1], [], [4], [3, 1, 7], [8], [4, 9]]
 
 
 def test_a_setting_is_tuned_by_validation_and_the_first_of_equals_wins() -> None:

@@ -9,6 +9,7 @@
 - fusion "static+lift": static, and a constant for cold items and one for new items, chosen as those of the gate are;
 - fusion "static+prior": static, and p log(1 + clicks), p tuned on validation. What a gate gains over these two is not
   what a constant, or popularity, would have gained;
+- fusion "degree": "gate" without any feature but the item's clicks, in its contexts and as a slope;
 - fusion "gate": weights and biases per context of the item, new, or cold or warm × tail or head, changed by features of
   item and query (nn/gate.py).
 
@@ -111,8 +112,10 @@ READ_WITH = {  # settings of the gate that the other fusions read
 class HybridConfig(Config):
     """Settings of the hybrid."""
 
-    fusion: Literal["gate", "static", "static+lift", "static+prior"] = Field(
-        "gate", description="context gate, or one tuned weight per expert, with a constant for cold items or a prior"
+    fusion: Literal["gate", "degree", "static", "static+lift", "static+prior"] = Field(
+        "gate",
+        description="context gate, the same by clicks alone, or one tuned weight per expert, with a constant for cold "
+        "items or a prior",
     )
     graph: tuple[str, ...] = Field(
         ("sign", "item-knn", "transitions"), min_length=1, max_length=8, description="models of the graph branch"
@@ -218,11 +221,15 @@ class Hybrid:
         drift = context_drift(task.split, config.cold_degree) if config.drift else torch.ones(len(CONTEXTS))
         targets = targets.centred(self.query_centre).weighted(inputs.contexts, drift).to(device)
         inputs = inputs.to(device)
+        if self.config.fusion == "degree":  # what is 0 for all leaves its slope at 0
+            targets = replace(targets, features=torch.zeros_like(targets.features))
+            inputs = replace(inputs, features=inputs.features * inputs.features.new_tensor([1.0, 0.0, 0.0]))
         if self.config.fusion == "static+prior":
             self.prior, tried = tune_prior(gate, inputs, targets, board.degree.log1p().to(device))
             task.logger.log("prior-tuned", prior=self.prior, tried=tried)
         else:
-            learned = self._learned(gate, inputs, targets, drift, task) if self.config.fusion == "gate" else None
+            is_learned = self.config.fusion in ("gate", "degree")
+            learned = self._learned(gate, inputs, targets, drift, task) if is_learned else None
             everyone = torch.arange(len(targets.count), device=device)  # static weights are fitted on no single target
             static, (gate, folds) = deepcopy(gate), learned or (gate, Folds([deepcopy(gate)], [everyone]))
             lifted = lift_cold(gate, inputs, targets, config.cold_budget, folds)
