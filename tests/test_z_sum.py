@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from graphllmrec.data.tables import Histories, Interactions
 from graphllmrec.errors import RecipeError
 from graphllmrec.models.fusion import score_fusion as blend
+from graphllmrec.models.fusion import z_sum
 from graphllmrec.models.fusion.score_fusion import Variant, build_score_table, search, zscores
 from graphllmrec.models.fusion.z_sum import TEXT_FLOOR, ZSum, ZSumConfig
 from graphllmrec.models.registry import build
@@ -143,6 +144,25 @@ def test_z_sum_leaves_out_experts_that_the_data_cannot_feed() -> None:
     restored = build("z-sum")
     restored.restore(model.state())
     assert restored.branches == ("ease", "text-knn")
+
+
+def test_item_knn_takes_the_place_of_dense_experts_in_large_catalogues() -> None:
+    notes, names = Notes(), ["transitions", "text-ease", "text-knn"]
+    model = fitted("z-sum", Task(SPLIT, TEXT, logger=notes), experts=names, dense_items=ITEMS - 1)
+    assert model.branches == ("transitions", "item-knn", "text-knn")
+    assert notes.events["expert-replaced"]["expert"] == "text-ease"
+    restored = build("z-sum", {"experts": names})
+    restored.restore(model.state())
+    assert restored.branches == model.branches
+    everyone = Queries.of(SPLIT.known("test"), np.arange(SPLIT.num_users))
+    assert torch.equal(restored.scores(everyone), model.scores(everyone))
+    both = fitted("z-sum", Task(SPLIT, TEXT), experts=["ease", "transitions", "item-knn"], dense_items=0)
+    assert both.branches == ("item-knn", "transitions")
+
+
+def test_dense_experts_that_memory_has_no_room_for_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(z_sum, "free_memory", lambda: 4 * ITEMS**2 - 1)
+    assert fitted("z-sum", Task(SPLIT, TEXT)).branches == ("item-knn", "text-knn", "transitions")
 
 
 def test_z_sum_refuses_when_no_expert_is_left() -> None:

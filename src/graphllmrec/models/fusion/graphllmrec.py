@@ -84,8 +84,9 @@ class GraphLLMRecConfig(MonitoredConfig, HybridConfig):
     def as_stack(self) -> HybridConfig:
         """Settings of the stack that is taught from."""
         return HybridConfig(
-            fusion=self.fusion, graph=self.graph, text=self.text, settings=self.settings, gate=self.gate
-        )
+            fusion=self.fusion, graph=self.graph, text=self.text, settings=self.settings, gate=self.gate,
+            dense_items=self.dense_items,
+        )  # fmt: skip
 
     def conditions(self) -> Iterator[Condition]:
         """What settings need of each other."""

@@ -124,6 +124,9 @@ class HybridConfig(Config):
     settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="settings of single models, e.g. {sign = {epochs = 20}}"
     )
+    dense_items: int = Field(
+        20_000, ge=0, le=10_000_000, description="items up to which ease and text-ease are used; item-knn for more"
+    )
     gate: GateConfig = Field(default_factory=GateConfig, description="settings of the context gate")
 
     @model_validator(mode="after")
@@ -149,7 +152,7 @@ class HybridConfig(Config):
 
     def as_sum(self) -> ZSumConfig:
         """Settings of the static sum of all experts."""
-        return ZSumConfig(experts=(*self.graph, *self.text), settings=self.settings)
+        return ZSumConfig(experts=(*self.graph, *self.text), settings=self.settings, dense_items=self.dense_items)
 
 
 class Hybrid:
@@ -279,9 +282,9 @@ class Hybrid:
         return weights[:, self._places("text")].sum(1) / weights.sum(1)
 
     def _places(self, branch: str) -> list[int]:
-        """Row numbers of the experts of a branch."""
-        names = self.config.graph if branch == "graph" else self.config.text
-        return [place for place, name in enumerate(self.sum.branches) if name in names]
+        """Row numbers of the experts of a branch; an expert that took another's place reads no text."""
+        reads = branch == "text"
+        return [place for place, name in enumerate(self.sum.branches) if (name in self.config.text) == reads]
 
     @torch.no_grad()
     def gate_values(self) -> tuple[Tensor, dict[str, Tensor]]:

@@ -12,8 +12,9 @@ can place from ties: items without training clicks are scored with at least TEXT
 read text; and where no expert with weight distinguishes any items, as for a history of new items, the others are
 summed.
 
-An expert that cannot use the data (text-kNN without text, transitions without order) is left out, and logged. Each
-expert is a branch: it can be scored alone, and `explain` gives its additive share.
+An expert that cannot use the data (text-kNN without text, transitions without order) is left out, and logged. EASE and
+text-EASE solve a dense system of all items, so for more than `dense_items`, or where memory is short, item-kNN takes
+their place. Each expert is a branch: it can be scored alone, and `explain` gives its additive share.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ from torch import Tensor
 
 from graphllmrec.errors import RecipeError
 from graphllmrec.models.fusion.score_fusion import Variant, build_score_table, search, zscores
+from graphllmrec.models.memory import free_memory
 from graphllmrec.models.registry import MODELS, build, model_class
 from graphllmrec.models.scoring import DECAYS, UNTUNED_DECAY
 from graphllmrec.protocol import Abilities, FadingModel, Model, Queries, RowExplanation, Task, TextVectors
 from graphllmrec.settings import Config
 from graphllmrec.train.validation import VALIDATION_USERS, settle, tuning_users
 
+DENSE = {"ease": 4, "text-ease": 12}  # models with dense (num_items, num_items) matrices: bytes per pair of items
+SPARSE = "item-knn"  # takes their place in large catalogues
 TEXT_FLOOR = 0.1  # least weight of the text in the score of an item without training clicks
 
 
@@ -50,6 +54,9 @@ class ZSumConfig(Config):
     )
     tune_users: int = Field(
         VALIDATION_USERS, ge=1, le=10_000_000, description="validation users the weights are tuned on"
+    )
+    dense_items: int = Field(
+        20_000, ge=0, le=10_000_000, description="items up to which ease and text-ease are used; item-knn for more"
     )
 
     @model_validator(mode="after")
@@ -67,6 +74,10 @@ class ZSumConfig(Config):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def _state_of(expert: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{expert}/"): value for key, value in state.items() if key.startswith(f"{expert}/")}
 
 
 def _problems(name: str, settings: Mapping[str, Any]) -> list[str]:
@@ -118,7 +129,7 @@ class ZSum:
     def _applicable(self, task: Task) -> dict[str, Model]:
         """Unfitted experts, without those that cannot use the data."""
         experts: dict[str, Model] = {}
-        for name in self.config.experts:
+        for name in self._affordable(task):
             wants = model_class(name).abilities
             if wants.needs_text and task.text is None:
                 task.logger.log("expert-left-out", expert=name, reason="the items have no text")
@@ -133,6 +144,19 @@ class ZSum:
                 [f"model.experts: none of {wanted} can use this data, which lacks text or order; add ease"]
             )
         return experts
+
+    def _affordable(self, task: Task) -> list[str]:
+        """The experts, with item-kNN in place of those whose matrices would be too large."""
+        num_items, names = task.split.num_items, list(self.config.experts)
+        for name in [name for name in names if name in DENSE]:
+            needed, free = DENSE[name] * num_items**2, free_memory()
+            if num_items <= self.config.dense_items and needed <= free:
+                continue
+            reason = f"{num_items:,} items would need {needed / 1e9:,.1f} GB"
+            reason += f", {free / 1e9:,.1f} GB are free" if needed > free else "; the limit is dense_items"
+            task.logger.log("expert-replaced", expert=name, by=SPARSE, reason=reason)
+            names[names.index(name)] = SPARSE
+        return list(dict.fromkeys(names))
 
     def _settings(self, name: str) -> dict[str, Any]:
         return dict(self.config.settings.get(name, {}))
@@ -266,9 +290,9 @@ class ZSum:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Load tensors written by `state`; experts that were left out of the fit stay out."""
         self.experts = {}
-        for name in self.config.experts:
-            own = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
-            if own:
+        for wanted in self.config.experts:
+            name = SPARSE if wanted in DENSE and not _state_of(wanted, state) else wanted
+            if name not in self.experts and (own := _state_of(name, state)):
                 self.experts[name] = build(name, self._settings(name), saved=True)
                 self.experts[name].restore(own)
         self.weights, self.unclicked = state["weights"], state.get("unclicked", torch.empty(0, dtype=torch.bool))
