@@ -17,9 +17,9 @@ then the median of the last `_MEDIAN` updates. A state machine follows the two l
     settled       the validation level has stopped rising
 
 The mean since memorisation follows a drift, and has not yet followed a rise that began before the end of the wait. So a
-lift of .05 is enough, and slow rises are detected early. That is a rule of two lines; what makes so small a lift usable is
-the condition on noise. The deviation of a single level is estimated from second differences over `_MEDIAN` updates: noise
-and wandering count, a steady rise does not.
+lift of .05 is enough, and slow rises are detected early. That is a rule of two lines; what makes so small a lift usable
+is the condition on noise. The deviation of a single level is estimated from second differences over `_MEDIAN` updates:
+noise and wandering count, a steady rise does not.
 
 Two transitions lead back: `collapse`, to the plateau, when half of the rise is lost; `forgotten`, to the baseline, when
 the training level falls below `FORGOTTEN`. Thresholds are shares of the range from chance to perfect, so they are the
