@@ -15,7 +15,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from graphllmrec.grokking.callback import GrokkingCallback
-from graphllmrec.grokking.detector import Event, GrokkingDetector, Scale
+from graphllmrec.grokking.detector import LIFT, Event, GrokkingDetector, Scale
 
 LENGTH, EVERY = 400, 10  # updates, steps between them
 SCALES = {"loss": Scale(chance=4.0)}
@@ -101,12 +101,35 @@ def test_noise_on_a_plateau_is_no_event(size: float, memory: float) -> None:
     assert alarms <= 1
 
 
+def test_the_same_lift_without_regard_to_noise_would_raise_alarms() -> None:
+    """The condition that the lift is six deviations is what makes a lift of .05 usable."""
+    alarms = 0
+    for valid in noises(50, 0.03, 0.0):
+        since = valid[20:]  # memorised
+        lift = since - since.cumsum() / np.arange(1, len(since) + 1)
+        alarms += bool((lift[20:] >= LIFT).any())
+    assert alarms == 50
+
+
+def test_ordinary_learning_that_ends_with_the_wait_is_no_event() -> None:
+    """Above the mean since memorisation by more than LIFT, but no longer rising when the wait ends."""
+    assert kinds(detect(ramp(0, 100), ramp(0, 150, high=0.8))[0]) == ["memorised"]
+
+
+def test_a_rise_that_begins_before_the_end_of_the_wait_is_an_event() -> None:
+    events, _ = detect(ramp(5, 50), ramp(50, 200, low=0.3, high=0.7))  # memorised at 45, end of the wait at 90
+    assert kinds(events) == ["memorised", "generalising"]
+    assert step_at(90) <= events[1].detected <= step_at(110)
+
+
 def test_a_metric_alone_that_jumps_counts_half() -> None:
-    detector, events = GrokkingDetector(SCALES), []
-    for place in range(LENGTH):
-        valid = {"loss": 4.5, "accuracy": 0.12 if place > 200 else 0.0}
-        events += detector.update(step_at(place), train={"loss": 0.0}, valid=valid)
-    assert kinds(events) == ["memorised"]
+    """A jump of accuracy by .08 is an event where accuracy is the only value, and none beside a loss at chance."""
+    for loss, expected in (({}, ["memorised", "generalising"]), ({"loss": 4.5}, ["memorised"])):
+        detector, events = GrokkingDetector(SCALES), []
+        for place in range(LENGTH):
+            valid = loss | {"accuracy": 0.08 if place > 200 else 0.0}
+            events += detector.update(step_at(place), train={"loss": 0.0}, valid=valid)
+        assert kinds(events) == expected
 
 
 # collapse and forgetting

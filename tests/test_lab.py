@@ -18,8 +18,9 @@ from graphllmrec.errors import CheckpointError
 from graphllmrec.grokking.lab import runner
 from graphllmrec.grokking.lab.collection import PARTS, Run, collection
 from graphllmrec.grokking.lab.engine import POINTS, Problem, Training, effective_rank, train_problem
+from graphllmrec.grokking.lab.families import digits, linear, permutations, transformer
 from graphllmrec.grokking.lab.protocol import ScoredRun, compare, outcome, score
-from graphllmrec.grokking.lab.rules import RULES, observe
+from graphllmrec.grokking.lab.rules import RULES, Reading, find_stretch, observe
 from graphllmrec.grokking.lab.tasks import completion, modular, parity, sparse, tastes, teacher
 from graphllmrec.grokking.lab.trajectory import CURVES, Trajectory, read_trajectories, write_trajectories
 from graphllmrec.grokking.lab.truth import Truth, find_truth, levels
@@ -103,27 +104,67 @@ def test_outcomes(truth: Truth, detected: int | None, expected: str) -> None:
 
 
 def test_a_score_counts_hits_alarms_and_delays() -> None:
-    runs = [build_run(MEMORY, ramp(100, 200)) for _ in range(6)]
     truths = [EVENT, EVENT, EVENT, Truth("none"), Truth("none"), Truth("unclear")]
-    answers = iter([950, 500, None, None, 10, 10])
-    found = score(lambda _run, _threshold: next(answers), 0.0, runs, truths)
+    answers = [950, 500, None, None, 10, 10]
+    readings = [Reading(np.array([step or 0]), np.array([float(step is not None)])) for step in answers]
+    found = score(readings, 1.0, truths)
     assert (found.events, found.hits, found.quiet, found.false_alarms, found.runs) == (3, 1, 2, 2, 5)
     assert found.delay == pytest.approx(50 / 1000)
+    assert found.lead == pytest.approx(150 / 1000)
+    assert found.auroc == pytest.approx((1 + 1 + 3 * 0.5) / 6)  # pairs of the three events with the two other runs
     assert found.recall == pytest.approx(1 / 3)
     assert found.alarms_per_run == pytest.approx(2 / 5)
 
 
 def test_thresholds_are_chosen_on_the_first_part_and_scored_on_the_second() -> None:
     [some, *_] = collection("build")
-    build = [ScoredRun.of(some, build_run(MEMORY, valid)) for valid in (ramp(100, 200), ramp(100, 200, high=0.09))]
-    held_out = [ScoredRun.of(some, build_run(MEMORY, valid)) for valid in (ramp(150, 220), ramp(100, 200, high=0.04))]
+    build = [ScoredRun.of(some, build_run(MEMORY, valid)) for valid in (ramp(100, 200), ramp(100, 200, high=0.04))]
+    held_out = [ScoredRun.of(some, build_run(MEMORY, valid)) for valid in (ramp(150, 220), ramp(100, 200, high=0.03))]
     table = compare({"build": build, "held-out": held_out})
     assert set(table) == set(RULES)
-    for name in ("detector", "points, tuned", "gap"):
+    for name in ("detector", "points, no wait", "gap", "lift since memorisation"):
         first, second = table[name].parts.values()
         assert (first.recall, first.false_alarms, second.recall, second.false_alarms) == (1, 0, 1, 0), name
-    assert table["points, tuned"].threshold == 0.1  # the smallest that is above the second run
-    assert table["+2 points"].parts["build"].false_alarms == 1
+    assert table["points, no wait"].threshold == 0.05  # the smallest that is above the second run
+    assert table["+2 points, no wait"].parts["build"].false_alarms == 1
+
+
+# rules
+
+
+def test_a_rule_with_the_wait_reads_no_point_before_twice_the_step_of_memorisation() -> None:
+    run = build_run(MEMORY, ramp(18, 60))
+    assert find_stretch(run, wait=True).first == 36
+    assert find_stretch(run, wait=False).first == 28
+    for name, rule in RULES.items():
+        assert rule.read(run).step[0] == (360 if rule.wait else 280), name
+        assert len(rule.read(run).step) == len(rule.read(run).values), name
+        nothing = rule.read(build_run(MEMORY * 0.5, ramp(18, 60)))
+        assert (len(nothing.step), nothing.highest, nothing.detect(0.1)) == (0, 0.0, None), name
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if "offline" not in name and name != "detector"])
+def test_a_statistic_depends_on_the_past_only(name: str) -> None:
+    valid = ramp(100, 200)
+    changed = np.where(np.arange(LENGTH) < 150, valid, 0.2)
+    first, second = (RULES[name].read(build_run(MEMORY, values)) for values in (valid, changed))
+    until = first.step < 150 * EVERY
+    np.testing.assert_allclose(first.values[until], second.values[until], atol=1e-9)
+
+
+def test_the_lift_rules_measure_above_three_means() -> None:
+    run = build_run(MEMORY, 0.2 + 0.5 * (np.arange(LENGTH) >= 100))  # memorised at 18, end of the wait at 36
+    lifts = {name: RULES[name].read(run).values for name in RULES if name.startswith("lift")}
+    assert lifts["lift above the wait"][100 - 36] == pytest.approx(0.5)
+    assert lifts["lift since the wait"][100 - 36] == pytest.approx(0.5 * 64 / 65)
+    assert lifts["lift since memorisation"][100 - 36] == pytest.approx(0.5 * 82 / 83)
+
+
+def test_the_residual_of_a_linear_recurrence_is_zero_until_it_breaks() -> None:
+    wave = 0.5 + 0.1 * np.sin(0.3 * np.arange(LENGTH)) + 0.3 * (np.arange(LENGTH) >= 200)
+    reading = RULES["DMD residual"].read(build_run(MEMORY, wave))
+    assert reading.values[reading.step < 2000].max() < 2e-3
+    assert reading.values[reading.step >= 2000].max() > 2e-2
 
 
 # real training runs
@@ -142,7 +183,10 @@ def test_matrix_completion_generalises_late_with_weight_decay_and_never_without(
     assert late.curves["effective_rank"][-1] < 4 < late.curves["effective_rank"][0]
 
 
-@pytest.mark.parametrize("task", [modular, completion, tastes, parity, teacher, sparse])
+EVERY_TASK = (modular, completion, tastes, parity, teacher, sparse, digits, permutations, transformer, linear)
+
+
+@pytest.mark.parametrize("task", EVERY_TASK)
 def test_every_task_is_a_function_of_its_seed(task: Any) -> None:
     first, again, other = (task(seed, Training(20, 1e-3, 0.1)) for seed in (1, 1, 2))
     for name in CURVES:
@@ -154,18 +198,21 @@ def test_every_task_is_a_function_of_its_seed(task: Any) -> None:
 
 
 def test_the_parts_share_no_seed_and_every_run_has_settings_its_task_knows() -> None:
-    build, held_out, new = (collection(part) for part in PARTS)
+    build, held_out, new, second_build, second_held_out = (collection(part) for part in PARTS)
     assert len(build) + len(held_out) >= 200
     assert not {run.task for run in new} & {run.task for run in (*build, *held_out)}
     assert not {run.seed for run in build} & {run.seed for run in held_out}
     assert not {repr((run.task, run.settings, run.training)) for run in build if run.kind == "late"} & {
         repr((run.task, run.settings, run.training)) for run in held_out
     }
-    for run in (*build, *held_out, *new):
+    later = {run.task for run in second_build}, {run.task for run in second_held_out}
+    assert not later[0] & later[1]
+    assert not (later[0] | later[1]) & {run.task for run in (*build, *held_out, *new)}
+    for run in (*build, *held_out, *new, *second_build, *second_held_out):
         assert set(run.settings) <= set(TASK_SETTINGS[run.task].__kwdefaults__), run
 
 
-TASK_SETTINGS = {each.__name__: each for each in (modular, completion, tastes, parity, teacher, sparse)}
+TASK_SETTINGS = {each.__name__: each for each in EVERY_TASK}
 
 
 # the engine
@@ -234,7 +281,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     settings = {"n": 20, "share": 0.6, "start": 3.0}
 
     def runs(part: Any) -> list[Run]:
-        seed = {"build": 0, "held-out": 1, "new task": 2}[part]
+        seed = PARTS.index(part)
         late, never = (Training(1600, 0.03, decay, "sgd") for decay in (0.1, 0.0))
         return [
             Run(part, "late", "completion", seed, late, settings),
@@ -250,16 +297,16 @@ def test_the_lab_trains_runs_scores_rules_and_draws(few: list[Run], tmp_path: Pa
     result = CliRunner().invoke(app, ["grok-lab", "--all", "--out", str(tmp_path / "lab"), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
-    assert found["outcomes"] == {"hit": 6, "quiet": 3}
+    assert found["outcomes"] == {"hit": 10, "quiet": 5}
     assert set(found["rules"]) == set(RULES)
     assert found["rules"]["detector"]["held-out"]["recall"] == 1.0
     page = (tmp_path / "lab" / "index.html").read_text()
-    assert page.count("<svg") == 6  # one run of every part and kind
-    assert page.count(">generalising</text>") == 3  # an event of every run that comes late
+    assert page.count("<svg") == 10  # one run of every part and kind
+    assert page.count(">generalising</text>") == 5  # an event of every run that comes late
     assert not re.search(r"<script|(src|href)=['\"]?https?:", page)
     kept = read_trajectories(tmp_path / "lab" / "trajectories-all-held-out.parquet")
     assert [run.seed for run in kept] == [1, 11, 1]
-    assert len(json.loads((tmp_path / "lab" / "lab.json").read_text())["runs"]) == 9
+    assert len(json.loads((tmp_path / "lab" / "lab.json").read_text())["runs"]) == 15
 
 
 def test_existing_runs_are_not_trained_again(few: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,23 +336,25 @@ def test_scoring_without_ruptures_names_the_package_before_training(
 
 
 def test_a_score_without_events_has_no_recall_and_no_delay() -> None:
-    found = score(lambda _run, _threshold: None, 0.0, [build_run(MEMORY, MEMORY)], [Truth("none")])
-    assert (found.recall, found.delay, found.alarms_per_run) == (None, None, 0)
+    found = score([Reading(np.array([5]), np.array([0.0]))], 1.0, [Truth("none")])
+    assert (found.recall, found.delay, found.lead, found.auroc, found.alarms_per_run) == (None, None, None, None, 0)
 
 
-@pytest.mark.parametrize("part", ["held-out", "new task"])
+@pytest.mark.parametrize("part", ["held-out", "new task", "second held-out"])
 def test_the_detector_reaches_its_published_figures_on_runs_not_used_to_build_it(part: Any) -> None:
     folder = Path(__file__).parents[1] / "benchmarks" / "results" / "grok-lab"
     made = read_trajectories(folder / f"trajectories-all-{part.replace(' ', '-')}.parquet")
     runs = [ScoredRun.of(run, each) for run, each in zip(collection(part), made, strict=True)]
-    rule, _ = RULES["detector"]
-    found = score(rule, 0.0, made, [each.truth for each in runs])
-    assert found.recall is not None
-    assert found.alarms_per_run is not None
-    assert found.delay is not None
-    assert found.recall >= 0.95
-    assert found.alarms_per_run <= 0.02
-    assert found.delay <= 0.1
-    published = json.loads((folder / "lab.json").read_text())["rules"]["detector"][part]
-    assert (published["hits"], published["false_alarms"]) == (found.hits, found.false_alarms)
-    assert published["median_delay"] == pytest.approx(found.delay)
+    published = json.loads((folder / "lab.json").read_text())["rules"]
+    for name in ("detector", "+.1 after the wait"):
+        rule = RULES[name]
+        found = score([rule.read(each) for each in made], rule.thresholds[0], [each.truth for each in runs])
+        assert published[name][part]["hits"] == found.hits
+        assert published[name][part]["false_alarms"] == found.false_alarms
+        assert published[name][part]["median_delay"] == pytest.approx(found.delay)
+        assert found.recall is not None
+        assert found.alarms_per_run is not None
+        assert found.delay is not None
+        assert found.recall >= 0.95
+        assert found.alarms_per_run <= 0.025
+        assert found.delay <= 0.1

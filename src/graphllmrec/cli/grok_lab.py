@@ -13,7 +13,7 @@ from graphllmrec.cli.common import Json, print_json, say
 def grok_lab(
     out: Annotated[Path, typer.Option("--out", help="Folder for trajectories, page and figures.")] = Path("grok-lab"),
     everything: Annotated[
-        bool, typer.Option("--all", help="The whole collection, about 300 runs, and the score of every rule.")
+        bool, typer.Option("--all", help="The whole collection, about 400 runs, and the score of every rule.")
     ] = False,
     fusion: Annotated[
         bool, typer.Option("--fusion", help="Instead: two branches, one late; ten seeds of every way to fuse them.")
@@ -25,6 +25,7 @@ def grok_lab(
     Without --all: one run of every kind, in about a minute of one processor core. Runs that are in the folder already
     are not made again.
     """
+    from graphllmrec.grokking.lab.collection import BUILD, PARTS
     from graphllmrec.grokking.lab.runner import run_fusion, run_lab
     from graphllmrec.progress import RunLogger
     from graphllmrec.report.lab_report import delay_text
@@ -45,10 +46,10 @@ def grok_lab(
         print_json({"out": str(out), **{key: found[key] for key in found if key != "runs"}})
         return
     for name, rule in found.get("rules", {}).items():
-        for part in ("held-out", "new task"):
+        for part in (part for part in PARTS if part not in BUILD):
             score = rule[part]
             say(
-                f"{part:9s} {name:22s} {score['hits']} of {score['events']} events, {score['false_alarms']} false "
+                f"{part:15s} {name:30s} {score['hits']} of {score['events']} events, {score['false_alarms']} false "
                 f"alarms in {score['runs']} runs, median delay {delay_text(score['median_delay']) or 'none'}"
             )
     outcomes = ", ".join(f"{count} {name}" for name, count in sorted(found["outcomes"].items()))

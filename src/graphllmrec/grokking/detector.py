@@ -10,10 +10,16 @@ then the median of the last `_MEDIAN` updates. A state machine follows the two l
     baseline      the training level is below `MEMORISED`
     memorised     the training level has reached `MEMORISED`; until `LATE` times that step, a rise of the validation
                   level counts as ordinary learning
-    plateau       that step has passed; the plateau level is the mean validation level since
-    generalising  the validation level is above the plateau level by `LIFT` and by `NOISE` standard deviations of a
-                  single level, and the training data are still memorised: this is the event
+    plateau       that step has passed: the end of the wait
+    generalising  the validation level is above the plateau level, its mean since memorisation, by `LIFT` and by `NOISE`
+                  standard deviations of a single level; it has risen since the end of the wait, too; and the training
+                  data are still memorised: this is the event
     settled       the validation level has stopped rising
+
+The mean since memorisation follows a drift, and has not yet followed a rise that began before the end of the wait. So a
+lift of .05 is enough, and slow rises are detected early. That is a rule of two lines; what makes so small a lift usable
+is the condition on noise. The deviation of a single level is estimated from second differences over `_MEDIAN` updates:
+noise and wandering count, a steady rise does not.
 
 Two transitions lead back: `collapse`, to the plateau, when half of the rise is lost; `forgotten`, to the baseline, when
 the training level falls below `FORGOTTEN`. Thresholds are shares of the range from chance to perfect, so they are the
@@ -39,8 +45,9 @@ Kind = Literal["memorised", "generalising", "collapse", "forgotten"]
 MEMORISED = 0.9  # training level from which the training data count as memorised
 FORGOTTEN = 0.8  # training level below which they no longer do
 LATE = 2.0  # times the step of memorisation; a rise before counts as ordinary learning
-LIFT = 0.1  # least rise of the validation level above the plateau level
-NOISE = 5.0  # least rise in standard deviations of a single level
+LIFT = 0.05  # least rise of the validation level above the plateau level
+SINCE_WAIT = 0.25  # least rise since the end of the wait, times LIFT
+NOISE = 6.0  # least rise in standard deviations of a single level
 _MEDIAN = 5  # updates in the median
 _CONFIRMED = 3  # consecutive updates before a change of state; an event needs one
 _REST = 0.2  # share of the step number without a new best level after which an event has settled
@@ -80,14 +87,15 @@ class _Branch:
     step: int = -1  # of the last update
     initial_losses: dict[str, float] = field(default_factory=dict)  # chance levels of losses without a scale
     train: deque[float] = field(default_factory=lambda: deque(maxlen=_MEDIAN))
-    valid: deque[float] = field(default_factory=lambda: deque(maxlen=_MEDIAN))
+    valid: deque[float] = field(default_factory=lambda: deque(maxlen=2 * _MEDIAN + 1))
     streaks: dict[str, tuple[int, int]] = field(default_factory=dict)  # condition -> (consecutive updates, first step)
     memorised: int = 0  # step
     initial_progress: dict[str, float] = field(default_factory=dict)  # progress measures at memorisation
-    plateau: float = 0.0  # mean validation level on the plateau
+    plateau: float = 0.0  # mean validation level since memorisation, up to an event
     num_levels: int = 0  # updates in this mean
-    square_change: float = 0.0  # mean squared change of the validation level between updates before a rise
-    num_changes: int = 0  # updates in this mean
+    waited: float = 0.0  # validation level at the end of the wait
+    square_bend: float = 0.0  # mean squared second difference of the validation level over _MEDIAN updates
+    num_bends: int = 0  # updates in this mean
     onset: int = 0  # last step at which the level was close to the plateau level
     event: Event | None = None  # the current "generalising" event
     best: float = 0.0  # best validation level since the event
@@ -100,9 +108,14 @@ class _Branch:
         return self.streaks[condition][1] if self.streaks[condition][0] >= _CONFIRMED else None
 
     @property
+    def valid_level(self) -> float:
+        """The median of the last _MEDIAN validation levels."""
+        return median(list(self.valid)[-_MEDIAN:])
+
+    @property
     def noise(self) -> float:
-        """Standard deviation of a single validation level, from its changes: a slow rise hardly adds to them."""
-        return math.sqrt(self.square_change / 2)
+        """Standard deviation of a single validation level: a second difference has six times its variance."""
+        return math.sqrt(self.square_bend / 6)
 
     def enter(self, state: State) -> None:
         """Change the state and clear all streaks."""
@@ -146,7 +159,7 @@ class GrokkingDetector:
         tracked.step = step
         tracked.train.append(self._level(train, tracked.initial_losses, "train "))
         tracked.valid.append(self._level(valid, tracked.initial_losses, "valid "))
-        event = _advance(tracked, median(tracked.train), median(tracked.valid), dict(progress or {}))
+        event = _advance(tracked, median(tracked.train), tracked.valid_level, dict(progress or {}))
         return [event] if event is not None else []
 
     def state(self, branch: str = "") -> State:
@@ -158,11 +171,11 @@ class GrokkingDetector:
         tracked = self._branches.get(branch)
         if tracked is None or tracked.event is None:
             return 0.0
-        return max(median(tracked.valid) - tracked.plateau, 0.0)
+        return max(tracked.valid_level - tracked.plateau, 0.0)
 
     def level(self, branch: str = "") -> float:
         """The validation level of a branch, 0..1; 0 before its first update."""
-        return median(self._branches[branch].valid) if branch in self._branches else 0.0
+        return self._branches[branch].valid_level if branch in self._branches else 0.0
 
     def event(self, branch: str = "") -> Event | None:
         """The current "generalising" event of a branch; None without one, or after a collapse."""
@@ -223,13 +236,13 @@ def _advance_baseline(branch: _Branch, train: float, valid: float, progress: dic
     if since is None:
         return None
     branch.enter("memorised")
-    branch.memorised, branch.initial_progress, branch.num_levels, branch.num_changes = since, progress, 0, 0
+    branch.memorised, branch.initial_progress, branch.event = since, progress, None
+    branch.plateau, branch.num_levels, branch.square_bend, branch.num_bends = 0.0, 0, 0.0, 0
     return _event(branch, "memorised", since, train, valid, progress)
 
 
 def _advance_memorised(branch: _Branch, valid: float) -> None:
-    branch.num_levels += 1
-    _update_noise(branch)
+    _update_means(branch)
     if branch.step < LATE * branch.memorised or branch.num_levels < _MEDIAN:
         return
     if valid >= MEMORISED:  # learned together with the training data: no room for a late rise
@@ -239,40 +252,42 @@ def _advance_memorised(branch: _Branch, valid: float) -> None:
         _enter_plateau(branch, valid)
 
 
-def _update_noise(branch: _Branch) -> None:
-    """Add the newest change of the level to the mean."""
-    if len(branch.valid) > 1:
-        branch.num_changes += 1
-        change = branch.valid[-1] - branch.valid[-2]
-        branch.square_change += (change**2 - branch.square_change) / branch.num_changes
+def _update_means(branch: _Branch) -> None:
+    """Add the newest level to the mean since memorisation, and its second difference to the noise."""
+    branch.num_levels += 1
+    branch.plateau += (branch.valid[-1] - branch.plateau) / branch.num_levels
+    apart = min(_MEDIAN, (branch.num_levels - 1) // 2)  # less than _MEDIAN close to memorisation
+    if apart:
+        bend = branch.valid[-1] - 2 * branch.valid[-1 - apart] + branch.valid[-1 - 2 * apart]
+        branch.num_bends += 1
+        branch.square_bend += (bend**2 - branch.square_bend) / branch.num_bends
 
 
 def _enter_plateau(branch: _Branch, valid: float) -> None:
-    branch.plateau, branch.num_levels, branch.onset, branch.event = valid, 1, branch.step, None
+    branch.waited, branch.onset, branch.event = valid, branch.step, None
     branch.enter("plateau")
 
 
 def _advance_plateau(branch: _Branch, train: float, valid: float, progress: dict[str, float]) -> Event | None:
     lift, noise = valid - branch.plateau, branch.noise
-    if lift < LIFT / 4:  # larger values may be part of the rise: left out of the mean
-        branch.num_levels += 1
-        branch.plateau += lift / branch.num_levels
-        _update_noise(branch)
     if lift < max(LIFT / 4, 2 * noise):
         branch.onset = branch.step
-    risen = lift >= max(LIFT, NOISE * noise) and train >= MEMORISED
-    if not risen:  # no streak needed: in a median of five, three levels have risen
-        return None
-    branch.enter("generalising")
-    branch.best, branch.best_step = valid, branch.step
-    branch.event = _event(branch, "generalising", branch.onset, train, valid, progress)
-    return branch.event
+    rises = lift >= max(LIFT, NOISE * noise) and valid - branch.waited >= SINCE_WAIT * LIFT
+    if rises and train >= MEMORISED and branch.num_bends >= _MEDIAN:
+        # no streak needed: in a median of five, three levels have risen
+        branch.enter("generalising")
+        branch.best, branch.best_step = valid, branch.step
+        branch.event = _event(branch, "generalising", branch.onset, train, valid, progress)
+        return branch.event
+    _update_means(branch)
+    return None
 
 
 def _advance_after_event(branch: _Branch, train: float, valid: float, progress: dict[str, float]) -> Event | None:
     since = branch.held_since("fallen", valid < (branch.plateau + branch.best) / 2, branch.step)
     if since is not None:
         event = _event(branch, "collapse", since, train, valid, progress)
+        branch.plateau, branch.num_levels = valid, 1
         _enter_plateau(branch, valid)
         return event
     if valid > branch.best:

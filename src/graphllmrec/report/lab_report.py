@@ -38,7 +38,7 @@ class FusionRun:
 def write_lab(path: Path, found: Json, runs: Sequence[LevelRun]) -> None:
     """The page of the lab. `found`: the content of lab.json; `runs`: those to draw."""
     rules = found.get("rules", {})
-    parts = [part for part in next(iter(rules.values()), {}) if part not in ("threshold", "build")]
+    parts = [part for part in next(iter(rules.values()), {}) if part not in ("threshold", "build", "second build")]
     write_page(
         path,
         "lab.html.j2",
@@ -83,8 +83,12 @@ def _scores(rules: Json, part: str) -> Table:
             f"{score['false_alarms']} in {score['runs']}",
             "" if score["alarms_per_run"] is None else f"{score['alarms_per_run']:.3f}",
             delay_text(score["median_delay"]),
+            delay_text(score["median_lead"]),
+            "" if score["auroc"] is None else f"{score['auroc']:.2f}",
         ])  # fmt: skip
-    return Table(["rule", "threshold", "events hit", "recall", "false alarms", "per run", "median delay"], rows)
+    return Table(
+        ["rule", "threshold", "events hit", "recall", "false alarms", "per run", "median delay", "lead", "AUROC"], rows
+    )
 
 
 def _ways(table: Sequence[Json]) -> Table:

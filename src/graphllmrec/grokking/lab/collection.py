@@ -1,7 +1,12 @@
-"""The collection of runs, in three parts: one to choose thresholds on, two to score detection rules on.
+"""The collection of runs, in five parts: two to choose rules and thresholds on, three to score them on.
 
 "build" is for choosing thresholds. "held-out" has other seeds, other settings of the same tasks, and one task (parity)
 that "build" lacks. "new task" has a task (sparse) of which the other parts have no run.
+
+The last two have the tasks of families.py, which came after the detector was published with figures of the first three.
+"second build" has digits and permutations. "second held-out" has linear regression and a transformer; its settings
+were chosen by the labels of truth.py and the curves of one other seed, before any rule here had read a run of these two
+tasks, and the rules were scored on it once, after all of them had been fixed.
 """
 
 from __future__ import annotations
@@ -12,11 +17,13 @@ from itertools import product
 from typing import Any, Literal
 
 from graphllmrec.grokking.lab.engine import Training
+from graphllmrec.grokking.lab.families import FAMILIES
 from graphllmrec.grokking.lab.tasks import TASKS
 from graphllmrec.grokking.lab.trajectory import Trajectory
 
-Part = Literal["build", "held-out", "new task"]
-PARTS: tuple[Part, ...] = ("build", "held-out", "new task")
+Part = Literal["build", "held-out", "new task", "second build", "second held-out"]
+PARTS: tuple[Part, ...] = ("build", "held-out", "new task", "second build", "second held-out")
+BUILD: tuple[Part, ...] = ("build", "second build")  # on which thresholds are chosen
 
 
 @dataclass(frozen=True)
@@ -32,13 +39,14 @@ class Run:
 
     def train(self) -> Trajectory:
         """Train and return the curves."""
-        return TASKS[self.task](self.seed, self.training, **self.settings)
+        return (TASKS | FAMILIES)[self.task](self.seed, self.training, **self.settings)
 
 
 def collection(part: Part) -> list[Run]:
     """All runs of a part."""
-    runs = {"build": _build, "held-out": _held_out, "new task": _new_task}[part]()
-    return [Run(part, *run) for run in runs]
+    parts = {"build": _build, "held-out": _held_out, "new task": _new_task}
+    parts |= {"second build": _second_build, "second held-out": _second_held_out}
+    return [Run(part, *run) for run in parts[part]()]
 
 
 _Spec = tuple[str, str, int, Training, dict[str, Any]]
@@ -118,3 +126,40 @@ def _new_task() -> Iterator[_Spec]:
         yield "full rank", "sparse", seed, Training(4000, 3e-3, 0.3), {"nonzero": 120}
         yield "nothing to find", "sparse", seed, Training(4000, 3e-3, 0.3), {"nonzero": 0, "noise": 1.0}
         yield "ordinary", "sparse", seed, Training(4000, 3e-3, 0.1), {"examples": 400, "start": 0.5}
+
+
+def _second_build() -> Iterator[_Spec]:
+    seeds = range(300, 303)
+    for seed, (examples, start, decay) in product(seeds, ((30, 6.0, 0.3), (100, 7.0, 1.0), (100, 8.0, 0.3))):
+        yield "late", "digits", seed, Training(2000, 1e-3, decay), {"examples": examples, "start": start}
+    for seed in seeds:
+        yield "late", "digits", seed, Training(4000, 1e-3, 0.1), {"examples": 200, "start": 8.0}
+        yield "late, no decay", "digits", seed, Training(4000, 1e-3, 0.0), {"examples": 200, "start": 8.0}
+    for seed, share, decay in product(seeds, (0.7, 0.8), (0.5, 1.0)):
+        yield "late", "permutations", seed, Training(2400, 3e-3, decay), {"share": share}
+    for seed in seeds:
+        yield "small start", "digits", seed, Training(2000, 1e-3, 0.3), {"examples": 200, "start": 1.0}
+        yield "ordinary", "digits", seed, Training(2000, 1e-3, 0.3), {"examples": 1000, "start": 2.0}
+        yield "nothing to find", "digits", seed, Training(2000, 1e-3, 0.3), {"noise": 1.0}
+        yield "random labels", "digits", seed, Training(2000, 1e-3, 0.3), {"noise": 0.5}
+        yield "too little data", "digits", seed, Training(2000, 1e-3, 0.0), {"examples": 10, "start": 8.0}
+        yield "noisy", "digits", seed, Training(2000, 1e-3, 0.0), {"examples": 100, "start": 1.0, "seen": 40}
+        yield "no decay", "permutations", seed, Training(2400, 3e-3, 0.0), {"share": 0.8}
+        yield "too little data", "permutations", seed, Training(2400, 3e-3, 1.0), {"share": 0.3}
+        yield "nothing to find", "permutations", seed, Training(2400, 3e-3, 1.0), {"random_labels": True}
+
+
+def _second_held_out() -> Iterator[_Spec]:
+    seeds = range(400, 404)
+    for seed, (start, decay) in product(seeds, ((2.0, 0.02), (4.0, 0.02), (4.0, 0.05), (8.0, 0.1))):
+        yield "late", "linear", seed, Training(4000, 0.02, decay, "sgd"), {"start": start}
+    for seed, decay in product(seeds, (0.5, 1.0)):
+        yield "late", "transformer", seed, Training(1600, 3e-3, decay), {}
+    for seed in seeds:
+        yield "no decay", "linear", seed, Training(4000, 0.02, 0.0, "sgd"), {"start": 4.0}
+        yield "small start", "linear", seed, Training(4000, 0.02, 0.02, "sgd"), {"start": 0.1}
+        yield "nothing to find", "linear", seed, Training(4000, 0.02, 0.05, "sgd"), {"signal": 0.0, "noise": 1.0}
+        yield "ordinary", "linear", seed, Training(4000, 0.02, 0.02, "sgd"), {"examples": 300, "start": 2.0}
+        yield "too little data", "linear", seed, Training(4000, 0.02, 0.05, "sgd"), {"examples": 5, "start": 4.0}
+        yield "no decay", "transformer", seed, Training(1600, 3e-3, 0.0), {}
+        yield "nothing to find", "transformer", seed, Training(1600, 3e-3, 1.0), {"random_labels": True}

@@ -129,8 +129,9 @@ def _to_json(runs: Sequence[ScoredRun], table: Any) -> dict[str, Any]:
 
 
 def _figures(score: Score) -> dict[str, Any]:
-    plain = {key: value for key, value in asdict(score).items() if key != "delays"}
-    return plain | {"recall": score.recall, "alarms_per_run": score.alarms_per_run, "median_delay": score.delay}
+    plain = {key: value for key, value in asdict(score).items() if key not in ("delays", "leads")}
+    plain |= {"recall": score.recall, "alarms_per_run": score.alarms_per_run}
+    return plain | {"median_delay": score.delay, "median_lead": score.lead}
 
 
 def _select_drawn(runs: Sequence[ScoredRun]) -> list[ScoredRun]:

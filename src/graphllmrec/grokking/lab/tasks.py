@@ -67,7 +67,7 @@ def modular(
         lambda: left,
     )
     about = {"p": p, "share": share, "operation": operation, **({"seen": seen} if seen else {})}
-    return train_problem("modular", seed, about | _describe(training), problem, training)
+    return train_problem("modular", seed, about | describe(training), problem, training)
 
 
 def completion(
@@ -99,7 +99,7 @@ def completion(
 
     problem = Problem(weights, loss, measure, 1.0, 0.0, lambda: u @ v.T)
     about = {"n": n, "rank": rank, "share": share, "start": start}
-    return train_problem("completion", seed, about | _describe(training), problem, training)
+    return train_problem("completion", seed, about | describe(training), problem, training)
 
 
 def tastes(
@@ -147,7 +147,7 @@ def tastes(
     problem = Problem(weights, loss, measure, float(guess), by_chance, lambda: x @ y.T)
     about = {"blocks": blocks, "share": share, "start": start, "dims": dims}
     about |= {name: value for name, value in (("noise", noise), ("batch", batch)) if value}
-    return train_problem("tastes", seed, about | _describe(training), problem, training)
+    return train_problem("tastes", seed, about | describe(training), problem, training)
 
 
 def ndcg(scores: Tensor, liked: Tensor, mask: Tensor) -> float:
@@ -186,7 +186,7 @@ def parity(
 
     problem = Problem(weights, loss, measure, float(np.log(2)), 0.5, lambda: inner)
     about = {"bits": bits, "examples": examples}
-    return train_problem("parity", seed, about | _describe(training), problem, training)
+    return train_problem("parity", seed, about | describe(training), problem, training)
 
 
 def sparse(
@@ -224,7 +224,7 @@ def sparse(
     )
     about: dict[str, Any] = {"dims": dims, "examples": examples, "nonzero": nonzero, "start": start}
     about |= {"noise": noise} if noise else {}
-    return train_problem("sparse", seed, about | _describe(training), problem, training)
+    return train_problem("sparse", seed, about | describe(training), problem, training)
 
 
 def _halves(examples: int) -> dict[bool, slice]:
@@ -272,10 +272,10 @@ def teacher(
 
     problem = Problem(weights, loss, measure, float(np.log(4)), 0.25, lambda: inner)
     about = {"examples": examples, "noise": noise, "batch": batch, **({"start": start} if start != 1 else {})}
-    return train_problem("teacher", seed, about | _describe(training), problem, training)
+    return train_problem("teacher", seed, about | describe(training), problem, training)
 
 
-def _describe(training: Training) -> dict[str, Any]:
+def describe(training: Training) -> dict[str, Any]:
     """The training settings that are part of a run's name."""
     about: dict[str, Any] = {"lr": training.learning_rate, "decay": training.weight_decay}
     if training.optimizer != "adamw":
