@@ -17,7 +17,7 @@ from safetensors.torch import save
 from graphllmrec.data.tables import Histories
 from graphllmrec.errors import Interrupted, TextError
 from graphllmrec.models.fusion import graphllmrec
-from graphllmrec.models.fusion.hybrid import Hybrid
+from graphllmrec.models.fusion.hybrid import Stack
 from graphllmrec.models.registry import build
 from graphllmrec.nn.examples import Beginnings
 from graphllmrec.protocol import Queries, SilentLogger, Task, TextVectors
@@ -40,10 +40,10 @@ def tiny() -> Any:
 
 
 @cache
-def taught() -> tuple[Any, Hybrid, World]:
+def taught() -> tuple[Any, Stack, World]:
     """A model, the stack that taught it, and their world."""
     world, settings = block_world(), EXPERTS | {"embedding_dim": 24, "text_dim": 8, "min_steps": 300, "twins": 40}
-    model, stack = build("graphllmrec", settings), Hybrid(graphllmrec.GraphLLMRecConfig(**settings).as_stack())
+    model, stack = build("graphllmrec", settings), Stack(graphllmrec.GraphLLMRecConfig(**settings).as_stack())
     model.fit(world.task())
     stack.fit(world.task())
     return model, stack, world
@@ -95,7 +95,7 @@ def test_the_loss_is_the_divergence_of_what_the_history_does_not_hold() -> None:
 
 def test_histories_go_on_with_items_that_the_stack_ranks_and_the_history_lacks() -> None:
     model, seed = build("graphllmrec", TINY | {"drawn": 2}), 0
-    stack = Hybrid(model.config.as_stack())
+    stack = Stack(model.config.as_stack())
     stack.fit(TASK)
     teacher = graphllmrec._Teacher(stack, TEXT, TASK, temperature=0.5, twins=3)
     features, clicked = torch.randn(ITEMS, 4), torch.ones(ITEMS, dtype=torch.bool)
@@ -114,7 +114,7 @@ def test_histories_go_on_with_items_that_the_stack_ranks_and_the_history_lacks()
 
 
 def test_the_temperature_makes_the_validation_targets_likeliest() -> None:
-    stack, notes = Hybrid(graphllmrec.GraphLLMRecConfig(**TINY).as_stack()), Notes()
+    stack, notes = Stack(graphllmrec.GraphLLMRecConfig(**TINY).as_stack()), Notes()
     stack.fit(TASK)
     found = graphllmrec._calibrated(stack, replace(TASK, logger=notes))
     likelihood = []

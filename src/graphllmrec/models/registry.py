@@ -31,6 +31,7 @@ MODELS: dict[str, str] = {
     "alpharec": "graph.alpharec:AlphaRec",
     "alphafuse": "graph.alphafuse:AlphaFuse",
     "hybrid": "fusion.hybrid:Hybrid",
+    "stack": "fusion.hybrid:Stack",
     "graphllmrec": "fusion.graphllmrec:GraphLLMRec",
     "recmind": "fusion.recmind:RecMind",
 }

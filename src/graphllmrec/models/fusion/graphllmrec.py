@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphllmrec.data.tables import Histories, Ints
-from graphllmrec.models.fusion.hybrid import Hybrid, HybridConfig
+from graphllmrec.models.fusion.hybrid import Stack, StackConfig
 from graphllmrec.nn.examples import Beginnings
 from graphllmrec.nn.gate import CONTEXTS
 from graphllmrec.nn.state import prefixed, under
@@ -60,12 +60,9 @@ _HIDDEN = -1e9  # score of items that the history holds: they are not recommende
 _BLOCK = 256  # queries whose scores the stack computes at a time
 
 
-class GraphLLMRecConfig(MonitoredConfig, HybridConfig):
+class GraphLLMRecConfig(MonitoredConfig, StackConfig):
     """Settings of GraphLLMRec: those of the stack (fusion, graph, text, settings, gate), and of the vectors."""
 
-    graph: tuple[str, ...] = Field(
-        ("sign", "text-ease", "transitions"), min_length=1, max_length=8, description="models of the graph branch"
-    )
     epochs: int = Field(1, ge=0, le=100_000, description="passes over the users at most")
     min_steps: int = Field(400, ge=0, le=1_000_000_000, description="more epochs where `epochs` have fewer steps")
     patience: int = Field(10, ge=1, le=100_000, description="stop after so many validations without a better one")
@@ -81,16 +78,16 @@ class GraphLLMRecConfig(MonitoredConfig, HybridConfig):
     max_history: int = Field(50, ge=1, le=100_000, description="newest clicks of a history that are read")
     twins: int = Field(1000, ge=0, le=1_000_000, description="unclicked items with the texts of others in training")
 
-    def as_stack(self) -> HybridConfig:
+    def as_stack(self) -> StackConfig:
         """Settings of the stack that is taught from."""
-        return HybridConfig(
+        return StackConfig(
             fusion=self.fusion, graph=self.graph, text=self.text, settings=self.settings, gate=self.gate,
             dense_items=self.dense_items,
         )  # fmt: skip
 
     def conditions(self) -> Iterator[Condition]:
         """What settings need of each other."""
-        yield from HybridConfig.conditions(self)
+        yield from StackConfig.conditions(self)
         yield from MonitoredConfig.conditions(self)
 
 
@@ -104,7 +101,7 @@ class GraphLLMRec:
 
     def __init__(self, config: GraphLLMRecConfig) -> None:
         self.config = config
-        self.abilities = replace(GraphLLMRec.abilities, uses_weights=Hybrid(config.as_stack()).abilities.uses_weights)
+        self.abilities = replace(GraphLLMRec.abilities, uses_weights=Stack(config.as_stack()).abilities.uses_weights)
         self.whitening: Whitening | None = None
         self.net = _Net(config, 1, 0, seed=0)
         self.graph = torch.empty(0, 0)  # (num_items, embedding_dim) g / τ
@@ -119,7 +116,7 @@ class GraphLLMRec:
     def fit(self, task: Task) -> None:
         """Fit the stack, then vectors that rank as it does. Raises TextError without text, Interrupted."""
         text, config, device = require_text(task, self.name), self.config, resolve_device(self.config.device)
-        stack = Hybrid(config.as_stack())
+        stack = Stack(config.as_stack())
         stack.fit(task)
         gate, contexts = stack.gate_values()
         self.gate, self.contexts = gate, torch.stack([contexts[name] for name in CONTEXTS], dim=1)
@@ -269,7 +266,7 @@ class _Net(nn.Module):
 class _Teacher:
     """The stack, with twins in its catalogue: items without clicks that have the texts of others."""
 
-    def __init__(self, stack: Hybrid, text: TextVectors, task: Task, temperature: float, twins: int) -> None:
+    def __init__(self, stack: Stack, text: TextVectors, task: Task, temperature: float, twins: int) -> None:
         rows = np.sort(rng(task.seed, "graphllmrec/twins").permutation(len(text))[:twins])
         self.twins = torch.from_numpy(rows)  # whose texts they have
         self.stack = stack.with_items(_rows(text, self.twins)) if len(rows) else stack
@@ -338,7 +335,7 @@ def _rows(text: TextVectors, rows: Tensor) -> TextVectors:
 
 
 @torch.no_grad()
-def _calibrated(stack: Hybrid, task: Task) -> float:
+def _calibrated(stack: Stack, task: Task) -> float:
     """The temperature of TEMPERATURES at which the validation targets are the most likely by the stack's scores."""
     split, total = task.split, np.zeros(len(TEMPERATURES))
     users = tuning_users(split, task.seed)

@@ -135,8 +135,9 @@ class HybridConfig(Config):
             self.as_sum()
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-        if nested := [name for name in (*self.graph, *self.text) if name == Hybrid.name]:
-            raise ValueError(f"the hybrid cannot be an expert of itself: {', '.join(nested)}")
+        stacks = (Hybrid.name, Stack.name)
+        if nested := [name for name in (*self.graph, *self.text) if name in stacks]:
+            raise ValueError(f"a stack cannot be an expert of itself: {', '.join(nested)}")
         return self
 
     def conditions(self) -> Iterator[Condition]:
@@ -166,7 +167,7 @@ class Hybrid:
     def __init__(self, config: HybridConfig) -> None:
         self.config = config
         self.sum = ZSum(config.as_sum())
-        self.abilities = replace(Hybrid.abilities, uses_weights=self.sum.abilities.uses_weights)
+        self.abilities = replace(type(self).abilities, uses_weights=self.sum.abilities.uses_weights)
         self.gate = ContextGate(len(config.as_sum().experts), len(ITEM_FEATURES), len(QUERY_FEATURES))
         self.degree = torch.empty(0)  # (num_items,) training clicks
         self.agreement = torch.empty(0)  # (num_items,) cosine of an item's text with that of its co-clicked items
@@ -355,6 +356,21 @@ class Hybrid:
         more.degree, more.agreement = torch.cat([self.degree, nothing]), torch.cat([self.agreement, nothing])
         more.num_words = torch.cat([self.num_words, _count_words(text)])
         return more
+
+
+class StackConfig(HybridConfig):
+    """Settings of the stack."""
+
+    graph: tuple[str, ...] = Field(
+        ("sign", "text-ease", "transitions"), min_length=1, max_length=8, description="models of the graph branch"
+    )
+
+
+class Stack(Hybrid):
+    """Any experts behind one gate; by default those that rank best on validation: text-EASE in item-kNN's place."""
+
+    name: ClassVar[str] = "stack"
+    config_class: ClassVar[type[Config]] = StackConfig
 
 
 MOST_DECOYS = 5_000  # while the gate is fitted
