@@ -256,8 +256,8 @@ def test_settings_of_text_are_refused_where_no_model_reads_text(name: str) -> No
                 load_recipe(recipe, {f"text.{key}": value})
 
 
-TEXT = {"max_tokens": 4, "columns": ["brand"], "pooling": "cls", "prompt": "query: ", "encoder": "./no-such-folder",
-        "revision": "other", "device": "cuda:7"}  # fmt: skip
+TEXT = {"max_tokens": 4, "columns": ["brand"], "pooling": "cls", "prompt": "query: ", "suffix": "!",
+        "encoder": "./no-such-folder", "revision": "other", "device": "cuda:7"}  # fmt: skip
 SPEED = {"batch_tokens", "dtype"}  # how fast, and rounding: tests/test_text_encoder.py
 ELSEWHERE = {"reviews", "placebo"}  # not of the encoder: tests/test_user_text.py, tests/test_text_placebo.py
 
