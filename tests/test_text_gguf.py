@@ -146,7 +146,7 @@ DAMAGES: list[tuple[Callable[[bytes], bytes], str]] = [
     (lambda content: content[:10], r"its header is damaged(.|\n)*download it again"),
     (lambda content: content[:300], r"its header is damaged"),
     (lambda content: content[:4] + struct.pack("<I", 9) + content[8:], r"version 9, and versions 2 and 3 can be read"),
-    (lambda content: content.replace(b"general.architecture", b"general.architexture"), r"its header is damaged"),
+    (lambda content: content.replace(b"general.architecture", b"general.Architecture"), r"its header is damaged"),
     (cut, r"cannot load .*tiny.gguf(.|\n)*download the file again if it may be cut short"),
     (lambda content: content.replace(b"qwen2", b"qwenX"), r"architecture qwenX is not supported(.|\n)*safetensors"),
 ]

@@ -17,19 +17,20 @@ from pathlib import Path
 
 from graphllmrec.errors import TextError
 
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # type: code
+_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # kinds
 _STRING, _ARRAY = 8, 9
-_POOLING = {1: "mean", 2: "cls", 3: "last"}  # of the entry ARCHITECTURE.pooling_type
 _ENCODERS = ("t5", "umt5", "t5encoder")  # of the architectures that transformers reads; all others are decoders
 
 Value = str | int | float | bool
+
+_POOLING: dict[Value, str] = {1: "mean", 2: "cls", 3: "last"}  # of the entry ARCHITECTURE.pooling_type
 
 
 def gguf_pooling(path: Path) -> str:
     """What the file says, else mean for encoders and last for decoders. Raises TextError as `read_header`."""
     header = read_header(path)
     architecture = header["general.architecture"]
-    said = _POOLING.get(int(header.get(f"{architecture}.pooling_type", 0)))
+    said = _POOLING.get(header.get(f"{architecture}.pooling_type", 0))
     return said or ("mean" if architecture in _ENCODERS else "last")
 
 
@@ -59,14 +60,14 @@ def read_header(path: Path) -> dict[str, Value]:
 
 
 def _entries(content: mmap.mmap) -> dict[str, Value]:
-    version, _, count = struct.unpack_from("<IQQ", content, 4)
+    version, _, count = _integers(content, 4, "IQQ")
     if version not in (2, 3):
         raise ValueError(f"version {version}, and versions 2 and 3 can be read")
     found: dict[str, Value] = {}
     at = 24
     for _ in range(count):
         key, at = _string(content, at)
-        (kind,) = struct.unpack_from("<I", content, at)
+        (kind,) = _integers(content, at, "I")
         at += 4
         if kind == _ARRAY:
             at = _after_array(content, at)
@@ -80,17 +81,21 @@ def _entries(content: mmap.mmap) -> dict[str, Value]:
 
 def _after_array(content: mmap.mmap, at: int) -> int:
     """Where an array ends whose type begins at `at`."""
-    kind, count = struct.unpack_from("<IQ", content, at)
+    kind, count = _integers(content, at, "IQ")
     at += 12
     if kind not in (_STRING, _ARRAY):
         return at + count * struct.calcsize(_code(kind))
     for _ in range(count):
-        at = _after_array(content, at) if kind == _ARRAY else at + 8 + struct.unpack_from("<Q", content, at)[0]
+        at = _after_array(content, at) if kind == _ARRAY else at + 8 + _integers(content, at, "Q")[0]
     return at
 
 
+def _integers(content: mmap.mmap, at: int, codes: str) -> tuple[int, ...]:
+    return struct.unpack_from(f"<{codes}", content, at)
+
+
 def _string(content: mmap.mmap, at: int) -> tuple[str, int]:
-    (length,) = struct.unpack_from("<Q", content, at)
+    (length,) = _integers(content, at, "Q")
     end = at + 8 + length
     if end > len(content):
         raise ValueError("it ends too early")
