@@ -326,7 +326,7 @@ def test_what_users_wrote_counts() -> None:
     [
         ({"graph": ["neural"]}, "unknown expert 'neural'; known: "),
         ({"graph": ["ease"], "text": ["ease"]}, "expert 'ease' is given twice"),
-        ({"graph": ["hybrid"]}, "the hybrid cannot be an expert of itself"),
+        ({"graph": ["hybrid"]}, "a stack cannot be an expert of itself"),
         ({"graph": []}, "at least 1 item"),
         ({"settings": {"ease": {}}}, rf"settings.ease: not one of the experts \({', '.join(EXPERTS)}\)"),
         ({"settings": {"sign": {"epochs": -1}}}, "settings.sign.epochs: Input should be greater than or equal to 0"),

@@ -144,7 +144,7 @@ def small(section: Mapping[str, Any]) -> dict[str, Any]:
         if key in config.model_fields and own.get(key, 1) not in (0, 0.0):
             trial = config.model_validate({**own, key: value}, context={"saved": True})
             own |= {key: value} if key not in trial.idle() else {}
-    fused = section["name"] in ("hybrid", "graphllmrec")
+    fused = section["name"] in ("hybrid", "stack", "graphllmrec")
     if fused or section["name"] == "z-sum":
         experts = own.get("graph", ["sign"]) if fused else own.get("experts", [])
         own["settings"] = {name: value for name, value in SMALL_EXPERTS.items() if name in experts}
@@ -256,8 +256,8 @@ def test_settings_of_text_are_refused_where_no_model_reads_text(name: str) -> No
                 load_recipe(recipe, {f"text.{key}": value})
 
 
-TEXT = {"max_tokens": 4, "columns": ["brand"], "pooling": "cls", "prompt": "query: ", "encoder": "./no-such-folder",
-        "revision": "other", "device": "cuda:7"}  # fmt: skip
+TEXT = {"max_tokens": 4, "columns": ["brand"], "pooling": "cls", "prompt": "query: ", "suffix": "!",
+        "encoder": "./no-such-folder", "revision": "other", "device": "cuda:7"}  # fmt: skip
 SPEED = {"batch_tokens", "dtype"}  # how fast, and rounding: tests/test_text_encoder.py
 ELSEWHERE = {"reviews", "placebo"}  # not of the encoder: tests/test_user_text.py, tests/test_text_placebo.py
 

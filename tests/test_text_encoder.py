@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from graphllmrec.text import loading as source
 from graphllmrec.text.config import TextConfig
 from graphllmrec.text.encoder import _batches, encode_items, encode_texts
 from graphllmrec.text.loading import find_source
+from graphllmrec.text.lora import AdaptedEncoder, LoRAConfig
 
 transformers = pytest.importorskip("transformers")
 
@@ -155,6 +157,35 @@ def test_token_limit_and_prompt(tiny_model: Callable[..., Path], tmp_path: Path)
     assert torch.equal(encode("red green blue steel", max_tokens=4), encode("red green", max_tokens=4))
     assert not torch.allclose(encode("red green blue steel"), encode("red green"))
     torch.testing.assert_close(encode("lamp", prompt="small "), encode("small lamp"))
+
+
+@pytest.mark.parametrize("kind", ["bert", "qwen2"])
+def test_a_suffix_follows_the_cut_text(tiny_model: Callable[..., Path], tmp_path: Path, kind: str) -> None:
+    folder = tiny_model(kind)
+    config = TextConfig(encoder=str(folder), dtype="float32", pooling="last", max_tokens=4, suffix=" round lamp")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = [*tokenizer("red green")["input_ids"], *tokenizer("round lamp", add_special_tokens=False)["input_ids"]]
+    states = transformers.AutoModel.from_pretrained(folder).eval()(input_ids=torch.tensor([ids])).last_hidden_state
+    expected = torch.nn.functional.normalize(states[0, -1:], dim=1).detach()
+    for text in ("red green", "red green blue steel"):
+        torch.testing.assert_close(encode_texts([text], config, cache=tmp_path / "c"), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(AdaptedEncoder(config, LoRAConfig(rank=1), seed=0).encode(["red green"]), expected)
+
+
+def test_vectors_without_a_suffix_keep_their_place_in_the_cache(tiny_model: Callable[..., Path]) -> None:
+    config = TextConfig(encoder=str(tiny_model()))
+    named = {"name", "model", "pooling", "max_tokens", "prompt", "dtype"}
+    assert encoder._identity(find_source(config.encoder), config).keys() == named
+    assert encoder._identity(find_source(config.encoder), config.model_copy(update={"suffix": "!"})).keys() - named
+
+
+def test_a_suffix_longer_than_the_model_reads(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tiny_model()
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": 8}))
+    config = TextConfig(encoder=str(folder), suffix="lamp " * 7)
+    with pytest.raises(TextError, match=r"text\.suffix has 7 tokens, and the model reads 8 in all(.|\n)*shorter"):
+        encode_texts(["red"], config, cache=tmp_path)
 
 
 def test_batches_respect_the_budget_and_keep_everything() -> None:

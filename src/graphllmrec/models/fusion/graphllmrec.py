@@ -54,7 +54,7 @@ from graphllmrec.train.device import on_cpu, resolve_device, to_device
 from graphllmrec.train.loop import MonitoredConfig
 from graphllmrec.train.validation import settle, train_model, tuning_users
 
-TEMPERATURES = tuple(2.0 ** (step / 2) for step in range(-10, 5))  # 1/32 to 4
+TEMPERATURES = tuple(2.0 ** (step / 2) for step in range(-4, 5))  # 1/4 to 4: a sharper one teaches the top alone
 UNTUNED_TEMPERATURE = 0.25  # for data without a validation part to tune on
 _HIDDEN = -1e9  # score of items that the history holds: they are not recommended, so they are not taught
 _BLOCK = 256  # queries whose scores the stack computes at a time
@@ -65,7 +65,7 @@ class GraphLLMRecConfig(MonitoredConfig, StackConfig):
 
     epochs: int = Field(1, ge=0, le=100_000, description="passes over the users at most")
     min_steps: int = Field(400, ge=0, le=1_000_000_000, description="more epochs where `epochs` have fewer steps")
-    patience: int = Field(10, ge=1, le=100_000, description="stop after so many validations without a better one")
+    patience: int = Field(100, ge=1, le=100_000, description="stop after so many validations without a better one")
     batch_size: int = Field(64, ge=1, le=1_000_000, description="users per step, each with 1 + `drawn` histories")
     drawn: int = Field(3, ge=0, le=1_000, description="items that a history goes on with, drawn by the stack's scores")
     schedule: Literal["constant", "cosine"] = Field("cosine", description="course of the step size")
@@ -129,7 +129,7 @@ class GraphLLMRec:
         loss = _Loss(config, net, *inputs, _Teacher(stack, text, task, temperature, config.twins), task)
         export = partial(self._export_vectors, net, features, clicked)
         taught = (stack.sum.weights, *stack.gate.state_dict().values())
-        train_model(self, task, net, len(loss), loss, export, inputs=(*inputs, *taught))
+        train_model(self, task, net, len(loss), loss, export, inputs=(*inputs, *taught), latest=True)
 
     @torch.no_grad()
     def _export_vectors(self, net: _Net, features: Tensor, clicked: Tensor) -> None:

@@ -142,6 +142,7 @@ class HybridConfig(Config):
 
     def conditions(self) -> Iterator[Condition]:
         """What settings need of each other."""
+        yield from self.as_sum().conditions()
         yield Condition("gate", self.fusion != "static", 'fusion = "gate"')
 
     def idle(self) -> dict[str, str]:

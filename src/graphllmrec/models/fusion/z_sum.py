@@ -19,7 +19,7 @@ their place. Each expert is a branch: it can be scored alone, and `explain` give
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, ClassVar, Self
@@ -35,7 +35,7 @@ from graphllmrec.models.memory import free_memory
 from graphllmrec.models.registry import MODELS, build, model_class
 from graphllmrec.models.scoring import DECAYS, UNTUNED_DECAY
 from graphllmrec.protocol import Abilities, FadingModel, Model, Queries, RowExplanation, Task, TextVectors
-from graphllmrec.settings import Config
+from graphllmrec.settings import Condition, Config
 from graphllmrec.train.validation import VALIDATION_USERS, settle, tuning_users
 
 DENSE = {"ease": 4, "text-ease": 12}  # models with dense (num_items, num_items) matrices: bytes per pair of items
@@ -58,6 +58,10 @@ class ZSumConfig(Config):
     dense_items: int = Field(
         20_000, ge=0, le=10_000_000, description="items up to which ease and text-ease are used; item-knn for more"
     )
+
+    def conditions(self) -> Iterator[Condition]:
+        """What settings need of each other."""
+        yield Condition("dense_items", DENSE.keys() & set(self.experts), f"{' or '.join(DENSE)} as an expert")
 
     @model_validator(mode="after")
     def _experts_are_sound(self) -> Self:
