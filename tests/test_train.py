@@ -101,7 +101,7 @@ def test_every_epoch_is_logged_with_the_mean_loss_over_its_examples(unbroken: Ru
 # early stopping
 
 
-def scripted(values: list[float], **settings: Any) -> tuple[Run, float, list[float]]:
+def scripted(values: list[float], latest: bool = False, **settings: Any) -> tuple[Run, float, list[float]]:
     """A run whose validations find `values`; what it returns, and what `seen` was at each validation."""
     script, seen = iter(values), []
 
@@ -109,7 +109,7 @@ def scripted(values: list[float], **settings: Any) -> tuple[Run, float, list[flo
         seen.append(float(toy.seen))
         return next(script)
 
-    run = Run(config=CONFIG.model_copy(update=settings), metric=metric)
+    run = Run(config=CONFIG.model_copy(update=settings), metric=metric, latest=latest)
     return run, run.train(), seen
 
 
@@ -119,6 +119,12 @@ def test_the_best_weights_are_kept_and_patience_counts_validations() -> None:
     assert seen == [0, 20, 40, 60]
     assert float(run.module.seen) == 20  # as it was after epoch 1
     assert not run.module.training
+
+
+def test_of_equally_good_epochs_the_latest_is_kept_where_that_is_asked_for() -> None:
+    run, best, seen = scripted([0.1, 0.5, 0.5, 0.3], latest=True, patience=9, epochs=3)
+    assert best == 0.5
+    assert float(run.module.seen) == seen[2]
 
 
 def test_an_untrained_module_takes_part_as_epoch_0() -> None:

@@ -62,6 +62,7 @@ class Run:
     module: Toy = field(default_factory=Toy)
     steps: int = 0
     validations: int = 0
+    latest: bool = False
 
     def loss(self, rows: np.ndarray, at: At) -> torch.Tensor:
         self.steps += 1
@@ -79,7 +80,7 @@ class Run:
 
     def train(self) -> float:
         check = self.validate if self.metric is not None else None
-        stage = TrainingStage("toy", self.module, EXAMPLES, self.loss, check, self.config, metric="fit")
+        stage = TrainingStage("toy", self.module, EXAMPLES, self.loss, check, self.config, metric="fit", latest=self.latest)
         checkpoints = Checkpoints(self.folder, every=self.every) if self.folder is not None else None
         return train(stage, Task(SPLIT, None, self.seed, self.notes, checkpoints))
 

@@ -61,7 +61,7 @@ class ZSumConfig(Config):
 
     def conditions(self) -> Iterator[Condition]:
         """What settings need of each other."""
-        yield Condition("dense_items", DENSE.keys() & set(self.experts), f"{' or '.join(DENSE)} as an expert")
+        yield Condition("dense_items", bool(DENSE.keys() & set(self.experts)), f"{' or '.join(DENSE)} as an expert")
 
     @model_validator(mode="after")
     def _experts_are_sound(self) -> Self:
