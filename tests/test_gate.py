@@ -116,7 +116,7 @@ def inputs() -> GateInputs:
 
 def random_gate() -> ContextGate:
     gate, random = ContextGate(EXPERTS, ITEM_FEATURES, QUERY_FEATURES), rng(4, "gate-test")
-    for tensor in gate.state_dict().values():  # `shift` too
+    for tensor in gate.state_dict().values():
         tensor.copy_(torch.from_numpy(random.normal(size=tuple(tensor.shape)).astype(np.float32)))
     return gate
 
@@ -126,9 +126,9 @@ def test_weights_and_biases_equal_the_formula() -> None:
     asked = torch.from_numpy(rng(5, "gate-test").normal(size=(4, QUERY_FEATURES)).astype(np.float32))
     with torch.no_grad():
         (weights, bias), factors = gate.weigh_items(given), gate.query_factors(asked)
-    a, s, t, b, m = (
+    a, s, t, b = (
         value.detach().double().numpy()
-        for value in (gate.log_weight, gate.item_slope, gate.query_slope, gate.context_bias, gate.shift)
+        for value in (gate.log_weight, gate.item_slope, gate.query_slope, gate.context_bias)
     )
     x, y = given.features.double().numpy(), asked.double().numpy()
     for item, degree in enumerate(DEGREES):
@@ -136,7 +136,7 @@ def test_weights_and_biases_equal_the_formula() -> None:
         assert float(bias[item]) == pytest.approx(sum(share[c] * b[c] for c in range(5)), abs=1e-6)
         for expert in range(EXPERTS):
             inner = sum(share[c] * a[c, expert] for c in range(5))
-            inner += sum(x[item, f] * s[f, expert] for f in range(ITEM_FEATURES)) + m[expert]
+            inner += sum(x[item, f] * s[f, expert] for f in range(ITEM_FEATURES))
             assert float(weights[item, expert]) == pytest.approx(math.exp(inner), rel=2e-6)
             for query in range(4):
                 bent = inner + sum(y[query, f] * t[f, expert] for f in range(QUERY_FEATURES))
@@ -164,19 +164,14 @@ def test_a_new_item_has_weights_and_a_bias_of_its_own() -> None:
     torch.testing.assert_close(last[clicked], math.e * after[clicked], rtol=1e-5, atol=0)
 
 
-def test_a_shift_multiplies_an_experts_weight_everywhere() -> None:
-    gate, given = random_gate(), inputs()
-    before, _ = gate.weigh_items(given)
-    gate.shift += torch.tensor([0.0, math.log(3), -1.0])
-    after, _ = gate.weigh_items(given)
-    torch.testing.assert_close(after, before * torch.tensor([1.0, 3.0, math.exp(-1)]), rtol=1e-5, atol=1e-6)
-    assert "shift" in gate.state_dict()  # saved
-    assert "shift" not in dict(gate.named_parameters())  # and not trained
+def test_a_gate_of_an_earlier_version_has_a_shift_that_is_left_out() -> None:
+    gate, earlier = ContextGate(EXPERTS, ITEM_FEATURES, QUERY_FEATURES), random_gate()
+    gate.restore({**earlier.state_dict(), "shift": torch.zeros(EXPERTS)})
+    assert all(torch.equal(found, earlier.state_dict()[name]) for name, found in gate.state_dict().items())
 
 
 def test_a_static_gate_gives_every_item_and_query_the_same_weights() -> None:
     gate = random_gate()
-    gate.shift.zero_()
     gate.set_static(torch.tensor([0.6, 0.0, 1.4]))
     weights, bias = gate.weigh_items(inputs())
     expected = torch.tensor([0.3, 0.0, 0.7]).expand(len(DEGREES), -1)
@@ -187,7 +182,6 @@ def test_a_static_gate_gives_every_item_and_query_the_same_weights() -> None:
 
 def test_where_the_gate_learns_no_expert_starts_from_nothing() -> None:
     gate = random_gate()
-    gate.shift.zero_()
     gate.set_static(torch.tensor([1.0, 0.0, 0.0]), LEARNABLE)
     weights, _ = gate.weigh_items(inputs())
     expected = torch.tensor([1.0, LEARNABLE, LEARNABLE]).expand(len(DEGREES), -1)

@@ -120,7 +120,7 @@ def weight(model: Any, item: int, expert: int, asked: Dense | None = None) -> fl
     """w_e(q, i); for the average query without `asked`."""
     gate = {name: value.double().numpy() for name, value in model.gate.state_dict().items()}
     features = item_features(model)
-    inner = contexts_of(item) @ gate["log_weight"][:, expert] + gate["shift"][expert]
+    inner = contexts_of(item) @ gate["log_weight"][:, expert]
     inner += (features[item] - features.mean(0)) @ gate["item_slope"][:, expert]
     return math.exp(inner + (asked @ gate["query_slope"][:, expert] if asked is not None else 0.0))
 
@@ -225,11 +225,12 @@ def test_a_branch_is_scored_alone_by_its_static_weights() -> None:
         model.branch_scores(KNOWN, "clicks")
 
 
-def test_a_shift_moves_weight_between_the_branches() -> None:
+def test_weight_moves_between_the_branches() -> None:
     model = tiny_hybrid()
     before, _ = model.gate_values()
     share = model.explain(STRANGER, 0).shares["text"]
-    model.gate.shift[WORDS] += math.log(3)
+    with torch.no_grad():
+        model.gate.log_weight[:, WORDS] += math.log(3)
     after, _ = model.gate_values()
     torch.testing.assert_close(after, 3 * before / (1 + 2 * before), rtol=1e-5, atol=1e-6)
     assert model.explain(STRANGER, 0).shares["text"] == pytest.approx(3 * share, rel=1e-5)

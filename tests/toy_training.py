@@ -80,7 +80,9 @@ class Run:
 
     def train(self) -> float:
         check = self.validate if self.metric is not None else None
-        stage = TrainingStage("toy", self.module, EXAMPLES, self.loss, check, self.config, metric="fit", latest=self.latest)
+        stage = TrainingStage(
+            "toy", self.module, EXAMPLES, self.loss, check, self.config, metric="fit", latest=self.latest
+        )
         checkpoints = Checkpoints(self.folder, every=self.every) if self.folder is not None else None
         return train(stage, Task(SPLIT, None, self.seed, self.notes, checkpoints))
 

@@ -9,17 +9,17 @@ clicks d,
 with c = `cold_degree` and h the degree from which items are "head" (the most clicked items, with half of all clicks).
 Every context has its own weight of every expert and its own bias; features of item and query change the weights:
 
-    w_e(q, i) = exp( Σ_c π_ic a_ce + x_i · s_e + y_q · t_e + m_e )          β_i = Σ_c π_ic b_c + p log(1 + d_i)
+    w_e(q, i) = exp( Σ_c π_ic a_ce + x_i · s_e + y_q · t_e )          β_i = Σ_c π_ic b_c + p log(1 + d_i)
     score(q, i) = Σ_e w_e(q, i) z_e(q, i) + β_i
     γ_i = share of the text experts in Σ_e w_e(i) at y = 0
 
-z_e: z-scores of expert e. x_i, y_q: features, centred. m_e: a shift that is not learned, 0 unless it is set. A static
-gate is the same formula with a_ce = log of one tuned weight per expert and all else 0. p: a prior of the clicks d, 0 in
-all gates but that of "static+prior".
+z_e: z-scores of expert e. x_i, y_q: features, centred. A static gate is the same formula with a_ce = log of one tuned
+weight per expert and all else 0. p: a prior of the clicks d, 0 in all gates but that of "static+prior".
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,15 +51,12 @@ class GateInputs:
 class ContextGate(nn.Module):
     """Weights of the experts and a bias, both per context; `set_static` makes it a static gate."""
 
-    shift: Tensor  # (E,) m
-
     def __init__(self, num_experts: int, item_features: int, query_features: int) -> None:
         super().__init__()
         self.log_weight = nn.Parameter(torch.zeros(len(CONTEXTS), num_experts))  # a
         self.item_slope = nn.Parameter(torch.zeros(item_features, num_experts))  # s
         self.query_slope = nn.Parameter(torch.zeros(query_features, num_experts))  # t
         self.context_bias = nn.Parameter(torch.zeros(len(CONTEXTS)))  # b
-        self.register_buffer("shift", torch.zeros(num_experts))  # m
 
     @torch.no_grad()
     def set_static(self, weights: Tensor, least: float = NOTHING) -> None:
@@ -68,9 +65,13 @@ class ContextGate(nn.Module):
             parameter.zero_()
         self.log_weight.copy_((weights / weights.sum()).clamp_min(least).log())
 
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Load the tensors of `state_dict`. Those of versions 0.1 and 0.2 have a `shift` of zeros besides."""
+        self.load_state_dict({name: tensor for name, tensor in state.items() if name != "shift"})
+
     def weigh_items(self, inputs: GateInputs) -> tuple[Tensor, Tensor]:
         """Weights (num_items, E) for the average query, and β (num_items,)."""
-        logs = inputs.contexts @ self.log_weight + inputs.features @ self.item_slope + self.shift
+        logs = inputs.contexts @ self.log_weight + inputs.features @ self.item_slope
         return logs.exp(), inputs.contexts @ self.context_bias + inputs.prior
 
     def query_factors(self, features: Tensor) -> Tensor:

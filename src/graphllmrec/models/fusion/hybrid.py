@@ -190,7 +190,7 @@ class Hybrid:
             found = settle(task, "hybrid/gate", lambda: self._fitted_gate(task, text), None)
             if found is not None and found["experts"] == list(self.sum.branches):
                 self.query_centre, self.prior = torch.tensor(found["query_centre"]), found.get("prior", 0.0)
-                self.gate.load_state_dict({name: torch.tensor(value) for name, value in found["gate"].items()})
+                self.gate.restore({name: torch.tensor(value) for name, value in found["gate"].items()})
 
     def _fitted_gate(self, task: Task, text: TextVectors) -> dict[str, Any]:
         """The fitted gate and prior as JSON values."""
@@ -345,7 +345,7 @@ class Hybrid:
         """Load tensors written by `state`."""
         self.sum.restore(under("sum", state))
         self.gate = ContextGate(len(self.sum.branches), len(ITEM_FEATURES), len(QUERY_FEATURES))
-        self.gate.load_state_dict(under("gate", state))
+        self.gate.restore(under("gate", state))
         self.degree, self.agreement, self.num_words = state["degree"], state["agreement"], state["num_words"]
         self.centre, self.query_centre = state["centre"], state["query_centre"]
         self.head_degree, self.prior = float(state["head_degree"]), float(state.get("prior", 0.0))
