@@ -262,10 +262,6 @@ class Items:
         kept = pl.Series(keep)
         return replace(self, ids=IdMap(self.ids.ids.filter(kept)), table=self.table.filter(kept))
 
-    def of(self, table: pl.DataFrame) -> Items:
-        """Other items with the same columns, roles and encoder."""
-        return replace(self, ids=IdMap(table["item_id"]), table=table)
-
     def others(self, table: pl.DataFrame) -> Items:
         """Other items with the same columns, roles and encoder."""
         return replace(self, ids=IdMap(table["item_id"]), table=table)

@@ -141,7 +141,7 @@ def _of_folder(items: Items, number: int, folder: str, draw: np.random.Generator
         pl.col(name) if other.table.schema.get(name) == kind else pl.lit(None, kind).alias(name)
         for name, kind in kinds.items()
     )
-    texts, known = catalogue_texts(items.of(table)), catalogue_texts(items)
+    texts, known = catalogue_texts(items.others(table)), catalogue_texts(items)
     usable = texts.is_not_null() & ~texts.is_in(known.drop_nulls().implode()) if shared else ~table["item_id"].is_null()
     rows = np.flatnonzero(usable.fill_null(False).to_numpy())
     if len(rows) < number:
