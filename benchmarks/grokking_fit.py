@@ -35,6 +35,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from graphllmrec import Recommender
+from graphllmrec.grokking.lab.fusion import sign_flips
 from graphllmrec.models.fusion.recmind.network import Gate
 from graphllmrec.progress import RunLogger
 from graphllmrec.rng import rng
@@ -171,12 +172,6 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
                 table[name][f"{what}, gain"] = round(float((ours - other).mean()), 4)
                 table[name][f"{what}, p"] = round(sign_flips(ours - other), 4)
     return {"seeds with an event": len(runs), "table": table}
-
-
-def sign_flips(differences: np.ndarray[Any, Any]) -> float:
-    """p: share of all 2^n sign patterns whose sum of differences is at least as far from 0."""
-    signs = 1 - 2 * ((np.arange(2 ** len(differences))[:, None] >> np.arange(len(differences))) & 1)
-    return float((np.abs(signs @ differences) >= abs(differences.sum()) - 1e-12).mean())
 
 
 def main() -> None:

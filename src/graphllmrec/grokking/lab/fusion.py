@@ -221,12 +221,12 @@ def compare_variants(seeds: Sequence[int], runs: Sequence[dict[str, Curves]]) ->
             other = np.array([getattr(run[name], what) for run in runs])
             row[what] = {"mean": float(other.mean()), "std": float(other.std(ddof=1)) if len(other) > 1 else None}
             if name != "gate, grokking":
-                row[what] |= {"difference": float((ours - other).mean()), "p": _sign_flips(ours - other)}
+                row[what] |= {"difference": float((ours - other).mean()), "p": sign_flips(ours - other)}
         rows.append(row)
     return rows
 
 
-def _sign_flips(differences: Curve) -> float:
-    """p: share of all 2^n sign patterns (n ≤ 20) whose sum of differences is at least as far from 0."""
+def sign_flips(differences: Curve) -> float:
+    """p, exact: share of all 2^n sign patterns (n ≤ 20) whose sum of differences (n,) is at least as far from 0."""
     signs = 1 - 2 * ((np.arange(2 ** len(differences))[:, None] >> np.arange(len(differences))) & 1)
     return float((np.abs(signs @ differences) >= abs(differences.sum()) - 1e-12).mean())
